@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DITN, the super-resolution transformer of "Unfolding Once is Enough" (ACM MM 2023), on fused kernels."""
+
+from __future__ import annotations
+
+from ditn.checkpoint import CheckpointError, load, models, save
+from ditn.config import DITNConfig
+from ditn.model import DITN, DITN_Real, DITN_Tiny
+
+__all__ = ["DITN", "CheckpointError", "DITNConfig", "DITN_Real", "DITN_Tiny", "load", "models", "save"]

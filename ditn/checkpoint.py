@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from and to files: published checkpoints, this project's, and those of other trainers under the same keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import pickletools
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as format_safetensors
+from torch import Tensor
+
+from ditn.config import DITNConfig
+from ditn.model import DITN
+
+_WRAPPERS = ("params_ema", "params", "state_dict", "model")
+_FLAVORS = ("official", "neosr")
+_PICKLE_SUFFIXES = (".pth", ".pt")
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as weights. The message names the file and the key or byte that is wrong."""
+
+
+def models() -> list[str]:
+    """The names of the weights that ship with the package, for `load`."""
+    return sorted(path.name.removesuffix(".safetensors") for path in _weights().iterdir() if _is_weights(path.name))
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    flavor: str | None = None,
+    patch_size: int | None = None,
+    fused: bool = True,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DITN:
+    """A model with weights from a file (.pth, .pt, .safetensors) or by the name of shipped ones (see `models`).
+
+    It comes ready for inference: in eval mode, parameters without gradient; `model.train().requires_grad_()` to go on
+    training. No code in a pickle is ever run.
+
+    The configuration is read off the tensors. What they do not say: the patch size (8 unless named here or in the
+    metadata of a file that `save` wrote), and the output channels, taken to be as many as go in.
+
+    flavor="neosr" is for weights trained by neosr, whose attention ignores the temperature and scales by one over the
+    patch size: the temperatures are set to that, which makes both the same. A file in which every temperature is
+    exactly 1, as neosr leaves them, gives a warning if no flavor is named ("official" says that it is not neosr's).
+
+    Raises CheckpointError for a damaged file, one with code in it, missing or unexpected keys, wrong shapes and
+    values that are not finite; FileNotFoundError, naming what ships, if there is no such file.
+    """
+    if flavor is not None and flavor not in _FLAVORS:
+        raise ValueError(f"flavor is {flavor!r}, must be one of {', '.join(_FLAVORS)}")
+    path = _find(name_or_path)
+    state, metadata = _read(path)
+    state = _canonical(path, state)
+    config = infer_config(state, source=path)
+    if "config" in metadata:
+        config = DITNConfig(**json.loads(metadata["config"]))
+    if patch_size is not None:
+        config = replace(config, patch_size=patch_size)
+    temperatures = [key for key in state if key.endswith(".temperature")]
+    if flavor == "neosr":
+        state |= {key: torch.full_like(state[key], 1 / config.patch_size) for key in temperatures}
+    elif (
+        flavor is None and "config" not in metadata and temperatures and all(state[k].eq(1).all() for k in temperatures)
+    ):
+        warnings.warn(
+            f"{path}: every temperature is exactly 1, as in files trained by neosr, whose attention differs; "
+            'if it is one, load it with flavor="neosr", otherwise with flavor="official"',
+            stacklevel=2,
+        )
+    model = DITN(config=config, fused=fused)
+    _check_fit(path, state, model.state_dict())
+    model.load_state_dict(state)
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def save(
+    model: DITN,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model's weights to .safetensors (with its configuration and `metadata`) or, as the published file is, to
+    .pth or .pt. `dtype` converts them on the way, float16 for example.
+
+    Written under another name and renamed, so the path holds the old file or the whole new one. Raises FileExistsError
+    unless `overwrite`, ValueError for another suffix.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            facts = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
+            partial.write_bytes(format_safetensors(state, facts))
+        elif path.suffix in _PICKLE_SUFFIXES:
+            torch.save(state, partial)
+        else:
+            raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") -> DITNConfig:
+    """The configuration that a state dict with the published keys has, the patch size being 8. Raises CheckpointError
+    for a tensor that is missing or of no possible shape."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in state:
+            raise CheckpointError(f"{source}: has no {key}; these are not the weights of a DITN")
+        return state[key].shape
+
+    def count(pattern: str) -> int:
+        found = (re.match(pattern, key) for key in state)
+        return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+    dim, channels = shape("sft.weight")[:2]
+    outputs = shape("upsample.0.weight")[0]
+    upscale = round((outputs / channels) ** 0.5)
+    if upscale not in (1, 2, 3, 4) or channels * upscale**2 != outputs:
+        raise CheckpointError(
+            f"{source}: upsample.0.weight has {outputs} outputs, expected {channels} * upscale**2 for upscale 1 to 4"
+        )
+    itls, sals = count(r"UFONE\.0\.ITLs\.(\d+)\."), count(r"UFONE\.0\.SALs\.(\d+)\.")
+    layer = "UFONE.0.ITLs.0" if itls else "UFONE.0.SALs.0"
+    norm = "layernorm" if f"{layer}.norm1.weight" in state else "tanh"
+    hidden = shape(f"{layer}.ffn.project_in.weight")[0] / 2 if itls or sals else 2 * dim
+    return DITNConfig(
+        upscale=upscale,
+        norm=norm,
+        dim=dim,
+        ufones=count(r"UFONE\.(\d+)\."),
+        itls=itls,
+        sals=sals,
+        expansion=hidden / dim,
+        bias=f"{layer}.ffn.project_in.bias" in state,
+        in_channels=channels,
+        out_channels=channels,
+        ufone_conv="UFONE.0.conv.weight" in state,
+    )
+
+
+def _weights() -> Any:
+    return files("ditn") / "weights"
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if str(name_or_path) in models():
+        return Path(str(_weights() / f"{name_or_path}.safetensors"))
+    raise FileNotFoundError(
+        f"{name_or_path} is no file and no shipped model; there are {', '.join(models()) or 'none'}"
+    )
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    """The content of a checkpoint and its metadata, the format told by its first bytes."""
+    content = path.read_bytes()
+    if not content:
+        raise CheckpointError(f"{path} is empty")
+    if content[:2] == b"PK" or content[:1] == b"\x80":
+        return _read_pickle(path, content), {}
+    if len(content) > 9 and content[8:9] == b"{":
+        return _read_safetensors(path, content)
+    raise CheckpointError(
+        f"{path} starts with {content[:8]!r}: neither a PyTorch (PK or byte 0x80) nor a safetensors file"
+    )
+
+
+def _read_pickle(path: Path, content: bytes) -> Any:
+    if content[:2] == b"PK" and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is cut off after {len(content)} bytes: the directory at its end is missing")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = _first_foreign_global(path, content)
+        what = (
+            f"refers to {found[0]} at byte {found[1]} of its pickle" if found else "holds something other than tensors"
+        )
+        raise CheckpointError(f"{path} {what}; it was not run. Weights are a dict of tensors") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{path} is damaged after at most {len(content)} bytes: {_first_line(error)}") from error
+
+
+def _first_foreign_global(path: Path, content: bytes) -> tuple[str, int] | None:
+    """The first name outside torch and collections that a pickle would import, and where; found without running it."""
+    if content[:2] == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    strings: list[str] = []
+    try:
+        for opcode, argument, position in pickletools.genops(content):
+            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(strings[-2:])
+                if not name.startswith(("torch.", "collections.")):
+                    return name, int(position or 0)
+            elif isinstance(argument, str):
+                strings.append(argument)
+    except ValueError:
+        pass  # the pickle ends or breaks off here, and nothing foreign came before
+    return None
+
+
+def _read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    (length,) = struct.unpack("<Q", content[:8])
+    if 8 + length > len(content):
+        raise CheckpointError(f"{path} is cut off after {len(content)} bytes: its header alone takes {8 + length}")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if len(content) < end:
+            raise CheckpointError(f"{path} is cut off after {len(content)} of {end} bytes")
+        return parse_safetensors(content), metadata
+    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} has a damaged header (bytes 8 to {8 + length}): {_first_line(error)}") from error
+
+
+def _canonical(path: Path, state: Any) -> dict[str, Tensor]:
+    """The dict of tensors under the published keys, freed of what trainers wrap around it."""
+    wrapper = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
+    if wrapper:
+        return _canonical(path, state[wrapper])
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dict of tensors")
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {key} is a {type(value).__name__}, expected a tensor")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for problem, keys in (
+        ("lacks", expected.keys() - state.keys()),
+        ("has unexpected", state.keys() - expected.keys()),
+    ):
+        if keys:
+            first = sorted(keys)[:3]
+            raise CheckpointError(
+                f"{path} {problem} {', '.join(first)}" + f" and {len(keys) - 3} more" * (len(keys) > 3)
+            )
+    for key, tensor in state.items():
+        if tensor.shape != expected[key].shape:
+            raise CheckpointError(f"{path}: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}")
+        if not tensor.isfinite().all():
+            bad = int((~tensor.isfinite()).sum())
+            raise CheckpointError(f"{path}: {key} has {bad} values of {tensor.numel()} that are not finite")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

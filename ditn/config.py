@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of a network: everything that its weights alone do not say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# What the published code pads to, whatever the patch size is.
+_PADDING_GRID = 8
+# A pixel of a SAL sees 2 pixels further by dw5x5, 9 by the dilated dw7x7 and 1 by the FFN's dw3x3.
+_SAL_REACH = 2 + 9 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DITNConfig:
+    """The hyper-parameters of a DITN network. Defaults are the paper's DITN at x4.
+
+    upscale     1 to 4
+    norm        "layernorm" (DITN, DITN-Tiny) or "tanh" (DITN-Real: tanh, then a 1x1 convolution with bias)
+    dim         channels of the residual stream
+    ufones, itls, sals   UFONEs; inner-patch layers and spatial-aware layers in each
+    patch_size  side of a patch in input pixels. No weight's shape depends on it
+    expansion   hidden channels of the FFN over dim (each of the gate's two halves)
+    bias        whether the FFN's convolutions and the attention's output have a bias
+    in_channels, out_channels   of the images
+    ufone_conv  a 3x3 convolution at the end of each UFONE: drawn in the paper's figure, absent from the published code
+
+    Raises ValueError that names the field and its value.
+    """
+
+    upscale: int = 4
+    norm: str = "layernorm"
+    dim: int = 60
+    ufones: int = 3
+    itls: int = 4
+    sals: int = 4
+    patch_size: int = 8
+    expansion: float = 2
+    bias: bool = False
+    in_channels: int = 3
+    out_channels: int = 3
+    ufone_conv: bool = False
+
+    def __post_init__(self) -> None:
+        if self.upscale not in (1, 2, 3, 4):
+            raise ValueError(f"upscale is {self.upscale!r}, must be 1, 2, 3 or 4")
+        if self.norm not in ("layernorm", "tanh"):
+            raise ValueError(f"norm is {self.norm!r}, must be 'layernorm' or 'tanh'")
+        for name in ("dim", "patch_size", "in_channels", "out_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("ufones", "itls", "sals"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+        if self.hidden < 1:
+            raise ValueError(f"expansion is {self.expansion}, which leaves the FFN no channel at dim {self.dim}")
+
+    @property
+    def hidden(self) -> int:
+        """Channels of each half of the FFN's hidden map."""
+        return int(self.dim * self.expansion)
+
+    @property
+    def grid(self) -> int:
+        """Images are padded, and tiles are cut, to multiples of this many input pixels."""
+        return math.lcm(_PADDING_GRID, self.patch_size)
+
+    @property
+    def overlap(self) -> int:
+        """Input pixels, a multiple of `grid`, that a tile on the grid needs around it to give the same output as the
+        whole image: how far an output pixel sees, followed from the output back to the image."""
+        reach = 2  # the tail's two 3x3 convolutions
+        for _ in range(self.ufones):
+            reach += _SAL_REACH * self.sals + self.ufone_conv
+            if self.itls:
+                reach = _round_up(reach, self.patch_size)  # whoever sees a pixel of a patch sees the patch
+        return _round_up(reach + 1, self.grid)  # the head's 3x3 convolution
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

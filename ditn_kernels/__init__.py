@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators of the DITN super-resolution transformer, each run by the fastest backend that can.
+
+An operator is called like a function, `gated_ffn(x, ..., backend=None)`; its plain PyTorch definition is
+`gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others,
+`with use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Knows no model: see `ditn`.
+"""
+
+from __future__ import annotations
+
+from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
+from ditn_kernels._info import info
+from ditn_kernels._library import register
+from ditn_kernels._op import Op
+from ditn_kernels.ops import (
+    REGISTRY,
+    dilated_gate,
+    gated_ffn,
+    image_head,
+    image_tail,
+    inner_patch_attention,
+    inner_patch_stage,
+    layer_norm2d,
+    spatial_stage,
+    tanh_affine,
+)
+
+__all__ = [
+    "REGISTRY",
+    "BackendError",
+    "Explanation",
+    "Op",
+    "dilated_gate",
+    "explain",
+    "gated_ffn",
+    "image_head",
+    "image_tail",
+    "info",
+    "inner_patch_attention",
+    "inner_patch_stage",
+    "layer_norm2d",
+    "spatial_stage",
+    "tanh_affine",
+    "use_backend",
+]
+
+for _op in REGISTRY.values():
+    register(_op)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend runs a call: forced by argument, by `with use_backend(...)`, by `DITN_BACKEND`, else the first
+in the operator's table that has no reason not to."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ditn_kernels._op import Op
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run the call, or that does not exist. The message holds every reason."""
+
+
+class Backend(Protocol):
+    """How to reach one backend's kernels. `missing` is about this machine and installation; what an operator's
+    arguments allow is said by its `Support`."""
+
+    def missing(self, op: Op, *, backward: bool) -> list[str]:
+        """Every reason why this backend has no kernel for the operator here; empty if it has."""
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        """The function that takes the operator's arguments (the gradient first, for a backward)."""
+
+
+class _PyTorch:
+    """Plain PyTorch: the operator's own definition."""
+
+    def missing(self, op: Op, *, backward: bool) -> list[str]:
+        return ["is for inference only"] if backward and op.backward is None else []
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        return op.backward if backward and op.backward else op.reference
+
+
+LAYERS = "layers"
+BACKENDS: dict[str, Backend] = {"torch": _PyTorch()}
+
+_forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force a backend for every operator called inside; None gives the choice back.
+
+    Holds in the current thread or task, and in graphs that were compiled before. Raises BackendError for a name
+    that is no backend.
+    """
+    _known(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced_backend(argument: str | None) -> str | None:
+    """The backend that is forced at this point, if any."""
+    return _known(argument or _forced.get() or os.environ.get("DITN_BACKEND") or None)
+
+
+def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool = False) -> list[str]:
+    """Every reason why a backend cannot run these arguments; empty if it can."""
+    support = op.backends.get(backend)
+    if support is None:
+        return [f"has no {op.name} kernel"]
+    return BACKENDS[backend].missing(op, backward=backward) + support.why_not(args, backward=backward)
+
+
+def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backward: bool = False) -> str:
+    """The name of the backend that runs these arguments.
+
+    A stage that no backend has a kernel for as a whole is run as "layers": each of its operators makes its own choice.
+    Raises BackendError, with every reason, if the forced backend cannot or none can. Warns once per operator and
+    reason when a call on a GPU is left to plain PyTorch.
+    """
+    forced = forced_backend(backend)
+    candidates = [forced] if forced else [name for name in op.backends if name != "torch" or op.layers is None]
+    refusals: dict[str, list[str]] = {}
+    for name in candidates:
+        reasons = reasons_against(op, name, args, backward=backward)
+        if not reasons:
+            if name == "torch" and not forced:
+                _warn_if_slow(op, args, refusals)
+            return name
+        refusals[name] = reasons
+    if op.layers is not None and not backward:
+        return LAYERS
+    title = f"{op.name}{' backward' if backward else ''}"
+    raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: the backend that would run and, for each of the others, the reasons against it."""
+
+    operator: str
+    chosen: str | None
+    refusals: Mapping[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        lines = [f"{self.operator}: {self.chosen or 'nothing can run this'}"]
+        for name, reasons in self.refusals.items():
+            verdict = ", ".join(reasons) or ("runs this" if name == self.chosen else "could, but is not chosen")
+            lines.append(f"  {name:7} {verdict}")
+        return "\n".join(lines)
+
+
+def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
+    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others.
+
+    Raises the same errors as the call for arguments whose shapes, dtypes or devices do not fit.
+    """
+    named = op.named(args, options)
+    op.check(named)
+    refusals = {name: tuple(reasons_against(op, name, named, backward=backward)) for name in op.backends}
+    forced = forced_backend(backend)
+    if forced and forced not in refusals:
+        refusals[forced] = tuple(reasons_against(op, forced, named, backward=backward))
+    try:
+        chosen = select(op, named, backend=backend, backward=backward)
+    except BackendError:
+        chosen = None
+    return Explanation(op.name, chosen, refusals)
+
+
+def _known(name: str | None) -> str | None:
+    if name is not None and name not in BACKENDS:
+        raise BackendError(f"{name!r} is no backend; there are {', '.join(BACKENDS)}")
+    return name
+
+
+_warned: set[str] = set()
+
+
+def _warn_if_slow(op: Op, args: Mapping[str, Any], refusals: Mapping[str, list[str]]) -> None:
+    """A GPU that runs plain PyTorch is a surprise that costs the user a factor: say why, once."""
+    if next(iter(args.values())).device.type != "cuda":
+        return
+    why = "; ".join(f"{name} {', '.join(reasons)}" for name, reasons in refusals.items()) or "it has no GPU kernel yet"
+    message = f"{op.name} runs as plain PyTorch on the GPU: {why}"
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `python -m ditn_kernels` and `ditn info` print."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from ditn_kernels._dispatch import reasons_against
+from ditn_kernels.ops import REGISTRY
+
+
+def info(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Versions, devices, and for each operator and backend every reason why it cannot run; an empty list if it can.
+
+    Looked at with each operator's first sample (float32 on the CPU, float16 on a GPU) on `device`: the GPU if there
+    is one, unless named.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device(device or ("cuda" if cuda else "cpu"))
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    operators: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for op in REGISTRY.values():
+        args = op.inputs(op.samples[0], dtype=dtype, device=device)
+        operators[op.name] = {
+            direction: {name: reasons_against(op, name, args, backward=backward) for name in op.backends}
+            for direction, backward in (("forward", False), ("backward", True))
+            if not (backward and op.backward is None)
+        }
+    return {
+        "versions": {name: _version(name) for name in ("ditn-kernels", "torch", "triton", "numpy")}
+        | {"python": platform.python_version(), "cuda": torch.version.cuda},
+        "device": str(device),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "threads": torch.get_num_threads(),
+        "operators": operators,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

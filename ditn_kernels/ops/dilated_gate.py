@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dilated_gate: the first half of a SAL."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ditn_kernels._op import Sample, define
+from ditn_kernels.ops._parts import (
+    depthwise,
+    depthwise_backward,
+    normalize,
+    normalize_backward,
+    pointwise,
+    pointwise_backward,
+)
+
+_DILATION = 3
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw5_weight: Tensor,
+    dw5_bias: Tensor,
+    dw7_weight: Tensor,
+    dw7_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+) -> tuple[Tensor, ...]:
+    tokens, grad_tokens = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+    u = normalize(tokens, norm)
+    a, g = pointwise(u, in_weight, in_bias).chunk(2, dim=-1)
+    near = depthwise(a, dw5_weight, dw5_bias)
+    far = depthwise(near, dw7_weight, dw7_bias, _DILATION)
+    mixed = pointwise(far, mix_weight, mix_bias)
+
+    dgated, dout_weight, dout_bias = pointwise_backward(grad_tokens, g * mixed, out_weight)
+    dfar, dmix_weight, dmix_bias = pointwise_backward(dgated * g, far, mix_weight)
+    dnear, ddw7_weight, ddw7_bias = depthwise_backward(dfar, near, dw7_weight, _DILATION)
+    da, ddw5_weight, ddw5_bias = depthwise_backward(dnear, a, dw5_weight)
+    du, din_weight, din_bias = pointwise_backward(torch.cat((da, dgated * mixed), dim=-1), u, in_weight)
+    dx = (grad_tokens + normalize_backward(du, tokens, u, norm)).permute(0, 3, 1, 2)
+    depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
+    return dx, din_weight, din_bias, *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
+
+
+@define(
+    axes={
+        "x": "B C H W",
+        "in_weight": "C 2C",
+        "in_bias": "2C",
+        "dw5_weight": "5 5 C",
+        "dw5_bias": "C",
+        "dw7_weight": "7 7 C",
+        "dw7_bias": "C",
+        "mix_weight": "C C",
+        "mix_bias": "C",
+        "out_weight": "C C",
+        "out_bias": "C",
+    },
+    samples=[
+        Sample("tanh", {"B": 2, "C": 60, "H": 16, "W": 24}, {"norm": "tanh"}),
+        Sample("layernorm", {"B": 1, "C": 60, "H": 13, "W": 29}, {"norm": "layernorm"}),
+        Sample("none", {"B": 1, "C": 60, "H": 25, "W": 9}, {"norm": "none"}),
+        Sample("128 channels", {"B": 1, "C": 128, "H": 9, "W": 11}, {"norm": "tanh"}),
+        Sample("odd channels", {"B": 1, "C": 7, "H": 1, "W": 5}, {"norm": "layernorm"}),
+        Sample("empty", {"B": 0, "C": 60, "H": 8, "W": 8}, {"norm": "tanh"}),
+    ],
+    macs=lambda s: s["B"] * s["H"] * s["W"] * s["C"] * (4 * s["C"] + 25 + 49),
+    backward=_backward,
+)
+def dilated_gate(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw5_weight: Tensor,
+    dw5_bias: Tensor,
+    dw7_weight: Tensor,
+    dw7_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+) -> Tensor:
+    """x + W_out (g * (W_mix far + b_mix)) + b_out, where a, g = W_in norm(x) + b_in and
+    far = dw7x7(dw5x5(a)), the 7x7 with dilation 3; every depthwise convolution pads with zeros and has a bias.
+
+    x [B, C, H, W]; in_weight [C, 2C], dw5_weight [5, 5, C], dw7_weight [7, 7, C], mix_weight and out_weight [C, C],
+    biases [2C], [C], [C], [C], [C]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none"
+    -> [B, C, H, W], channels-last.
+
+    DITN (ACM MM 2023), spatial-aware layer; the large-kernel decomposition is VAN's (arXiv 2202.09741).
+    """
+    u = normalize(x.permute(0, 2, 3, 1), norm)  # [B, H, W, C]
+    a, g = pointwise(u, in_weight, in_bias).chunk(2, dim=-1)
+    far = depthwise(depthwise(a, dw5_weight, dw5_bias), dw7_weight, dw7_bias, _DILATION)
+    y = pointwise(g * pointwise(far, mix_weight, mix_bias), out_weight, out_bias)
+    return x + y.permute(0, 3, 1, 2)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network as published, layer by layer and unfolded, written from the formulas: the tests' oracle.
+
+Takes a state dict under the published keys. Shares no code with the package: convolutions are PyTorch's, patches are
+cut by slicing, nothing is folded, nothing is channels-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+
+def network(state: State, image: Tensor, *, patch_size: int = 8) -> Tensor:
+    """image [B, 3, H, W] -> [B, 3, sH, sW], for LayerNorm and tanh models alike."""
+    height, width = image.shape[-2:]
+    scale = round((state["upsample.0.weight"].shape[0] / image.shape[1]) ** 0.5)
+    padded = reflect(image, torch.tensor([8, patch_size]).prod().item() // _gcd(8, patch_size))
+    shallow = conv(state, "sft", padded, padding=1)
+    x = shallow
+    for u in range(_count(state, "UFONE.")):
+        x = patchwise(x, patch_size, lambda patches, u=u: _itls(state, f"UFONE.{u}.ITLs.", patches))
+        for i in range(_count(state, f"UFONE.{u}.SALs.")):
+            x = sal(state, f"UFONE.{u}.SALs.{i}", x)
+        if f"UFONE.{u}.conv.weight" in state:
+            x = conv(state, f"UFONE.{u}.conv", x, padding=1)
+    deep = conv(state, "conv_after_body", x, padding=1) + shallow
+    big = F.pixel_shuffle(conv(state, "upsample.0", deep, padding=1), scale)
+    return big[:, :, : height * scale, : width * scale]
+
+
+def reflect(image: Tensor, grid: int) -> Tensor:
+    """Pad right and bottom by walking back and forth over the image, one pixel at a time."""
+    for axis in (2, 3):
+        size = image.shape[axis]
+        position, direction, order = 0, 1, []
+        for _ in range(-(-size // grid) * grid):
+            order.append(position)
+            if size > 1:
+                if not 0 <= position + direction < size:
+                    direction = -direction
+                position += direction
+        image = image.index_select(axis, torch.tensor(order))
+    return image
+
+
+def patchwise(x: Tensor, size: int, function) -> Tensor:
+    """Apply a function to each patch of the map."""
+    rows = []
+    for top in range(0, x.shape[2], size):
+        row = [function(x[:, :, top : top + size, left : left + size]) for left in range(0, x.shape[3], size)]
+        rows.append(torch.cat(row, dim=3))
+    return torch.cat(rows, dim=2)
+
+
+def itl(state: State, key: str, x: Tensor) -> Tensor:
+    x = x + attention(state, f"{key}.attn", norm(state, key, 1, x))
+    return x + feed_forward(state, f"{key}.ffn", norm(state, key, 2, x))
+
+
+def sal(state: State, key: str, x: Tensor) -> Tensor:
+    x = x + gate(state, f"{key}.SDA", norm(state, key, 1, x))
+    return x + feed_forward(state, f"{key}.ffn", norm(state, key, 2, x))
+
+
+def norm(state: State, key: str, index: int, x: Tensor) -> Tensor:
+    if f"{key}.conv{index}.weight" in state:
+        return conv(state, f"{key}.conv{index}", torch.tanh(x))
+    mean = x.mean(1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(1, keepdim=True)
+    weight, bias = (state[f"{key}.norm{index}.{name}"][None, :, None, None] for name in ("weight", "bias"))
+    return weight * (x - mean) / torch.sqrt(variance + 1e-5) + bias
+
+
+def attention(state: State, key: str, x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    weight, bias = state[f"{key}.qkv.weight"], state[f"{key}.qkv.bias"]
+    qkv = torch.einsum("oc,bchw->bohw", weight, x) + bias[None, :, None, None]
+    q, k, v = (t.reshape(batch, channels, height * width) for t in qkv.split(channels, dim=1))
+    q, k = (t / t.pow(2).sum(-1, keepdim=True).sqrt().clamp_min(1e-12) for t in (q, k))
+    scores = torch.einsum("bct,bdt->bcd", q, k) * state[f"{key}.temperature"]
+    out = torch.einsum("bcd,bdt->bct", scores.softmax(-1), v).reshape(batch, channels, height, width)
+    return conv(state, f"{key}.project_out", out)
+
+
+def feed_forward(state: State, key: str, x: Tensor) -> Tensor:
+    hidden = conv(state, f"{key}.project_in", x)
+    first, second = conv(state, f"{key}.dwconv", hidden, padding=1, groups=hidden.shape[1]).chunk(2, dim=1)
+    gelu = 0.5 * first * (1 + torch.erf(first / 2**0.5))
+    return conv(state, f"{key}.project_out", gelu * second)
+
+
+def gate(state: State, key: str, x: Tensor) -> Tensor:
+    channels = x.shape[1]
+    a, g = conv(state, f"{key}.proj_first.0", x).chunk(2, dim=1)
+    a = conv(state, f"{key}.DConvs.0", a, padding=2, groups=channels)
+    a = conv(state, f"{key}.DConvs.1", a, padding=9, dilation=3, groups=channels)
+    a = conv(state, f"{key}.DConvs.2", a)
+    return conv(state, f"{key}.proj_last.0", g * a) * state[f"{key}.scale"]
+
+
+def conv(state: State, key: str, x: Tensor, **options: int) -> Tensor:
+    return F.conv2d(x, state[f"{key}.weight"], state.get(f"{key}.bias"), **options)
+
+
+def _itls(state: State, prefix: str, patches: Tensor) -> Tensor:
+    for i in range(_count(state, prefix)):
+        patches = itl(state, f"{prefix}{i}", patches)
+    return patches
+
+
+def _count(state: State, prefix: str) -> int:
+    numbers = (key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix))
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
+def _gcd(a: int, b: int) -> int:
+    while b:
+        a, b = b, a % b
+    return a

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend runs, how it is forced, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from compare import assert_as_good
+
+import ditn_kernels
+from ditn_kernels import REGISTRY, BackendError, explain, use_backend
+from ditn_kernels import _dispatch as dispatch
+from ditn_kernels._op import Op, Support
+
+OP = ditn_kernels.tanh_affine
+
+
+class FakeBackend:
+    """A backend for every operator, which computes the definition and then `spoil`s it."""
+
+    def __init__(self, spoil=lambda y: y, reasons: tuple[str, ...] = ()) -> None:
+        self.spoil, self.reasons, self.calls = spoil, reasons, 0
+
+    def missing(self, op: Op, *, backward: bool) -> list[str]:
+        return list(self.reasons)
+
+    def kernel(self, op: Op, *, backward: bool):
+        function = op.backward if backward else op.reference
+
+        def run(*args):
+            self.calls += 1
+            result = function(*args)
+            return tuple(map(self.spoil, result)) if backward else self.spoil(result)
+
+        return run
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Put a backend first in every operator's table, for one test."""
+
+    def put(backend: FakeBackend, support: Support | None = None) -> FakeBackend:
+        monkeypatch.setitem(dispatch.BACKENDS, "fake", backend)
+        support = support or Support(backward=(torch.float32, torch.float64))
+        for op in REGISTRY.values():
+            monkeypatch.setitem(vars(op), "backends", {"fake": support, **op.backends})
+        return backend
+
+    monkeypatch.delenv("DITN_BACKEND", raising=False)
+    return put
+
+
+def call(**options):
+    return OP(*OP.inputs(OP.samples[0]).values(), **options)
+
+
+def test_the_first_that_can_run_is_chosen(install) -> None:
+    fake = install(FakeBackend())
+    call()
+    assert fake.calls == 1
+    assert explain(OP, *OP.inputs(OP.samples[0]).values()).chosen == "fake"
+
+
+def test_argument_over_context_over_environment(install, monkeypatch) -> None:
+    fake = install(FakeBackend())
+    with use_backend("torch"):
+        call()
+        assert fake.calls == 0
+        call(backend="fake")
+        assert fake.calls == 1
+        with use_backend(None):
+            call()
+        assert fake.calls == 2
+    monkeypatch.setenv("DITN_BACKEND", "torch")
+    call()
+    assert fake.calls == 2
+    with use_backend("fake"):
+        call()
+    assert fake.calls == 3
+
+
+def test_every_reason_is_returned(install) -> None:
+    support = Support(devices=("cuda",), dtypes=(torch.float16,), max_channels=32)
+    install(FakeBackend(reasons=("is not built",)), support)
+    reasons = explain(OP, *OP.inputs(OP.samples[0]).values()).refusals["fake"]
+    assert reasons == (
+        "is not built",
+        "runs on cuda, the input is on cpu",
+        "computes float16, the input is float32",
+        "takes at most 32 channels, the input has 60",
+    )
+
+
+def test_forced_and_impossible_is_an_error_with_the_reasons(install) -> None:
+    install(FakeBackend(reasons=("is not built",)), Support(devices=("cuda",)))
+    with pytest.raises(BackendError, match="tanh_affine: fake is not built, runs on cuda, the input is on cpu"):
+        call(backend="fake")
+    with pytest.raises(BackendError, match="'cudda' is no backend; there are"):
+        call(backend="cudda")
+    with pytest.raises(BackendError, match="'cudda' is no backend"), use_backend("cudda"):
+        pass
+
+
+def test_a_predicate_that_fails_is_a_bug_and_shows(install) -> None:
+    class Broken(FakeBackend):
+        def missing(self, op: Op, *, backward: bool) -> list[str]:
+            raise ZeroDivisionError
+
+    install(Broken())
+    with pytest.raises(ZeroDivisionError):
+        call()
+
+
+def test_backward_is_chosen_by_itself(install) -> None:
+    fake = install(FakeBackend(), Support())
+    leaves = [t.requires_grad_() for t in OP.inputs(OP.samples[0]).values()]
+    OP(*leaves).sum().backward()
+    assert fake.calls == 1  # forward only: it has no backward kernel
+    assert explain(OP, *leaves, backward=True).refusals["fake"] == ("has no backward kernel",)
+    with use_backend("fake"), pytest.raises(BackendError, match="tanh_affine backward: fake has no backward kernel"):
+        OP(*leaves).sum().backward()
+
+
+def test_a_forced_backend_reaches_a_compiled_graph(install) -> None:
+    fake = install(FakeBackend())
+    args = OP.inputs(OP.samples[0]).values()
+    compiled = torch.compile(OP, fullgraph=True, backend="aot_eager")
+    compiled(*args)
+    calls = fake.calls
+    with use_backend("torch"):
+        compiled(*args)
+    assert fake.calls == calls
+    compiled(*args)
+    assert fake.calls == calls + 1
+
+
+@pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
+def test_a_sabotaged_backend_is_caught(op: Op, install) -> None:
+    """The comparison that the operator tests use must see one wrong constant: 0.2 % in half of the channels."""
+
+    def spoil(y):
+        y = y.clone()
+        y[..., ::2] *= 1.002
+        return y
+
+    install(FakeBackend(spoil))
+    args = op.inputs(op.samples[0])
+    exact = op.reference(*op.inputs(op.samples[0], dtype=torch.float64).values())
+    plain = op.reference(*args.values())
+    with pytest.raises(AssertionError, match="is allowed"):
+        assert_as_good(op(*args.values(), backend="fake"), exact, plain, op.floor[torch.float32], op.name)
+
+
+def test_plain_pytorch_on_a_gpu_warns_once(monkeypatch) -> None:
+    class OnGpu:
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(dispatch, "_warned", set())
+    refusals = {"triton": ["is not installed"]}
+    with pytest.warns(RuntimeWarning, match="tanh_affine runs as plain PyTorch on the GPU: triton is not installed"):
+        dispatch._warn_if_slow(OP, {"x": OnGpu()}, refusals)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch._warn_if_slow(OP, {"x": OnGpu()}, refusals)
+
+
+def test_a_stage_without_a_kernel_runs_as_its_layers(install) -> None:
+    fake = install(FakeBackend())
+    stage = ditn_kernels.spatial_stage
+    args = stage.inputs(stage.samples[1])
+    vars(stage)["backends"] = {"torch": Support()}  # undone by `install`
+    assert explain(stage, *args.values()).chosen == "layers"
+    y = stage(*args.values())
+    assert fake.calls == 2 * stage.samples[1].axes["L"]
+    torch.testing.assert_close(y, stage.reference(*args.values()), rtol=0, atol=0)
+
+
+def test_explanations_read_well(install) -> None:
+    install(FakeBackend(reasons=("is not built",)))
+    text = str(explain(OP, *OP.inputs(OP.samples[0]).values()))
+    assert "is not built" in text
+    assert "runs this" in text
+
+
+def test_supports_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Support().devices = ("cpu",)  # type: ignore[misc]

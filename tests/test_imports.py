@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Importing costs nothing, and imports point one way."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ditn
+import ditn_kernels
+from ditn_kernels import REGISTRY
+
+PROJECT = Path(ditn_kernels.__file__).parent.parent
+# Who may import whom, most basic first: a module imports only from its own line or from lines above it.
+LAYERS = [
+    ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images"],
+    ["ditn.folding"],
+    ["ditn.modules"],
+    ["ditn.model"],
+    ["ditn.checkpoint", "ditn.warm_start", "ditn.tiling", "ditn.ensemble", "ditn.data"],
+    ["ditn.recipe"],
+    ["ditn.upscale", "ditn.train", "ditn.evaluate", "ditn.verify"],
+    ["ditn.cli"],
+    ["ditn.__main__"],
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at any depth, absolute."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_import_is_lean() -> None:
+    code = (
+        "import ditn, ditn_kernels, sys, torch;"
+        "assert not torch.cuda.is_initialized();"
+        "heavy = {'triton', 'pyvips', 'PIL', 'torch._inductor'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+def test_model_code_uses_public_kernel_names_only() -> None:
+    public = {f"ditn_kernels.{name}" for name in ditn_kernels.__all__} | {"ditn_kernels"}
+    for path in (PROJECT / "ditn").glob("*.py"):
+        used = {name for name in imports(path) if name.split(".")[0] == "ditn_kernels"}
+        assert used <= public, f"{path.name} imports {used - public}"
+        assert not any(name.split(".")[0] == "triton" for name in imports(path)), path
+
+
+def test_model_code_points_downwards() -> None:
+    rank = {name: level for level, names in enumerate(LAYERS) for name in names}
+    for path in (PROJECT / "ditn").glob("*.py"):
+        name = f"ditn.{path.stem}"
+        if path.stem == "__init__":
+            continue
+        assert name in rank, f"{name} has no place in LAYERS"
+        for other in imports(path) & rank.keys():
+            assert rank[other] <= rank[name], f"{name} imports {other}, which stands above it"
+
+
+def test_definitions_import_no_backend() -> None:
+    for path in (PROJECT / "ditn_kernels" / "ops").glob("*.py"):
+        used = {name.split(".")[0] for name in imports(path)}
+        assert "triton" not in used, path
+        backends = ("ditn_kernels._dispatch", "ditn_kernels._library", "ditn_kernels._native")
+        assert not any(name.startswith(backends) for name in imports(path)), path
+
+
+def test_every_operator_has_one_stem() -> None:
+    stems = {path.stem for path in (PROJECT / "ditn_kernels" / "ops").glob("[a-z]*.py")}
+    assert stems == set(REGISTRY)
+
+
+@pytest.mark.parametrize("module", [ditn, ditn_kernels], ids=lambda module: module.__name__)
+def test_all_is_true(module) -> None:
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        assert hasattr(module, name)
+
+
+@pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
+def test_every_operator_is_documented(op) -> None:
+    assert op.__doc__
+    assert "[B, " in op.__doc__
+
+
+def test_source_files_carry_their_licence() -> None:
+    for folder in ("ditn", "ditn_kernels", "tests", "benchmarks", "csrc"):
+        for path in (PROJECT / folder).rglob("*"):
+            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
+                assert "SPDX-License-Identifier: Apache-2.0" in path.read_text(encoding="utf-8")[:60], path

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network against the records of the official one and against the published formula in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import original
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import ditn
+from ditn.model import pad_to_grid
+
+MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
+FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+OFFICIAL_NAMES = {
+    "dim": "dim",
+    "UFONE_blocks": "ufones",
+    "ITL_blocks": "itls",
+    "SAL_blocks": "sals",
+    "patch_size": "patch_size",
+    "upscale": "upscale",
+    "bias": "bias",
+}
+
+
+def small(model: type[ditn.DITN] = ditn.DITN_Real, **fields) -> ditn.DITN:
+    """A network of a few thousand weights, none of them at its (often zero) start."""
+    network = model(**{"upscale": 2, "dim": 12, "ufones": 1, "itls": 1, "sals": 1} | fields)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
+    return network.eval().requires_grad_(False)
+
+
+@FUSED
+def test_golden_images(shared, fused: bool) -> None:
+    model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
+    records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
+    cases = [key.removesuffix(".x") for key in records if key.endswith(".x")]
+    assert len(cases) == 6
+    for case in cases:
+        # The official code itself is within 8.3e-7 in float32.
+        torch.testing.assert_close(model(records[f"{case}.x"]), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
+
+
+@FUSED
+@pytest.mark.parametrize("name", ["random_x2", "random_x3", "random_x4_3ufone_dim48", "random_x2_bias_patch4"])
+def test_golden_random_networks(shared, name: str, fused: bool) -> None:
+    path = shared / "golden" / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        fields = {OFFICIAL_NAMES[key]: eval(value) for key, value in file.metadata().items()}
+    records = load_file(path)
+    model = ditn.DITN_Real(**fields, fused=fused).eval().requires_grad_(False)
+    model.load_state_dict({key.removeprefix("state."): t for key, t in records.items() if key.startswith("state.")})
+    for case in ("a", "b"):
+        expected = records[f"{case}.y"]
+        bound = 2e-6 * max(1, float(expected.abs().max()))
+        torch.testing.assert_close(model(records[f"{case}.x"]), expected, rtol=0, atol=bound)
+
+
+@FUSED
+def test_golden_modules(shared, fused: bool) -> None:
+    """Module by module. Layers hold their norm, so the records inside a layer go through operators without one."""
+    model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
+    records = load_file(shared / "golden" / "ditn_real_x4.modules.safetensors")
+    ufone = model.UFONE[0]
+
+    def run(op, *args):
+        return (op if fused else op.reference)(*args)
+
+    def as_map(patches: Tensor) -> Tensor:
+        """The records' patches side by side as one map."""
+        return torch.cat(list(patches), dim=2)[None]
+
+    import ditn_kernels as dk
+
+    itl, sal = ufone.ITLs[0], ufone.SALs[0]
+    modules = {
+        "sft": lambda x: run(dk.image_head, x, *model.fold().head),
+        "UFONE.0": ufone,
+        "UFONE.0.ITLs": lambda x: ditn.modules.UFONE.forward(ufone, x, ufone.fold()._replace(sals=())),
+        "UFONE.0.ITLs.0": lambda x: ditn.modules.UFONE.forward(ufone, x, one(ufone.fold(), itls=True)),
+        "UFONE.0.SALs": lambda x: ditn.modules.UFONE.forward(ufone, x, ufone.fold()._replace(itls=())),
+        "UFONE.0.SALs.0": lambda x: ditn.modules.UFONE.forward(ufone, x, one(ufone.fold(), itls=False)),
+        "UFONE.0.ITLs.0.attn": lambda x: run(dk.inner_patch_attention, x, *itl.attn.fold(None), "none", 8) - x,
+        "UFONE.0.ITLs.0.ffn": lambda x: run(dk.gated_ffn, x, *itl.ffn.fold(None), "none", 8) - x,
+        "UFONE.0.SALs.0.SDA": lambda x: run(dk.dilated_gate, x, *sal.SDA.fold(None), "none") - x,
+        "UFONE.0.SALs.0.ffn": lambda x: run(dk.gated_ffn, x, *sal.ffn.fold(None), "none", 0) - x,
+        "conv_after_body": lambda x: run(dk.image_head, x, *model.fold().tail[:2]),
+        "upsample": lambda x: upsample(model, run, x),
+    }
+    recorded = {key.removesuffix(".in") for key in records if key.endswith(".in")}
+    assert recorded == modules.keys()
+    for name, module in modules.items():
+        given, expected = records[f"{name}.in"], records[f"{name}.out"]
+        if given.shape[-1] == 8:
+            given, expected = as_map(given), as_map(expected)
+        # The official float32 code is within 6.4e-6 where values reach 3.15.
+        bound = 5e-6 * max(1, float(expected.abs().max()))
+        torch.testing.assert_close(module(given), expected, rtol=0, atol=bound, msg=name)
+
+
+def one(operands, *, itls: bool):
+    """The operands of the first ITL, or of the first SAL, alone."""
+    kept, dropped = ("itls", "sals") if itls else ("sals", "itls")
+    return operands._replace(**{kept: tuple(w[:1] for w in getattr(operands, kept)), dropped: ()})
+
+
+def upsample(model: ditn.DITN, run, x: Tensor) -> Tensor:
+    """The tail with a body of zeros, so that only the skip reaches the last convolution."""
+    import ditn_kernels as dk
+
+    body, bias, *last = model.fold().tail
+    return run(dk.image_tail, x, x, torch.zeros_like(body), torch.zeros_like(bias), *last, 4)
+
+
+@FUSED
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("fields", [{}, {"bias": True, "ufone_conv": True, "expansion": 1.5, "upscale": 3}], ids=str)
+def test_every_model_is_the_published_formula(name: str, fields: dict, fused: bool) -> None:
+    model = small(MODELS[name], **fields, ufones=2 if name == "ditn" else 1).double()
+    model.fused = fused
+    image = torch.rand(2, 3, 19, 10, dtype=torch.float64)
+    expected = original.network(model.state_dict(), image)
+    # Both sides are float64; the sums are taken in another order.
+    torch.testing.assert_close(model(image), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 16, 6])
+def test_patch_sizes(patch_size: int) -> None:
+    model = small(ditn.DITN_Tiny, patch_size=patch_size).double()
+    image = torch.rand(1, 3, 11, 20, dtype=torch.float64)
+    expected = original.network(model.state_dict(), image, patch_size=patch_size)
+    torch.testing.assert_close(model(image), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_presets_are_the_papers() -> None:
+    counts = {name: sum(p.numel() for p in model(4).parameters()) for name, model in MODELS.items()}
+    # DITN-Real's is the official checkpoint's; the others follow from the paper's diagrams.
+    assert counts == {"ditn": 1_042_200, "ditn-tiny": 387_472, "ditn-real": 444_112}
+    assert (ditn.DITNConfig().overlap, ditn.DITNConfig(ufones=1).overlap) == (160, 64)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (5, 23), (8, 8), (3, 100)], ids=str)
+def test_any_size_pads_as_numpy_does(size: tuple[int, int]) -> None:
+    image = torch.rand(1, 3, *size)
+    height, width = (-(-n // 8) * 8 for n in size)
+    mode = [(0, 0), (0, 0), (0, height - size[0]), (0, width - size[1])]
+    expected = np.pad(image.numpy(), mode, mode="reflect")
+    np.testing.assert_array_equal(pad_to_grid(image, 8).numpy(), expected)
+    assert small()(image).shape == (1, 3, 2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_dtypes_layouts_and_batches(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    model = small()
+    image = torch.rand(3, 3, 17, 12)
+    exact = copy.deepcopy(model).double()(image.double())
+    model = model.to(dtype)
+    y = model(image.to(dtype).contiguous(memory_format=layout))
+    assert y.dtype == dtype
+    # Rounding once per operator, of which there are seven: 16 units in the last place of the largest value.
+    bound = 16 * torch.finfo(dtype).eps * float(exact.abs().max())
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=max(bound, 1e-12))
+    assert model(image[:0].to(dtype)).shape == (0, 3, 34, 24)
+
+
+def test_wrong_input_is_named() -> None:
+    model = small()
+    with pytest.raises(ValueError, match=r"\[B, 3, H, W\], got shape \[1, 4, 8, 8\]"):
+        model(torch.rand(1, 4, 8, 8))
+    with pytest.raises(TypeError, match=r"got torch\.uint8"):
+        model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="at least one pixel"):
+        model(torch.rand(1, 3, 0, 8))
+    with pytest.raises(ValueError, match="upscale is 5"):
+        ditn.DITN(5)
+    with pytest.raises(ValueError, match="norm is 'batch'"):
+        ditn.DITN(norm="batch")
+
+
+def test_gradients_agree_fused_and_unfused() -> None:
+    model = small().double().requires_grad_()
+    image = torch.rand(1, 3, 9, 16, dtype=torch.float64, requires_grad=True)
+
+    def gradients(run) -> list[Tensor]:
+        return list(torch.autograd.grad(run(image).square().sum(), [image, *model.parameters()]))
+
+    fused = gradients(model)
+    published = gradients(lambda x: original.network(dict(model.named_parameters()), x))
+    for (name, _), a, b in zip([("image", 0), *model.named_parameters()], fused, published, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
+
+
+def test_folded_weights_follow_the_parameters() -> None:
+    model, image = small(), torch.rand(1, 3, 8, 8)
+    before = model(image)
+    assert model.operands() is model.operands()
+    model.sft.weight.mul_(1.5)
+    changed = model(image)
+    assert not torch.equal(changed, before)
+    model.load_state_dict(
+        {key: value / 1.5 if key == "sft.weight" else value for key, value in model.state_dict().items()}
+    )
+    torch.testing.assert_close(model(image), before)
+    model.sft.weight.data.mul_(1.5)  # hidden from the version counter
+    model.refold()
+    torch.testing.assert_close(model(image), changed)
+
+
+def test_deepcopy_pickle_and_state_dict() -> None:
+    model, image = small(), torch.rand(1, 3, 9, 8)
+    expected = model(image)
+    torch.testing.assert_close(copy.deepcopy(model)(image), expected, rtol=0, atol=0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(image), expected, rtol=0, atol=0)
+    other = ditn.DITN(config=model.config).eval().requires_grad_(False)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(image), expected, rtol=0, atol=0)
+
+
+def test_compile_is_one_graph_and_follows_new_weights() -> None:
+    model = small()
+    compiled = torch.compile(model, fullgraph=True)
+    for shape in ((1, 3, 16, 9), (2, 3, 8, 24), (1, 3, 7, 7)):
+        image = torch.rand(shape)
+        torch.testing.assert_close(compiled(image), model(image), rtol=1e-6, atol=1e-6)
+    model.load_state_dict({key: 1.1 * value for key, value in model.state_dict().items()})
+    torch.testing.assert_close(compiled(image), model(image), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("example", [(2, 3, 24, 40), (2, 3, 21, 11)], ids=str)
+@FUSED
+def test_export_runs_at_other_sizes(example: tuple[int, ...], fused: bool) -> None:
+    model = small()
+    model.fused = fused
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(model, (torch.rand(example),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    for shape in ((1, 3, 8, 8), (3, 3, 20, 17), (1, 3, 1, 1), (2, 3, 64, 5)):
+        image = torch.rand(shape)
+        # The graph folds in float32, the model in float64: a few units in the last place of the largest value.
+        expected = model(image)
+        bound = 16 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+        torch.testing.assert_close(program.module()(image), expected, rtol=0, atol=bound)
+
+
+def test_autocast_runs_operators_in_its_dtype() -> None:
+    model, image = small(), torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(image)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), model(image), rtol=0.1, atol=0.1)  # bfloat16 keeps 8 bits

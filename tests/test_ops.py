@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator, from the registry: definitions against independent formulas, gradients, registration."""
+
+from __future__ import annotations
+
+import numpy as np
+import original
+import pytest
+import torch
+import torch.nn.functional as F
+from compare import assert_as_good
+from torch import Tensor
+
+import ditn_kernels
+from ditn_kernels import REGISTRY, Op, use_backend
+from ditn_kernels._dispatch import reasons_against
+
+CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in REGISTRY.values() for sample in op.samples]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def arguments(op: Op, sample, dtype: torch.dtype) -> tuple[list[Tensor], dict]:
+    named = op.inputs(sample, dtype=dtype)
+    return [named[name] for name in op.axes], dict(sample.options)
+
+
+def restated(name: str, args: dict) -> Tensor:
+    """The operators' formulas in terms of the published layers of `original`: NCHW, [out, in] weights."""
+
+    def pointwise(weight: str, bias: str) -> dict[str, Tensor]:
+        return {"weight": args[weight].t()[..., None, None], "bias": args[bias]}
+
+    def depthwise(weight: str, bias: str) -> dict[str, Tensor]:
+        return {"weight": args[weight].permute(2, 0, 1)[:, None], "bias": args[bias]}
+
+    def full(weight: str, bias: str) -> dict[str, Tensor]:
+        return {"weight": args[weight].permute(3, 2, 0, 1), "bias": args[bias]}
+
+    def state(**layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{key}.{part}": tensor for key, layer in layers.items() for part, tensor in layer.items()}
+
+    def normed(x: Tensor) -> Tensor:
+        if args["norm"] == "tanh":
+            return torch.tanh(x)
+        if args["norm"] == "layernorm":
+            one, zero = torch.ones(x.shape[1]).to(x), torch.zeros(x.shape[1]).to(x)
+            return original.norm({"k.norm1.weight": one, "k.norm1.bias": zero}, "k", 1, x)
+        return x
+
+    def per_patch(x: Tensor, function) -> Tensor:
+        if not x.numel() or not args.get("patch_size"):
+            return function(x)
+        return original.patchwise(x, args["patch_size"], function)
+
+    match name:
+        case "tanh_affine":
+            return F.conv2d(torch.tanh(args["x"]), **pointwise("weight", "bias"))
+        case "layer_norm2d":
+            layer = {"k.norm1.weight": args["weight"], "k.norm1.bias": args["bias"]}
+            return original.norm(layer, "k", 1, args["x"])
+        case "image_head":
+            return F.conv2d(args["image"], **full("weight", "bias"), padding=1)
+        case "image_tail":
+            deep = F.conv2d(args["x"], **full("body_weight", "body_bias"), padding=1) + args["skip"]
+            return F.pixel_shuffle(F.conv2d(deep, **full("up_weight", "up_bias"), padding=1), args["upscale"])
+        case "inner_patch_attention":
+            layers = state(project_out=pointwise("out_weight", "out_bias"))
+            layers |= {"qkv.weight": args["qkv_weight"].t(), "qkv.bias": args["qkv_bias"]}
+            layers = {f"k.{key}": tensor for key, tensor in layers.items()} | {"k.temperature": args["temperature"]}
+            return per_patch(args["x"], lambda x: x + original.attention(layers, "k", normed(x)))
+        case "gated_ffn":
+            layers = state(
+                project_in=pointwise("in_weight", "in_bias"),
+                dwconv=depthwise("dw_weight", "dw_bias"),
+                project_out=pointwise("out_weight", "out_bias"),
+            )
+            layers = {f"k.{key}": tensor for key, tensor in layers.items()}
+            return per_patch(args["x"], lambda x: x + original.feed_forward(layers, "k", normed(x)))
+        case "dilated_gate":
+            layers = {
+                "proj_first.0": pointwise("in_weight", "in_bias"),
+                "DConvs.0": depthwise("dw5_weight", "dw5_bias"),
+                "DConvs.1": depthwise("dw7_weight", "dw7_bias"),
+                "DConvs.2": pointwise("mix_weight", "mix_bias"),
+                "proj_last.0": pointwise("out_weight", "out_bias"),
+            }
+            layers = {f"k.{key}": tensor for key, tensor in state(**layers).items()} | {
+                "k.scale": torch.ones(1).to(args["x"])
+            }
+            return args["x"] + original.gate(layers, "k", normed(args["x"]))
+        case "inner_patch_stage":
+            attention, ffn = REGISTRY["inner_patch_attention"], REGISTRY["gated_ffn"]
+            return chained(args, (attention, 5), (ffn, 6))
+        case "spatial_stage":
+            return chained(args | {"patch_size": 0}, (REGISTRY["dilated_gate"], 10), (REGISTRY["gated_ffn"], 6))
+    raise AssertionError(f"no independent formula for {name}: write one")
+
+
+def chained(args: dict, *parts: tuple[Op, int]) -> Tensor:
+    weights = [value for value in args.values() if isinstance(value, Tensor)][1:]
+    options = {name: args[name] for name in ("norm", "patch_size")}
+    x = args["x"]
+    for layer in range(weights[0].shape[0]):
+        start = 0
+        for op, count in parts:
+            names = list(op.axes)[1:]
+            values = (weight[layer] for weight in weights[start : start + count])
+            x = restated(op.name, {"x": x, **dict(zip(names, values, strict=True)), **options})
+            start += count
+    return x
+
+
+@pytest.mark.parametrize(("op", "sample"), CASES)
+def test_definition_is_the_published_formula(op: Op, sample) -> None:
+    args = op.inputs(sample, dtype=torch.float64)
+    expected = restated(op.name, args)
+    # Two float64 evaluations in another order of summation over at most 1,152 terms.
+    torch.testing.assert_close(op.reference(**args), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "sample"), CASES)
+def test_backends_forward(op: Op, sample, dtype: torch.dtype) -> None:
+    args, options = arguments(op, sample, dtype)
+    exact = op.reference(*(arg.double() for arg in args), **options)
+    plain = op.reference(*args, **options)
+    for backend in op.backends:
+        if reasons_against(op, backend, op.named(args, options)):
+            continue
+        result = op(*args, **options, backend=backend)
+        assert result.dtype == dtype
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert_as_good(result, exact, plain, op.floor[dtype], f"{op.name} {sample.name} {backend}")
+
+
+@pytest.mark.parametrize(("op", "sample"), [case for case in CASES if case.values[0].backward])
+def test_backends_backward(op: Op, sample) -> None:
+    """Against float64 autograd through the definition, which the test above ties to the published formula."""
+    args, options = arguments(op, sample, torch.float32)
+    if not args[0].numel():
+        pytest.skip("an empty batch has no gradient to compare; shapes are tested by opcheck")
+    grad = torch.randn(op.reference(*args, **options).shape, dtype=torch.float64)
+
+    def autograd(dtype: torch.dtype, call) -> tuple[Tensor, ...]:
+        leaves = [arg.to(dtype).requires_grad_() for arg in args]
+        found = torch.autograd.grad(call(*leaves, **options), leaves, grad.to(dtype), allow_unused=True)
+        return tuple(torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True))
+
+    exact = autograd(torch.float64, op.reference)
+    plain = autograd(torch.float32, op.reference)
+    for backend in op.backends:
+        if reasons_against(op, backend, op.named(args, options), backward=True):
+            continue
+        with use_backend(backend):
+            result = autograd(torch.float32, op)
+        for name, got, want, base in zip(op.axes, result, exact, plain, strict=True):
+            assert_as_good(got, want, base, op.floor[torch.float32], f"{op.name} {sample.name} {backend} d{name}")
+
+
+@pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.backward], ids=lambda op: op.name)
+def test_gradcheck(op: Op) -> None:
+    """Finite differences in float64, of the registered operator with its hand-written backward."""
+    axes = {"B": 1, "C": 3, "D": 4, "E": 2, "N": 3, "H": 4, "W": 4}
+    options = {"norm": "tanh", "patch_size": 4, "upscale": 2}
+    options = {name: options[name] for name in op.samples[0].options}
+    for norm in ("tanh", "layernorm", "none") if "norm" in options else (None,):
+        if norm:
+            options["norm"] = norm
+        sample = type(op.samples[0])("small", axes, dict(options))
+        args = op.inputs(sample, dtype=torch.float64)
+        leaves = [args[name].requires_grad_() for name in op.axes]
+        assert torch.autograd.gradcheck(lambda *a, o=dict(options): op(*a, **o, backend="torch"), leaves)
+
+
+@pytest.mark.parametrize(
+    ("op", "sample"),
+    [case for case in CASES if case.values[1] in case.values[0].samples[:1] or case.values[1].name == "empty"],
+)
+def test_opcheck(op: Op, sample) -> None:
+    args, options = arguments(op, sample, torch.float32)
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    inputs = [arg.requires_grad_(op.backward is not None) for arg in args]
+    if op.backward is not None:
+        tests.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(torch.ops.ditn, op.name).default, (*inputs, *options.values()), test_utils=tests)
+    if op.backward is not None:
+        grad = torch.randn_like(op.reference(*args, **options)).detach()
+        overload = getattr(torch.ops.ditn, f"{op.name}_backward").default
+        detached = [arg.detach() for arg in args]
+        torch.library.opcheck(overload, (grad, *detached, *options.values()), test_utils=tests[:2])
+
+
+@pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
+def test_strides_do_not_matter(op: Op) -> None:
+    args, options = arguments(op, op.samples[0], torch.float32)
+    expected = op(*args, **options)
+    for backend in op.backends:
+        if reasons_against(op, backend, op.named(args, options)):
+            continue
+        strided = [_strided(arg) for arg in args]
+        contiguous = [arg.contiguous() for arg in args]
+        for variant in (strided, contiguous):
+            # Another memory layout may take another order of summation: float32 rounding, 2^-23 of the largest, x 16.
+            bound = 16 * 2.0**-23 * float(expected.abs().max())
+            torch.testing.assert_close(op(*variant, **options, backend=backend), expected, rtol=0, atol=bound)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    """The same values as every other element of a larger buffer, the rest of which is NaN."""
+    buffer = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1]), torch.nan, dtype=tensor.dtype)
+    buffer[..., ::2] = tensor
+    return buffer[..., ::2]
+
+
+def test_expanded_input_is_read_right() -> None:
+    args, options = arguments(ditn_kernels.gated_ffn, ditn_kernels.gated_ffn.samples[1], torch.float32)
+    one = args[0][:, :1].expand_as(args[0])
+    torch.testing.assert_close(
+        ditn_kernels.gated_ffn(one, *args[1:], **options),
+        ditn_kernels.gated_ffn(one.contiguous(), *args[1:], **options),
+    )
+
+
+def test_hand_computed_gated_ffn() -> None:
+    """One channel, one pixel: d = 2 tanh(0.5) + 1 for both halves, y = x + 3 gelu(d) d + 0.25."""
+    x = torch.tensor(0.5, dtype=torch.float64).reshape(1, 1, 1, 1)
+    centre = torch.zeros(3, 3, 2, dtype=torch.float64)
+    centre[1, 1] = 1
+    centre[0, 0] = 100  # outside the map: must not count
+
+    def full(value: float, *shape: int) -> Tensor:
+        return torch.full(shape, value, dtype=torch.float64)
+
+    y = ditn_kernels.gated_ffn(
+        x, full(2, 1, 2), full(1, 2), centre, full(0, 2), full(3, 1, 1), full(0.25, 1), "tanh", 0
+    )
+    d = 2 * np.tanh(0.5) + 1
+    gelu = d * 0.97285  # the normal distribution function at d = 1.92423, by table
+    assert float(y) == pytest.approx(0.5 + 3 * gelu * d + 0.25, abs=1e-3)
+
+
+def test_wrong_arguments_are_named() -> None:
+    args, options = arguments(ditn_kernels.gated_ffn, ditn_kernels.gated_ffn.samples[0], torch.float32)
+    wrong = [*args[:5], torch.zeros(119, 60), args[6]]
+    with pytest.raises(ValueError, match=r"gated_ffn: out_weight has shape \[119, 60\], expected \[E=120, C=60\]"):
+        ditn_kernels.gated_ffn(*wrong, **options)
+    with pytest.raises(TypeError, match=r"in_bias is torch.float64 .* x is torch.float32"):
+        ditn_kernels.gated_ffn(*args[:2], args[2].double(), *args[3:], **options)
+    with pytest.raises(ValueError, match="norm is 'batch'"):
+        ditn_kernels.gated_ffn(*args, "batch", 8)
+    with pytest.raises(ValueError, match="16x24 is not a grid of 7-pixel patches"):
+        ditn_kernels.gated_ffn(*args, "tanh", 7)
+
+
+def test_second_derivative_is_refused_clearly() -> None:
+    args, options = arguments(ditn_kernels.tanh_affine, ditn_kernels.tanh_affine.samples[1], torch.float32)
+    leaves = [arg.requires_grad_() for arg in args]
+    (grad,) = torch.autograd.grad(ditn_kernels.tanh_affine(*leaves, **options).sum(), leaves[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="fused=False"):
+        grad.sum().backward()
+
+
+def test_stage_gives_gradients_through_its_layers() -> None:
+    op = ditn_kernels.spatial_stage
+    args, options = arguments(op, op.samples[2], torch.float64)
+    leaves = [arg.requires_grad_() for arg in args]
+    got = torch.autograd.grad(op(*leaves, **options).sum(), leaves)
+    want = torch.autograd.grad(op.reference(*leaves, **options).sum(), leaves)
+    for name, a, b in zip(op.axes, got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=f"gradient of {name}")
