@@ -6,5 +6,6 @@ from __future__ import annotations
 from ditn.checkpoint import CheckpointError, load, models, save
 from ditn.config import DITNConfig
 from ditn.model import DITN, DITN_Real, DITN_Tiny
+from ditn.upscale import Upscaler
 
-__all__ = ["DITN", "CheckpointError", "DITNConfig", "DITN_Real", "DITN_Tiny", "load", "models", "save"]
+__all__ = ["DITN", "CheckpointError", "DITNConfig", "DITN_Real", "DITN_Tiny", "Upscaler", "load", "models", "save"]

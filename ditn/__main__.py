@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m ditn` is `ditn`."""
+
+import sys
+
+from ditn.cli import main
+
+sys.exit(main())

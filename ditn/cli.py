@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: a table of sub-commands, each in a module of its own that is imported when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "upscale": ("ditn.jobs", "enlarge pictures"),
+    "info": ("ditn.info", "versions, devices, models, backends and why each one can or cannot run"),
+    "verify": ("ditn.verify", "compare this machine's backends with the float64 reference"),
+    "train": ("ditn.train", "train a model on a folder of images"),
+    "evaluate": ("ditn.evaluate", "PSNR and SSIM of a model on folders of images"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 all well, 1 something failed (said on standard error), 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="ditn", description="The DITN super-resolution transformer.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in arguments[:1]:
+            import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        code: int = import_module(COMMANDS[args.command][0]).run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        print(f"ditn {args.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | OSError) else 1
+    return code

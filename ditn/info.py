@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditn info`: what is installed, and what can run on what."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ditn.checkpoint import models
+from ditn_kernels import info
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--device", help="where to look (default: a GPU if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = info(args.device) | {"models": models()}
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    for name, value in facts["versions"].items():
+        print(f"{name:14} {value or 'not installed'}")
+    print(f"{'device':14} {facts['device']}, {', '.join(facts['gpus']) or 'no GPU'}, {facts['threads']} CPU threads")
+    print(f"{'models':14} {', '.join(facts['models']) or 'none'}")
+    for operator, directions in facts["operators"].items():
+        print(f"\n{operator}")
+        for direction, backends in directions.items():
+            for backend, reasons in backends.items():
+                print(f"  {direction:9} {backend:7} {', '.join(reasons) or 'can run'}")
+    return 0

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training crops: aligned, reproducible, from a cache that is made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ditn.data import PairedImages, list_images, to_pixels, to_tensor
+from ditn.resize import downscale
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two smooth pictures (noise would not survive being made smaller), one of a size no scale divides."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size, seed in (("a.png", (96, 128), 0), ("b.png", (103, 97), 1)):
+        coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+def test_pairs_are_the_files_and_their_bicubic(folder: Path, tmp_path: Path) -> None:
+    paths = list_images([folder])
+    images = PairedImages(paths, 4, tmp_path / "cache")
+    assert len(images) == 2
+    for path, (high, low) in zip(paths, images, strict=True):
+        whole = np.asarray(Image.open(path))
+        np.testing.assert_array_equal(high, whole[: whole.shape[0] // 4 * 4, : whole.shape[1] // 4 * 4])
+        np.testing.assert_array_equal(low, downscale(whole, 4))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_crops_are_aligned_and_turned_alike(folder: Path, tmp_path: Path, scale: int) -> None:
+    images = PairedImages(list_images([folder]), scale, tmp_path)
+    low, high = images.batch(0, seed=0, size=32, patch=16)
+    assert low.shape == (32, 3, 16, 16)
+    assert high.shape == (32, 3, 16 * scale, 16 * scale)
+    assert low.is_contiguous(memory_format=torch.channels_last)
+    for small, large in zip(low, high, strict=True):
+        again = downscale(to_pixels(large), scale)
+        # The kernel reaches 2 low-resolution pixels: further inside a crop cannot be told from its image.
+        inside = (slice(2, -2), slice(2, -2))
+        np.testing.assert_array_equal(again[inside], to_pixels(small)[inside])
+
+
+def test_every_orientation_occurs(folder: Path, tmp_path: Path) -> None:
+    only = PairedImages([folder / "a.png"], 4, tmp_path)
+    corner = only[0].low[:8, :8]
+    views = {np.rot90(v, turns).tobytes() for v in (corner, corner[:, ::-1]) for turns in range(4)}
+    seen = {to_pixels(crop).tobytes() for step in range(200) for crop in only.batch(step, seed=0, size=64, patch=8)[0]}
+    assert len(views) == 8
+    assert views <= seen
+
+
+def test_a_batch_depends_on_seed_and_step_alone(folder: Path, tmp_path: Path) -> None:
+    images = PairedImages(list_images([folder]), 4, tmp_path)
+    first = images.batch(7, seed=3, size=4, patch=8)
+    images.batch(8, seed=3, size=4, patch=8)
+    assert all(map(torch.equal, first, images.batch(7, seed=3, size=4, patch=8)))
+    assert not torch.equal(first[0], images.batch(8, seed=3, size=4, patch=8)[0])
+    assert not torch.equal(first[0], images.batch(7, seed=4, size=4, patch=8)[0])
+
+
+def test_cache_is_made_once_per_content_and_scale(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    PairedImages(list_images([folder]), 4, cache)
+    stamps = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(stamps) == 2
+    PairedImages(list_images([folder]), 4, cache)
+    assert stamps == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    PairedImages(list_images([folder]), 2, cache)
+    Image.new("RGB", (64, 64)).save(folder / "c.png")
+    assert len(PairedImages(list_images([folder]), 4, cache)) == 3
+    assert len(list(cache.iterdir())) == 6
+
+
+def test_refuses(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        list_images([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="no images"):
+        (tmp_path / "empty").mkdir()
+        list_images([tmp_path / "empty"])
+    images = PairedImages(list_images([folder]), 4, tmp_path)
+    with pytest.raises(ValueError, match="patch of 32 does not fit"):
+        images.batch(0, seed=0, size=8, patch=32)
+    (folder / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"broken\.png cannot be used"):
+        PairedImages(list_images([folder]), 4, tmp_path / "other")
+
+
+def test_tensors_and_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(to_pixels(to_tensor(pixels)[0]), pixels[0])
+    assert to_pixels(torch.tensor([-0.2, 0.5 / 255, 1.5 / 255, 2.0]).expand(3, 1, 4))[0, :, 0].tolist() == [0, 0, 2, 255]

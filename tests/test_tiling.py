@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles: they cover the picture once, lie on the grid, and change nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_model import MODELS, small
+
+import ditn
+from ditn.memory import FIXED, bytes_per_pixel, predicted_peak
+from ditn.tiling import Region, cut, reflected
+from ditn_kernels import use_backend
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "grid"), [(8, 8, 8, 8), (200, 336, 64, 8), (48, 96, 24, 24), (8, 800, 40, 8)]
+)
+def test_regions_cover_every_pixel_once_on_the_grid(height: int, width: int, side: int, grid: int) -> None:
+    covered = np.zeros((height, width), int)
+    for region in cut(height, width, side, grid):
+        assert max(region.height, region.width) <= side
+        assert not any(value % grid for value in (region.top, region.left, region.height, region.width))
+        covered[region.top : region.top + region.height, region.left : region.left + region.width] += 1
+    assert (covered == 1).all()
+
+
+def test_halves_cover_the_region() -> None:
+    region = Region(16, 8, 24, 56)
+    first, second = region.halves(8)
+    assert (first.pixels + second.pixels, first.width + second.width) == (region.pixels, region.width)
+    assert Region(0, 0, 8, 8).halves(8) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_reflection_is_numpys(size: int) -> None:
+    expected = np.pad(np.arange(size), (0, 40 - size), mode="reflect")
+    np.testing.assert_array_equal(reflected(size, 0, 40), expected)
+    np.testing.assert_array_equal(reflected(size, 13, 29), expected[13:29])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tiled_equals_whole(name: str) -> None:
+    """At the model's full depth, at a size that no tile divides."""
+    fields = {"ufones": 3 if name == "ditn" else 1, "itls": 2, "sals": 4, "dim": 8}
+    model = small(MODELS[name], **fields)
+    assert model.config.overlap == (160 if name == "ditn" else 64)
+    image = np.random.default_rng(0).random((331, 203, 3), dtype=np.float32)
+    whole = ditn.Upscaler(model, tile=0)(image)
+    for tile in (100, 168):
+        upscaler = ditn.Upscaler(model, tile=tile)
+        assert len(upscaler.plan(331, 203)) > 1
+        np.testing.assert_allclose(upscaler(image), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "reach"), [("ditn-real", 57), ("ditn-tiny", 57), ("ditn", 153)])
+def test_the_overlap_is_what_the_gradient_reaches(name: str, reach: int) -> None:
+    """How far a grid cell of the output sees, read off the gradient: 57 pixels by hand (tail 2, four SALs of 12, up to
+    the patch border, head 1), and with three UFONEs 153. The overlap is the next multiple of 8."""
+    model = small(MODELS[name], ufones=3 if name == "ditn" else 1, sals=4, dim=4, upscale=1, fused=False).double()
+    start = 168
+    image = torch.rand(1, 3, 8, 2 * start, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(image)[..., start : start + 8].sum(), image)
+    columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert start - int(columns.min()) == reach
+    assert int(columns.max()) - (start + 7) == reach
+    assert model.config.overlap - 8 < reach <= model.config.overlap
+
+
+@pytest.mark.parametrize("patch_size", [6, 16])
+def test_tiles_lie_on_the_common_grid_of_padding_and_patch(patch_size: int) -> None:
+    model = small(patch_size=patch_size)
+    image = np.random.default_rng(0).random((170, 131, 3), dtype=np.float32)
+    whole, tiled = (ditn.Upscaler(model, tile=tile)(image) for tile in (0, 50))
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_8_bit_values_differ_by_rounding_only() -> None:
+    model = small(ditn.DITN_Real)
+    image = np.random.default_rng(0).integers(0, 256, (150, 120, 3), dtype=np.uint8)
+    whole, tiled = (ditn.Upscaler(model, tile=tile)(image).astype(int) for tile in (0, 32))
+    assert np.abs(whole - tiled).max() <= 1
+
+
+def peak_of(model: ditn.DITN, height: int, width: int) -> int:
+    """The most bytes that PyTorch's allocator held during a forward pass, from its own events."""
+    image = torch.rand(1, 3, height, width)
+    with torch.inference_mode():
+        model(image[..., :8, :8])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            model(image)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "fields", [{"dim": 60, "itls": 1, "sals": 1}, {"dim": 8, "expansion": 1, "upscale": 4}], ids=str
+)
+def test_predicted_memory_is_within_25_percent_of_the_allocators_peak(name: str, fields: dict) -> None:
+    model = small(MODELS[name], **fields)
+    pixels = 96 * 104
+    with use_backend("torch"):  # which needs the most, and is what the formula is about
+        measured = peak_of(model, 96, 104)
+    predicted = bytes_per_pixel(model.config, 4) * pixels
+    assert 0.75 <= predicted / measured <= 1.25
+    assert predicted_peak(model, pixels) == predicted + FIXED
+
+
+def test_auto_keeps_max_memory() -> None:
+    model = small()
+    budget = FIXED + 300 * 300 * bytes_per_pixel(model.config, 4)
+    upscaler = ditn.Upscaler(model, max_memory=budget)
+    regions = upscaler.plan(3000, 2000)
+    assert len(regions) > 1
+    largest = max(region.grown(model.config.overlap, 3000, 2000).pixels for region in regions)
+    assert predicted_peak(model, largest) <= budget
+    assert len(upscaler.plan(200, 200)) == 1
+    with pytest.raises(MemoryError, match="the smallest tile needs"):
+        ditn.Upscaler(model, max_memory=FIXED).plan(100, 100)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upscaler: what comes in comes out larger, of the same kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_model import small
+
+import ditn
+from ditn.upscale import bleed
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_rgb_arrays_are_the_models_output_rounded(dtype) -> None:
+    model = small()
+    limit = 1 if dtype == np.float32 else np.iinfo(dtype).max
+    image = (RANDOM.random((9, 14, 3)) * limit).astype(dtype)
+    with torch.no_grad():
+        exact = (
+            model(torch.from_numpy(image.astype(np.float32) / limit).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        )
+    result = ditn.Upscaler(model)(image)
+    assert result.dtype == dtype
+    if dtype != np.float32:
+        exact = np.rint(np.clip(exact, 0, 1) * limit)
+    # A float32 quotient or product may round to the neighbouring integer; floats agree to float32's rounding.
+    np.testing.assert_allclose(result.astype(float), exact, rtol=0, atol=1 if dtype != np.float32 else 1e-5)
+
+
+def test_gray_is_the_mean_of_the_models_colours() -> None:
+    model = small()
+    gray = RANDOM.random((8, 11), dtype=np.float32)
+    colour = ditn.Upscaler(model)(np.stack([gray] * 3, axis=2))
+    result = ditn.Upscaler(model)(gray)
+    assert result.shape == (16, 22)
+    np.testing.assert_allclose(result, colour.mean(axis=2), atol=1e-5)
+
+
+def test_constant_alpha_is_kept_and_another_goes_through_the_model() -> None:
+    upscaler = ditn.Upscaler(small())
+    image = RANDOM.random((8, 8, 4), dtype=np.float32)
+    image[..., 3] = 0.4
+    result = upscaler(image)
+    assert (result[..., 3] == np.float32(0.4)).all()
+    np.testing.assert_allclose(result[..., :3], upscaler(image[..., :3]), atol=1e-6)
+    image[..., 3] = RANDOM.random((8, 8))
+    np.testing.assert_allclose(upscaler(image)[..., 3], upscaler(image[..., 3].copy()), atol=1e-6)
+
+
+def test_colours_bleed_under_transparency() -> None:
+    colours = np.zeros((1, 7, 3), np.uint8)
+    colours[0, 0], colours[0, 1], colours[0, 2], colours[0, 4] = (10, 20, 30), (0, 0, 0), (99, 99, 99), (200, 0, 0)
+    alpha = np.array([255, 255, 0, 0, 1, 0, 0], np.uint8).reshape(1, 7, 1)
+    result = bleed(colours, alpha)
+    # Visible black is a colour, not a hole; 2 and 3 lie in the block of four that starts with 0 and 1; 5 in 4's pair.
+    assert result[0].tolist() == [[10, 20, 30], [0, 0, 0], *[[5, 10, 15]] * 2, *[[200, 0, 0]] * 3]
+    assert result.dtype == np.uint8
+    assert (bleed(colours, np.zeros_like(alpha)) == colours).all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("L", "L"), ("LA", "LA"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("P", "RGB"), ("1", "L")]
+)
+def test_pil_images(mode: str, expected: str) -> None:
+    image = Image.fromarray(RANDOM.integers(0, 256, (7, 9, 3), dtype=np.uint8)).convert(mode)
+    result = ditn.Upscaler(small())(image)
+    assert (result.size, result.mode) == ((18, 14), expected)
+
+
+def test_16_bit_pil_and_palette_with_transparency() -> None:
+    upscaler = ditn.Upscaler(small())
+    deep = Image.fromarray(RANDOM.integers(0, 65536, (5, 6), dtype=np.uint16))
+    assert upscaler(deep).mode == "I;16"
+    palette = Image.fromarray(RANDOM.integers(0, 256, (5, 6, 3), dtype=np.uint8)).convert("P")
+    palette.info["transparency"] = 0
+    assert upscaler(palette).mode == "RGBA"
+    with pytest.raises(TypeError, match="mode 'F'"):
+        upscaler(Image.new("F", (4, 4)))
+
+
+def test_tensors() -> None:
+    model, image = small(), torch.rand(2, 3, 9, 8)
+    result = ditn.Upscaler(model)(image)
+    torch.testing.assert_close(result, model(image), rtol=0, atol=1e-5)
+    assert ditn.Upscaler(model)(image[:0]).shape == (0, 3, 18, 16)
+
+
+def test_self_ensemble_is_the_mean_over_flips_and_rotations() -> None:
+    model = small()
+    image = torch.rand(1, 3, 16, 16)
+    views = [(turns, mirrored) for turns in range(4) for mirrored in (False, True)]
+    outputs = []
+    for turns, mirrored in views:
+        array = np.rot90(image[0].numpy(), turns, (1, 2))
+        array = array[:, :, ::-1] if mirrored else array
+        output = model(torch.from_numpy(array.copy())[None])[0].numpy()
+        output = output[:, :, ::-1] if mirrored else output
+        outputs.append(np.rot90(output, -turns, (1, 2)))
+    result = ditn.Upscaler(model, self_ensemble=True)(image)
+    np.testing.assert_allclose(result[0].numpy(), np.mean(outputs, axis=0), atol=1e-5)
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
+    model = small()
+    image = RANDOM.random((90, 120, 3), dtype=np.float32)
+    expected = ditn.Upscaler(model, tile=0)(image)
+    upscaler = ditn.Upscaler(model, tile=0)
+    sizes = []
+
+    def scarce(tile: torch.Tensor) -> torch.Tensor:
+        sizes.append(tile.shape[2] * tile.shape[3])
+        if sizes[-1] > 88 * 80:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: ...")
+        return model(tile)
+
+    upscaler._run = scarce
+    np.testing.assert_allclose(upscaler(image), expected, rtol=0, atol=1e-5)
+    assert sum(size > 88 * 80 for size in sizes) <= 3
+
+    def broken(tile: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("something else")
+
+    upscaler._run = broken
+    with pytest.raises(RuntimeError, match="something else"):
+        upscaler(image)
+
+
+def test_a_hard_memory_limit_is_kept() -> None:
+    """A picture whose whole-image pass would take over 2 GB of activations, in a process that may have 500 MB."""
+    code = """
+        import resource, sys
+        sys.path.insert(0, "tests")
+        import numpy as np, torch
+        torch.set_num_threads(1)
+        import ditn
+        from ditn.memory import predicted_peak
+        from test_model import small
+        model = small(ditn.DITN_Real, dim=16)
+        image = np.random.default_rng(0).integers(0, 256, (1500, 1800, 3), dtype=np.uint8)
+        upscaler = ditn.Upscaler(model, max_memory=250 * 2**20)
+        assert predicted_peak(model, 1500 * 1800) > 2 * 2**30
+        upscaler(image[:64, :64])
+        used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (used + 500 * 2**20, resource.RLIM_INFINITY))
+        result = upscaler(image)
+        assert result.shape == (3000, 3600, 3) and result.any()
+    """
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc and RLIMIT_DATA, which this system lacks")
+    project = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=project)
+
+
+def test_wrong_arguments_are_named() -> None:
+    model = small()
+    with pytest.raises(ValueError, match="tile is -3"):
+        ditn.Upscaler(model, tile=-3)
+    with pytest.raises(ValueError, match="max_memory is 0"):
+        ditn.Upscaler(model, max_memory=0)
+    with pytest.raises(ValueError, match="4 channels in"):
+        ditn.Upscaler(small(in_channels=4, out_channels=4))
+    upscaler = ditn.Upscaler(model)
+    with pytest.raises(TypeError, match="got int64"):
+        upscaler(np.zeros((4, 4, 3), np.int64))
+    with pytest.raises(ValueError, match=r"got shape \[4, 4, 5\]"):
+        upscaler(np.zeros((4, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="at least one pixel"):
+        upscaler(np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(TypeError, match="got str"):
+        upscaler("photo.png")
+
+
+def test_the_callers_model_is_left_alone() -> None:
+    model = small().train()
+    ditn.Upscaler(model, dtype=torch.float64)(np.zeros((4, 4, 3), np.uint8))
+    assert model.training
+    assert model.sft.weight.dtype == torch.float32
