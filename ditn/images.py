@@ -8,6 +8,7 @@ lacks, goes through Pillow.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -201,10 +202,15 @@ def _open_bmp(path: Path) -> pyvips.Image:
 
 
 def _is_animated_png(path: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return bool(getattr(image, "is_animated", False))
+    """Whether an animation control chunk comes before the first image data; libvips would read one frame of it."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"acTL", b"IDAT"):
+                return bool(kind == b"acTL")
+            file.seek(length + 4, os.SEEK_CUR)
+    return False
 
 
 def _to_srgb_or_gray(image: pyvips.Image, notes: list[str]) -> pyvips.Image:

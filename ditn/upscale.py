@@ -32,10 +32,11 @@ class Upscaler:
     """Enlarges numpy arrays, PIL images and tensors by a model's factor, whatever their size.
 
     Calling it gives back what came in: uint8, uint16 or float32 arrays [H, W] or [H, W, bands], PIL images, or float
-    tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and rounded
-    half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes back.
-    Alpha, unless it is constant, goes through the model like a gray picture, so that its edges stay where the colours'
-    are; where it is 0 the colours are first taken from the visible pixels around, so that no dark fringe grows in.
+    tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
+    rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
+    back. Alpha, unless it is constant, goes through the model like a gray picture, so that its edges stay where the
+    colours' are; where it is 0 the colours are first taken from the visible pixels around, so that no dark fringe
+    grows in.
 
     tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole picture.
                 Tiles overlap by the model's reach and lie on its patch grid: the result is the whole picture's to

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: folders, names, what happens to files that exist, to bad ones and on the way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_model import small
+
+import ditn
+from ditn import jobs
+from ditn.cli import main
+from ditn.jobs import parse_bytes
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    ditn.save(small(), path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two pictures at the top, one below, a text beside them."""
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    for name in ("a.png", "größe 写真.png", "sub/b.jpg"):
+        Image.fromarray(np.full((6, 8, 3), 99, np.uint8)).save(source / name)
+    (source / "notes.txt").write_text("not a picture")
+    return source
+
+
+def upscale(weights: str, *arguments: object) -> int:
+    return main(["upscale", *map(str, arguments), "--model", weights])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_flat_and_recursive(folder, weights, tmp_path) -> None:
+    assert upscale(weights, folder, "-o", tmp_path / "flat") == 0
+    assert names(tmp_path / "flat") == ["a.png", "größe 写真.png"]
+    assert upscale(weights, folder, "-o", tmp_path / "deep", "--recursive", "--suffix", "_x2", "--format", "webp") == 0
+    assert names(tmp_path / "deep") == ["a_x2.webp", "größe 写真_x2.webp", "sub/b_x2.webp"]
+    with Image.open(tmp_path / "flat" / "größe 写真.png") as result:
+        assert result.size == (16, 12)
+
+
+def test_files_and_globs(folder, weights, tmp_path) -> None:
+    assert upscale(weights, folder / "a.png", folder / "sub" / "*.jpg", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["a.png", "b.jpg"]
+
+
+def test_existing_files_are_left_unless_asked(folder, weights, tmp_path, capsys) -> None:
+    output = tmp_path / "a.png"
+    output.write_text("mine")
+    assert upscale(weights, folder / "a.png", "-o", output) == 1
+    assert "use --overwrite or --skip-existing" in capsys.readouterr().err
+    assert upscale(weights, folder / "a.png", "-o", output, "--skip-existing") == 0
+    assert output.read_text() == "mine"
+    assert upscale(weights, folder / "a.png", "-o", output, "--overwrite") == 0
+    with Image.open(output) as result:
+        assert result.size == (16, 12)
+
+
+def test_a_picture_is_never_its_own_output(folder, weights, capsys) -> None:
+    before = (folder / "a.png").read_bytes()
+    assert upscale(weights, folder / "a.png", "-o", folder, "--overwrite") == 1
+    assert "would overwrite itself" in capsys.readouterr().err
+    assert (folder / "a.png").read_bytes() == before
+
+
+def test_two_inputs_for_one_output(folder, weights, tmp_path, capsys) -> None:
+    Image.new("RGB", (4, 4)).save(folder / "a.bmp")
+    assert upscale(weights, folder, "-o", tmp_path / "out", "--format", "png") == 1
+    assert "as " + str(folder / "a.bmp") + " is already" in capsys.readouterr().err
+    assert len(names(tmp_path / "out")) == 2
+
+
+def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> None:
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no picture")
+    whole = (folder / "sub" / "b.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    report = tmp_path / "report.json"
+    assert upscale(weights, folder, folder / "missing.png", "-o", tmp_path / "out", "--json", report) == 1
+    errors = capsys.readouterr().err
+    for name in ("empty.png: is empty", "text.jpg: is no picture", "cut.jpg: ", "missing.png: does not exist"):
+        assert name in errors
+    assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
+    pictures = {Path(entry["input"]).name: entry for entry in json.loads(report.read_text())["pictures"]}
+    assert {name: entry["status"] for name, entry in pictures.items()} == {
+        "a.png": "done",
+        "größe 写真.png": "done",
+        "empty.png": "failed",
+        "text.jpg": "failed",
+        "cut.jpg": "failed",
+        "missing.png": "failed",
+    }
+
+
+def test_a_folder_that_cannot_be_listed(folder, weights, tmp_path, capsys, monkeypatch) -> None:
+    """By a file system that says no: the superuser, whom tests may run as, is never refused."""
+    listing = Path.iterdir
+
+    def refuse(path: Path):
+        if path.name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert upscale(weights, folder, "-o", tmp_path / "out", "--recursive") == 1
+    assert "sub: cannot be listed: Permission denied" in capsys.readouterr().err
+    assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
+
+
+def test_report_says_what_ran(folder, weights, tmp_path) -> None:
+    report = tmp_path / "report.json"
+    assert upscale(weights, folder / "a.png", "-o", tmp_path / "b.png", "--json", report, "--backend", "torch") == 0
+    content = json.loads(report.read_text())
+    assert set(content["backends"].values()) == {"torch"}
+    (picture,) = content["pictures"]
+    assert (picture["input_size"], picture["output_size"], picture["tiles"]) == ([8, 6], [16, 12], 1)
+    assert picture["seconds"] > 0
+    assert picture["predicted_peak_bytes"] > 0
+
+
+def test_dry_run_does_nothing(folder, weights, tmp_path, capsys) -> None:
+    assert upscale(weights, folder, "-o", tmp_path / "out", "--dry-run") == 0
+    assert f"{folder / 'a.png'} -> {tmp_path / 'out' / 'a.png'}" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quality", "0"], "--quality is 0"),
+        (["--scale", "-1"], "--scale is -1"),
+        (["--tile", "big"], "'big' is neither auto"),
+        (["--max-memory", "lots"], "'lots' is no amount of memory"),
+        (["--dtype", "int8"], "invalid choice"),
+    ],
+)
+def test_wrong_usage(folder, weights, tmp_path, capsys, options: list[str], message: str) -> None:
+    try:
+        code = upscale(weights, folder, "-o", tmp_path / "out", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_model_names_what_ships(folder, tmp_path, capsys) -> None:
+    assert main(["upscale", str(folder), "-o", str(tmp_path / "out"), "--model", "nothing"]) == 2
+    assert "no file and no shipped model" in capsys.readouterr().err
+
+
+def test_options_reach_the_upscaler(folder, weights, tmp_path, monkeypatch) -> None:
+    seen = {}
+
+    class Spy(ditn.Upscaler):
+        def __init__(self, model, **options) -> None:
+            seen.update(options, dtype=model.sft.weight.dtype)
+            super().__init__(model, **options)
+
+    monkeypatch.setattr(jobs, "Upscaler", Spy)
+    options = ["--tile", "32", "--max-memory", "2G", "--self-ensemble", "--dtype", "bfloat16"]
+    assert upscale(weights, folder / "a.png", "-o", tmp_path / "a.png", *options) == 0
+    assert (seen["tile"], seen["max_memory"], seen["self_ensemble"]) == (32, 2 * 2**30, True)
+    assert seen["dtype"] == torch.bfloat16
+
+
+def test_amounts_of_memory() -> None:
+    assert [parse_bytes(text) for text in ("512", "1k", "1.5MiB", "2G", "2gb")] == [512, 1024, 1572864, 2**31, 2**31]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interruption_leaves_no_half_file(weights, tmp_path, number: signal.Signals) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    Image.effect_noise((8, 8), 50).save(source / "0.png")
+    Image.effect_noise((3000, 3000), 50).save(source / "1.png")
+    command = [
+        sys.executable,
+        "-m",
+        "ditn",
+        "upscale",
+        str(source),
+        "-o",
+        str(output),
+        "--model",
+        weights,
+        "--tile",
+        "64",
+    ]
+    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (
+        output.exists() and any(path.suffix == ".raw" for path in output.iterdir()) and (output / "0.png").exists()
+    ):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert os.listdir(output) == ["0.png"]
+
+
+def test_every_real_picture_keeps_what_it_is(shared, weights, tmp_path) -> None:
+    source = shared / "data" / "real"
+    if not source.is_dir():
+        pytest.skip(f"no pictures: {source} is not a folder")
+    output = tmp_path / "out"
+    assert upscale(weights, source, "-o", output, "--recursive") == 0
+    pictures = [path for path in source.rglob("*") if path.suffix in (".png", ".jpg")]
+    assert len(names(output)) == len(pictures) == 29
+    for path in pictures:
+        with Image.open(path) as given, Image.open(output / path.relative_to(source)) as result:
+            assert result.size == (2 * given.width, 2 * given.height)
+            assert result.mode == given.mode, path
+    with Image.open(output / "RealESRGAN_inputs" / "tree_alpha_16bit.png") as image:
+        assert image.tile[0].args == "RGBA;16B"
+
+
+def test_info(capsys) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "inner_patch_attention" in text
+    assert torch.__version__.split("+")[0] in text
+    assert main(["info", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["operators"]["gated_ffn"]["forward"]["torch"] == []
+    assert content["models"] == ditn.models()
+
+
+def test_verify_passes_and_notices(weights, capsys, monkeypatch) -> None:
+    assert main(["verify", "--model", weights]) == 0
+    assert "torch   float32" in capsys.readouterr().out
+    from ditn import verify
+
+    monkeypatch.setattr(verify, "EXPECTED_DB", {torch.float32: 400.0})
+    assert main(["verify", "--model", weights]) == 1
+    assert "WRONG" in capsys.readouterr().out
