@@ -7,7 +7,6 @@ import copy
 import pickle
 
 import numpy as np
-import original
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ditn
+from benchmarks import published
 from ditn.model import pad_to_grid
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
@@ -130,7 +130,7 @@ def test_every_model_is_the_published_formula(name: str, fields: dict, fused: bo
     model = small(MODELS[name], **fields, ufones=2 if name == "ditn" else 1).double()
     model.fused = fused
     image = torch.rand(2, 3, 19, 10, dtype=torch.float64)
-    expected = original.network(model.state_dict(), image)
+    expected = published.network(model.state_dict(), image)
     # Both sides are float64; the sums are taken in another order.
     torch.testing.assert_close(model(image), expected, rtol=1e-10, atol=1e-10)
 
@@ -139,7 +139,7 @@ def test_every_model_is_the_published_formula(name: str, fields: dict, fused: bo
 def test_patch_sizes(patch_size: int) -> None:
     model = small(ditn.DITN_Tiny, patch_size=patch_size).double()
     image = torch.rand(1, 3, 11, 20, dtype=torch.float64)
-    expected = original.network(model.state_dict(), image, patch_size=patch_size)
+    expected = published.network(model.state_dict(), image, patch_size=patch_size)
     torch.testing.assert_close(model(image), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -197,8 +197,8 @@ def test_gradients_agree_fused_and_unfused() -> None:
         return list(torch.autograd.grad(run(image).square().sum(), [image, *model.parameters()]))
 
     fused = gradients(model)
-    published = gradients(lambda x: original.network(dict(model.named_parameters()), x))
-    for (name, _), a, b in zip([("image", 0), *model.named_parameters()], fused, published, strict=True):
+    expected = gradients(lambda x: published.network(dict(model.named_parameters()), x))
+    for (name, _), a, b in zip([("image", 0), *model.named_parameters()], fused, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=name)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import numpy as np
-import original
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from compare import assert_as_good
 from torch import Tensor
 
 import ditn_kernels
+from benchmarks import published
 from ditn_kernels import REGISTRY, Op, use_backend
 from ditn_kernels._dispatch import reasons_against
 
@@ -25,7 +25,7 @@ def arguments(op: Op, sample, dtype: torch.dtype) -> tuple[list[Tensor], dict]:
 
 
 def restated(name: str, args: dict) -> Tensor:
-    """The operators' formulas in terms of the published layers of `original`: NCHW, [out, in] weights."""
+    """The operators' formulas in terms of the published layers of `benchmarks.published`: NCHW, [out, in] weights."""
 
     def pointwise(weight: str, bias: str) -> dict[str, Tensor]:
         return {"weight": args[weight].t()[..., None, None], "bias": args[bias]}
@@ -44,20 +44,20 @@ def restated(name: str, args: dict) -> Tensor:
             return torch.tanh(x)
         if args["norm"] == "layernorm":
             one, zero = torch.ones(x.shape[1]).to(x), torch.zeros(x.shape[1]).to(x)
-            return original.norm({"k.norm1.weight": one, "k.norm1.bias": zero}, "k", 1, x)
+            return published.norm({"k.norm1.weight": one, "k.norm1.bias": zero}, "k", 1, x)
         return x
 
     def per_patch(x: Tensor, function) -> Tensor:
         if not x.numel() or not args.get("patch_size"):
             return function(x)
-        return original.patchwise(x, args["patch_size"], function)
+        return published.patchwise(x, args["patch_size"], function)
 
     match name:
         case "tanh_affine":
             return F.conv2d(torch.tanh(args["x"]), **pointwise("weight", "bias"))
         case "layer_norm2d":
             layer = {"k.norm1.weight": args["weight"], "k.norm1.bias": args["bias"]}
-            return original.norm(layer, "k", 1, args["x"])
+            return published.norm(layer, "k", 1, args["x"])
         case "image_head":
             return F.conv2d(args["image"], **full("weight", "bias"), padding=1)
         case "image_tail":
@@ -67,7 +67,7 @@ def restated(name: str, args: dict) -> Tensor:
             layers = state(project_out=pointwise("out_weight", "out_bias"))
             layers |= {"qkv.weight": args["qkv_weight"].t(), "qkv.bias": args["qkv_bias"]}
             layers = {f"k.{key}": tensor for key, tensor in layers.items()} | {"k.temperature": args["temperature"]}
-            return per_patch(args["x"], lambda x: x + original.attention(layers, "k", normed(x)))
+            return per_patch(args["x"], lambda x: x + published.attention(layers, "k", normed(x)))
         case "gated_ffn":
             layers = state(
                 project_in=pointwise("in_weight", "in_bias"),
@@ -75,7 +75,7 @@ def restated(name: str, args: dict) -> Tensor:
                 project_out=pointwise("out_weight", "out_bias"),
             )
             layers = {f"k.{key}": tensor for key, tensor in layers.items()}
-            return per_patch(args["x"], lambda x: x + original.feed_forward(layers, "k", normed(x)))
+            return per_patch(args["x"], lambda x: x + published.feed_forward(layers, "k", normed(x)))
         case "dilated_gate":
             layers = {
                 "proj_first.0": pointwise("in_weight", "in_bias"),
@@ -87,7 +87,7 @@ def restated(name: str, args: dict) -> Tensor:
             layers = {f"k.{key}": tensor for key, tensor in state(**layers).items()} | {
                 "k.scale": torch.ones(1).to(args["x"])
             }
-            return args["x"] + original.gate(layers, "k", normed(args["x"]))
+            return args["x"] + published.gate(layers, "k", normed(args["x"]))
         case "inner_patch_stage":
             attention, ffn = REGISTRY["inner_patch_attention"], REGISTRY["gated_ffn"]
             return chained(args, (attention, 5), (ffn, 6))
