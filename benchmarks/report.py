@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README's numbers from `benchmarks/results/`: rewritten, or with --check compared.
+
+    python -m benchmarks.report [--check]
+
+`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`.
+A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parent.parent
+RESULTS = PROJECT / "benchmarks" / "results"
+
+
+def quality() -> str:
+    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation."""
+    rows = [_load(path) for path in sorted(RESULTS.glob("evaluate-*.json"))]
+    names = list(rows[0]["datasets"])
+    lines = [f"| model | scale | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for row in sorted(rows, key=lambda row: (row["model"] == "bicubic", row["model"])):
+        means = [row["datasets"][name]["mean"] for name in names]
+        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" for mean in means]
+        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Latency of whole networks, each ratio from one interleaved run."""
+    lines = ["| model | input | contestant | median | quartiles | against published |", "|---|---|---|---|---|---|"]
+    machines = set()
+    for path in sorted(RESULTS.glob("model-*.json")):
+        result = _load(path)
+        machine = result["machine"]
+        machines.add(f"{machine['cpu']}, {machine['threads']} threads, PyTorch {machine['torch']}, {machine['date']}")
+        base = {row["size"]: row["median_s"] for row in result["rows"] if row["contestant"] == "published"}
+        for row in result["rows"]:
+            low, high = row["quartiles_s"]
+            lines.append(
+                f"| {result['model']} x{result['upscale']} | {row['size']} | {row['contestant']} | "
+                f"{row['median_s']:.3f} s | {low:.3f} to {high:.3f} | {base[row['size']] / row['median_s']:.2f} x |"
+            )
+    return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(machines))}."])
+
+
+BLOCKS = {"quality": quality, "speed": speed}
+
+
+def rewritten(text: str) -> str:
+    """The text with every block made anew. Raises ValueError for a block that is missing."""
+    for name, make in BLOCKS.items():
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda match, make=make: match[1] + make() + "\n" + match[2],  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"README.md has {count} blocks named {name}, expected one")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail if README.md does not say what the results say")
+    args = parser.parse_args(arguments)
+    readme = PROJECT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = rewritten(before)
+    if args.check and after != before:
+        print("README.md differs from benchmarks/results; run `make format`", file=sys.stderr)
+        return 1
+    if after != before:
+        readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())
