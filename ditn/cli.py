@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ditn_kernels import BackendError
+
 COMMANDS = {
     "upscale": ("ditn.jobs", "enlarge pictures"),
     "info": ("ditn.info", "versions, devices, models, backends and why each one can or cannot run"),
@@ -39,5 +41,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"ditn {args.command}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | OSError) else 1
+        return 2 if isinstance(error, ValueError | OSError | BackendError) else 1
     return code

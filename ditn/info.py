@@ -7,6 +7,7 @@ import argparse
 import json
 
 from ditn.checkpoint import models
+from ditn.device import choose_device
 from ditn_kernels import info
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = info(args.device) | {"models": models()}
+    facts = info(choose_device(args.device)) | {"models": models()}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0

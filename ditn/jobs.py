@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from ditn.checkpoint import load
+from ditn.device import choose_device
 from ditn.images import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
 from ditn.memory import predicted_peak
 from ditn.upscale import Pixels, Upscaler
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _write_report(args, jobs)
     failed = sum(job.status == "failed" for job in jobs)
-    if not args.dry_run:
+    if not args.dry_run and sys.stderr.isatty():
         done, skipped = (sum(job.status == status for job in jobs) for status in ("done", "skipped"))
         print(f"{done} done, {skipped} skipped, {failed} failed", file=sys.stderr)
     return 1 if failed or not jobs else 0
@@ -196,8 +197,7 @@ def _settle(job: Job, taken: dict[str, str], args: argparse.Namespace) -> None:
 
 
 def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
+    device, dtype = _where(args)
     model = load(args.model, flavor=args.flavor, device=device, dtype=dtype)
     planned = [job for job in jobs if job.status == "planned"]
     forced = use_backend(args.backend) if args.backend else nullcontext()
@@ -290,13 +290,17 @@ def _write_report(args: argparse.Namespace, jobs: list[Job]) -> None:
 
 def _backends(args: argparse.Namespace) -> dict[str, str | None]:
     """The backend that runs each operator under these options."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
+    device, dtype = _where(args)
     chosen = {}
     for op in REGISTRY.values():
         inputs = op.inputs(op.samples[0], dtype=dtype, device=device)
         chosen[op.name] = explain(op, *inputs.values(), backend=args.backend).chosen
     return chosen
+
+
+def _where(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    device = choose_device(args.device)
+    return device, DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
 
 
 def parse_bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -102,8 +103,8 @@ class DITN(nn.Module):
         )
         if self._folded is None or not unchanged:
             with torch.no_grad():
-                wide = type(self)(config=self.config, fused=False).to(torch.float64).requires_grad_(False)
-                wide.load_state_dict(self.state_dict())
+                # A copy, not a new model, whose initialisation would draw from the caller's random numbers.
+                wide = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
                 dtype, device = self.sft.weight.dtype, self.sft.weight.device
                 self._folded = _map(wide.fold(), lambda t: t.to(device=device, dtype=dtype).contiguous())
             self._folded_from = source

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ditn.checkpoint import load
+from ditn.device import choose_device
 from ditn.model import DITN
 from ditn_kernels import BackendError, info, use_backend
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """A line for each backend and dtype. 0 if all that can run are right, 1 if one is not."""
     model = load(args.model)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(args.device)
     image = drawn_picture()
     reference = _reference(model)(image.double())
     failed = False

@@ -153,6 +153,8 @@ def test_dry_run_does_nothing(folder, weights, tmp_path, capsys) -> None:
         (["--tile", "big"], "'big' is neither auto"),
         (["--max-memory", "lots"], "'lots' is no amount of memory"),
         (["--dtype", "int8"], "invalid choice"),
+        (["--backend", "cudda"], "'cudda' is no backend; there are"),
+        (["--device", "tpu"], "device 'tpu' cannot be used"),
     ],
 )
 def test_wrong_usage(folder, weights, tmp_path, capsys, options: list[str], message: str) -> None:

@@ -44,18 +44,21 @@ def test_crops_are_aligned_and_turned_alike(folder: Path, tmp_path: Path, scale:
     assert low.is_contiguous(memory_format=torch.channels_last)
     for small, large in zip(low, high, strict=True):
         again = downscale(to_pixels(large), scale)
-        # The kernel reaches 2 low-resolution pixels: further inside a crop cannot be told from its image.
-        inside = (slice(2, -2), slice(2, -2))
-        np.testing.assert_array_equal(again[inside], to_pixels(small)[inside])
+        # The kernel reaches 2 low-resolution pixels: further inside, a crop cannot be told from its image. A turned one
+        # is made smaller along the other axis first, which rounds differently: one level.
+        difference = again.astype(int) - to_pixels(small)
+        assert np.abs(difference[2:-2, 2:-2]).max() <= 1
 
 
 def test_every_orientation_occurs(folder: Path, tmp_path: Path) -> None:
-    only = PairedImages([folder / "a.png"], 4, tmp_path)
-    corner = only[0].low[:8, :8]
-    views = {np.rot90(v, turns).tobytes() for v in (corner, corner[:, ::-1]) for turns in range(4)}
-    seen = {to_pixels(crop).tobytes() for step in range(200) for crop in only.batch(step, seed=0, size=64, patch=8)[0]}
+    path = tmp_path / "small.png"
+    Image.open(folder / "a.png").crop((0, 0, 32, 32)).save(path)
+    only = PairedImages([path], 4, tmp_path)
+    low = only[0].low
+    views = {np.rot90(v, turns).tobytes() for v in (low, low[:, ::-1]) for turns in range(4)}
+    seen = {to_pixels(crop).tobytes() for crop in only.batch(0, seed=0, size=100, patch=8)[0]}
     assert len(views) == 8
-    assert views <= seen
+    assert seen == views
 
 
 def test_a_batch_depends_on_seed_and_step_alone(folder: Path, tmp_path: Path) -> None:
@@ -83,8 +86,8 @@ def test_cache_is_made_once_per_content_and_scale(folder: Path, tmp_path: Path) 
 def test_refuses(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         list_images([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
-        (tmp_path / "empty").mkdir()
         list_images([tmp_path / "empty"])
     images = PairedImages(list_images([folder]), 4, tmp_path)
     with pytest.raises(ValueError, match="patch of 32 does not fit"):
@@ -97,4 +100,9 @@ def test_refuses(folder: Path, tmp_path: Path) -> None:
 def test_tensors_and_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 3), dtype=np.uint8)
     np.testing.assert_array_equal(to_pixels(to_tensor(pixels)[0]), pixels[0])
-    assert to_pixels(torch.tensor([-0.2, 0.5 / 255, 1.5 / 255, 2.0]).expand(3, 1, 4))[0, :, 0].tolist() == [0, 0, 2, 255]
+    assert to_pixels(torch.tensor([-0.2, 0.5 / 255, 1.5 / 255, 2.0]).expand(3, 1, 4))[0, :, 0].tolist() == [
+        0,
+        0,
+        2,
+        255,
+    ]

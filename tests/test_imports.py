@@ -17,13 +17,13 @@ from ditn_kernels import REGISTRY
 PROJECT = Path(ditn_kernels.__file__).parent.parent
 # Who may import whom, most basic first: a module imports only from its own line or from lines above it.
 LAYERS = [
-    ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images"],
+    ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images", "ditn.tiling", "ditn.ensemble", "ditn.device"],
     ["ditn.folding"],
     ["ditn.modules"],
     ["ditn.model"],
-    ["ditn.checkpoint", "ditn.warm_start", "ditn.tiling", "ditn.ensemble", "ditn.data"],
-    ["ditn.recipe"],
-    ["ditn.upscale", "ditn.train", "ditn.evaluate", "ditn.verify"],
+    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data"],
+    ["ditn.recipe", "ditn.upscale"],
+    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.train", "ditn.evaluate"],
     ["ditn.cli"],
     ["ditn.__main__"],
 ]

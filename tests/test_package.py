@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed is what was meant to be; README, CHANGELOG and examples say what is so."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email import message_from_bytes
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import report
+from ditn import cli
+from ditn.resize import downscale
+
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = PROJECT / "examples" / "spiral.png"
+
+
+def test_one_version() -> None:
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert version("ditn-kernels") == declared == newest[1]
+
+
+def test_readme_says_what_was_measured() -> None:
+    assert report.main(["--check"]) == 0
+
+
+def test_a_number_that_was_not_measured_is_found(tmp_path, monkeypatch) -> None:
+    results = tmp_path / "benchmarks" / "results"
+    shutil.copytree(report.RESULTS, results)
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    monkeypatch.setattr(report, "PROJECT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", results)
+    measured = next(results.glob("evaluate-*.json"))
+    measured.write_text(re.sub(r'"psnr_y": \d+', '"psnr_y": 99', measured.read_text()))
+    assert report.main(["--check"]) == 1
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+    assert report.main([]) == 0
+    assert "99." in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert report.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ditn (.+)$", README, re.MULTILINE))
+def test_commands_of_the_readme_are_understood(line, monkeypatch) -> None:
+    arguments = shlex.split(line, comments=True)
+    module, _ = cli.COMMANDS[arguments[0]]
+    monkeypatch.setattr(importlib.import_module(module), "run", lambda args: 0)
+    assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+def test_links_lead_to_files(document) -> None:
+    path = PROJECT / document
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_side_by_side_shows_both(tmp_path) -> None:
+    small, large, sheet = (tmp_path / name for name in ("small.png", "large.png", "sheet.png"))
+    Image.new("RGB", (8, 6), "red").save(small)
+    Image.new("RGB", (32, 24), "blue").save(large)
+    script = PROJECT / "examples" / "side_by_side.py"
+    subprocess.run([sys.executable, script, small, large, sheet], check=True)
+    with Image.open(sheet) as image:
+        width, height = image.size
+        assert (width, height) >= (2 * 32, 24)
+        assert image.getpixel((0, height - 1)) == (255, 0, 0)
+        assert image.getpixel((width - 1, height - 1)) == (0, 0, 255)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that `make wheel` builds: of the sdist, so that it also shows what the sdist lacks."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PROJECT],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    assert len(list(folder.glob("*.tar.gz"))) == 1
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata_name,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(metadata_name))
+    expected = {
+        path.relative_to(PROJECT).as_posix()
+        for package in ("ditn", "ditn_kernels")
+        for path in (PROJECT / package).rglob("*")
+        if path.suffix in (".py", ".typed", ".safetensors", ".tsv")
+    }
+    assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
+    assert expected - names == set()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ditn", "ditn_kernels"}
+    licences = metadata_name.replace("METADATA", "licenses/")
+    assert {licences + name for name in ("LICENSE", "NOTICE", "ditn/weights/ATTRIBUTION.tsv")} <= names
+    assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-SA-4.0"
+
+
+@pytest.mark.slow
+def test_wheel_upscales_in_an_empty_environment_and_leaves_torch_alone(wheel, tmp_path) -> None:
+    binaries = tmp_path / "venv" / "bin"
+    subprocess.run([sys.executable, "-m", "venv", binaries.parent], check=True)
+    installed = torch.__version__.split("+")[0]
+    for package in (f"torch=={installed}", str(wheel)):
+        subprocess.run([binaries / "pip", "install", "--quiet", package], check=True)
+    probe = "import torch; print(torch.__version__)"
+    found = subprocess.run([binaries / "python", "-c", probe], check=True, capture_output=True, text=True)
+    assert found.stdout.split("+")[0].strip() == installed
+    output = tmp_path / "large.png"
+    subprocess.run([binaries / "ditn", "upscale", EXAMPLE, "-o", output], check=True, cwd=tmp_path)
+    with Image.open(EXAMPLE) as small, Image.open(output) as large:
+        given, enlarged = np.asarray(small.convert("RGB")), np.asarray(large)
+    assert enlarged.shape == (4 * given.shape[0], 4 * given.shape[1], 3)
+    # A good enlargement shrinks back to what it was made of.
+    error = downscale(enlarged, 4).astype(float) - given
+    assert np.sqrt((error**2).mean()) < 2
