@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ditn_kernels._native import CPlusPlus
 from ditn_kernels._op import Op
 
 
@@ -41,7 +42,7 @@ class _PyTorch:
 
 
 LAYERS = "layers"
-BACKENDS: dict[str, Backend] = {"torch": _PyTorch()}
+BACKENDS: dict[str, Backend] = {"cpu": CPlusPlus(), "torch": _PyTorch()}
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 

@@ -81,6 +81,9 @@ def test_definitions_import_no_backend() -> None:
 def test_every_operator_has_one_stem() -> None:
     stems = {path.stem for path in (PROJECT / "ditn_kernels" / "ops").glob("[a-z]*.py")}
     assert stems == set(REGISTRY)
+    # A stage's C++ is the loop over its layers, in kernels.cpp; every other kernel has its operator's name.
+    kernels = {op.name for op in REGISTRY.values() if "cpu" in op.backends and op.layers is None}
+    assert kernels <= {path.stem for path in (PROJECT / "csrc" / "cpu").glob("*.h")}
 
 
 @pytest.mark.parametrize("module", [ditn, ditn_kernels], ids=lambda module: module.__name__)

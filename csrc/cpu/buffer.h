@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scratch memory and the sharing out of work: all that a kernel needs besides arithmetic.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace ditn::DITN_LEVEL {
+
+// Floats, zeroed, 64-byte aligned. One allocation per purpose, so that AddressSanitizer guards each.
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(float)) + 127) / 64 * 64;
+    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_, 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+
+  operator float*() { return data_; }
+  operator const float*() const { return data_; }
+
+ private:
+  float* data_;
+};
+
+// Hands out unit numbers to whichever worker asks next. A unit's result depends on its number alone, so the
+// number of workers and the order of their asking change nothing.
+class Units {
+ public:
+  explicit Units(int64_t count) : count_(count) {}
+  bool next(int64_t& unit) { return (unit = __atomic_fetch_add(&taken_, 1, __ATOMIC_RELAXED)) < count_; }
+
+ private:
+  int64_t taken_ = 0;
+  int64_t count_;
+};
+
+// Runs worker(units) on up to `count` threads at once; the worker allocates its scratch, then takes units.
+template <class Worker>
+static void share(const Threads& threads, int64_t count, const Worker& worker) {
+  if (count <= 0) return;
+  struct Job {
+    const Worker& worker;
+    Units units;
+  } job{worker, Units(count)};
+  threads.run(count, [](void* p) {
+    Job& mine = *static_cast<Job*>(p);
+    mine.worker(mine.units);
+  }, &job);
+}
+
+}  // namespace ditn::DITN_LEVEL

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// x += W_o (softmax(t qn kn^T) v) + b_o for one patch, whose rows stay in L1 and L2.
+//
+// The last two products are taken in the other order, v (A^T W_o): the [C, C] product comes first and nothing has to be
+// transposed. At 64 pixels and 60 channels that is the same work.
+#pragma once
+
+#include "gemm.h"
+#include "norm.h"
+
+namespace ditn::DITN_LEVEL {
+
+class PatchAttention {
+ public:
+  PatchAttention(const Attention& w, int channels, int pixels)
+      : rows_(channels),
+        pixels_(pixels),
+        temperature_(*w.temperature),
+        qkv_(channels, 3 * rows_.vecs, [&](int k, int n) { return third(w.qkv_weight + k * 3 * channels, n); }),
+        out_(channels, rows_.vecs, [&](int k, int n) { return n < channels ? w.out_weight[k * channels + n] : 0.0f; }),
+        qkv_bias_(3 * rows_.stride),
+        out_bias_(padded(w.out_bias, channels)) {
+    for (int n = 0; n < 3 * rows_.stride; ++n) qkv_bias_[n] = third(w.qkv_bias, n);
+  }
+
+  struct Scratch {
+    Scratch(const Rows& rows, int pixels)
+        : u(static_cast<int64_t>(pixels) * rows.stride),
+          qkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
+          scores(static_cast<int64_t>(rows.stride) * rows.stride),
+          map(static_cast<int64_t>(rows.stride) * rows.stride),
+          lengths(2 * rows.stride),
+          zeros(3 * rows.stride) {}
+    Buffer u, qkv, scores, map, lengths, zeros;
+  };
+
+  // x: [pixels, stride], updated in place.
+  void run(float* x, Norm norm, Scratch& s) const {
+    const int stride = rows_.stride, channels = rows_.channels, row = 3 * stride, padded_channels = round_up(channels, 4);
+    for (int t = 0; t < pixels_; ++t) normalize(x + t * stride, rows_, norm, s.u + t * stride);
+    product(rows_of(s.u, stride), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false, {s.qkv, row});
+    inverse_lengths(s.qkv, s.lengths);
+    inverse_lengths(s.qkv + stride, s.lengths + stride);
+    product(columns_of(s.qkv, row), padded_channels, {s.qkv + stride, pixels_, row}, rows_.vecs, s.zeros, false,
+            {s.scores, stride});
+    for (int i = 0; i < channels; ++i) softmax(s.scores + i * stride, temperature_ * s.lengths[i], s.lengths + stride);
+    product(columns_of(s.scores, stride), padded_channels, out_.right(), rows_.vecs, s.zeros, false, {s.map, stride});
+    // Not added to x as it goes: 60 roundings at the size of x would cost more digits than one.
+    product(rows_of(s.qkv + 2 * stride, row), pixels_, {s.map, channels, stride}, rows_.vecs, out_bias_, false,
+            {s.u, stride});
+    for (int i = 0; i < pixels_ * stride; i += kLanes) store(x + i, load(x + i) + load(s.u + i));
+  }
+
+ private:
+  // Element n of [q | k | v], each in whole vectors, of one row [3C].
+  float third(const float* row, int n) const {
+    const int channel = n % rows_.stride;
+    return channel < rows_.channels ? row[n / rows_.stride * rows_.channels + channel] : 0.0f;
+  }
+
+  // 1 / max(|t|, 1e-12) of each channel over the pixels.
+  void inverse_lengths(const float* t, float* out) const {
+    for (int j = 0; j < rows_.vecs; ++j) {
+      Vec squares = splat(0.0f);
+      for (int p = 0; p < pixels_; ++p) {
+        const Vec v = load(t + p * 3 * rows_.stride + j * kLanes);
+        squares = fma(v, v, squares);
+      }
+      store(out + j * kLanes, splat(1.0f) / max(splat(1e-12f), sqrt(squares)));
+    }
+  }
+
+  // softmax(scale * row * columns) over the channels, in place; zero behind them.
+  void softmax(float* row, float scale, const float* columns) const {
+    float largest = -__builtin_inff();
+    for (int j = 0; j < rows_.stride; ++j) {
+      row[j] *= scale * columns[j];
+      if (j < rows_.channels && !(row[j] <= largest)) largest = row[j];
+    }
+    Vec total = splat(0.0f);
+    for (int j = 0; j < rows_.vecs; ++j) {
+      const Vec e = keep_first(exp(load(row + j * kLanes) - splat(largest)), rows_.lanes(j));
+      store(row + j * kLanes, e);
+      total = total + e;
+    }
+    const Vec share = splat(1.0f / sum(total));
+    for (int j = 0; j < rows_.vecs; ++j) store(row + j * kLanes, load(row + j * kLanes) * share);
+  }
+
+  Rows rows_;
+  int pixels_;
+  float temperature_;
+  Packed qkv_, out_;
+  Buffer qkv_bias_, out_bias_;
+};
+
+}  // namespace ditn::DITN_LEVEL

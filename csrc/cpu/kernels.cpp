@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels of one instruction-set level. Compiled once per level, with its flags and DITN_LEVEL as its name.
+#include <cstring>
+
+#include "dilated_gate.h"
+#include "gated_ffn.h"
+#include "inner_patch_attention.h"
+
+namespace ditn::DITN_LEVEL {
+
+// One constructed layer per element; layers have no default constructor and cannot be moved.
+template <class Layer>
+class Layers {
+ public:
+  template <class Make>
+  Layers(int count, const Make& make) : count_(count), layers_(static_cast<Layer**>(std::calloc(count + 1, sizeof(Layer*)))) {
+    if (layers_ == nullptr) throw std::bad_alloc();
+    for (int i = 0; i < count; ++i) layers_[i] = make(i);
+  }
+  ~Layers() {
+    for (int i = 0; i < count_; ++i) delete layers_[i];
+    std::free(layers_);
+  }
+  Layers(const Layers&) = delete;
+  Layers& operator=(const Layers&) = delete;
+  const Layer& operator[](int i) const { return *layers_[i]; }
+
+ private:
+  int count_;
+  Layer** layers_;
+};
+
+// A patch is read once, goes through all layers in L1 and L2, and is written once.
+static void inner_patch(Threads threads, Shape shape, const float* x, float* y, const Attention* attentions, const Ffn* ffns,
+                        int layers, Norm norm, int patch) {
+  const Rows rows(shape.channels);
+  const Window window{patch, patch, patch + 2};
+  const int pixels = window.pixels();
+  const Layers<PatchAttention> attention(attentions ? layers : 0, [&](int i) {
+    return new PatchAttention(attentions[i], shape.channels, pixels);
+  });
+  const Layers<WindowFfn> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn(ffns[i], shape.channels); });
+  const int64_t across = shape.width / patch, down = shape.height / patch;
+  share(threads, shape.batch * down * across, [&](Units& units) {
+    Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
+    PatchAttention::Scratch attention_scratch(rows, pixels);
+    WindowFfn::Scratch ffn_scratch(rows, window);
+    for (int64_t unit; units.next(unit);) {
+      const int64_t top = unit / across * patch, left = unit % across * patch;  // top counts through the batch
+      const auto pixel = [&](int i) {
+        return ((top + i / patch) * shape.width + left + i % patch) * static_cast<int64_t>(shape.channels);
+      };
+      for (int i = 0; i < pixels; ++i) copy_in(x + pixel(i), rows, stream + i * rows.stride);
+      for (int layer = 0; layer < layers; ++layer) {
+        if (attentions) attention[layer].run(stream, norm, attention_scratch);
+        if (!ffns) continue;
+        for (int i = 0; i < pixels; ++i) normalize(stream + i * rows.stride, rows, norm, ffn_scratch.u + i * rows.stride);
+        ffn[layer].run_patch(window, ffn_scratch);
+        for (int i = 0; i < pixels * rows.stride; i += kLanes) store(stream + i, load(stream + i) + load(ffn_scratch.y + i));
+      }
+      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(i));
+    }
+  });
+}
+
+// Tiles of 16 x 30 pixels: with their border 18 x 32, a multiple of four in every row.
+static void map_ffn(const Threads& threads, const Shape& shape, const float* x, float* y, const WindowFfn& ffn, Norm norm) {
+  constexpr int kHeight = 16, kWidth = 30, kPitch = 32;
+  const Rows rows(shape.channels);
+  const int64_t across = (shape.width + kWidth - 1) / kWidth, down = (shape.height + kHeight - 1) / kHeight;
+  share(threads, shape.batch * down * across, [&](Units& units) {
+    WindowFfn::Scratch s(rows, {kHeight, kWidth, kPitch});
+    for (int64_t unit; units.next(unit);) {
+      const int64_t b = unit / (down * across), top = unit / across % down * kHeight, left = unit % across * kWidth;
+      const int64_t below = shape.height - top, right = shape.width - left;
+      const Window window{static_cast<int>(below < kHeight ? below : kHeight), static_cast<int>(right < kWidth ? right : kWidth),
+                          kPitch};
+      const auto pixel = [&](int64_t r, int64_t c) {
+        return ((b * shape.height + top + r) * shape.width + left + c) * shape.channels;
+      };
+      const auto outside = [&](int r, int c) {
+        return top + r - 1 < 0 || top + r - 1 >= shape.height || left + c - 1 < 0 || left + c - 1 >= shape.width;
+      };
+      for (int r = 0; r < window.height + 2; ++r) {
+        for (int c = 0; c < window.width + 2; ++c) {
+          if (outside(r, c)) continue;
+          float* u = s.u + (r * kPitch + c) * rows.stride;
+          copy_in(x + pixel(r - 1, c - 1), rows, u);
+          normalize(u, rows, norm, u);
+        }
+      }
+      ffn.run_tile(window, outside, s);
+      for (int i = 0; i < window.pixels(); ++i) {
+        const int64_t at = pixel(i / window.width, i % window.width);
+        add_out(s.y + i * rows.stride, x + at, rows, y + at);
+      }
+    }
+  });
+}
+
+static void spatial(Threads threads, Shape shape, const float* x, float* y, const Gate* gates, const Ffn* ffns, int layers,
+                    Norm norm) {
+  if (layers == 0) {
+    std::memcpy(y, x, sizeof(float) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
+    return;
+  }
+  // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
+  Buffer between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
+  const Shape nothing{0, 0, 0, shape.channels};
+  MapGate::Maps maps(gates ? shape : nothing, Rows(shape.channels));
+  for (int i = 0; i < layers; ++i) {
+    const float* in = i ? y : x;
+    float* gated = ffns ? static_cast<float*>(between) : y;
+    if (gates) MapGate(gates[i], shape.channels).run(threads, shape, in, gated, norm, maps);
+    if (ffns) map_ffn(threads, shape, gates ? gated : in, y, WindowFfn(ffns[i], shape.channels), norm);
+  }
+}
+
+static void function(const char* name, const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    const Vec v = load_first(x + i, n);
+    store_first(y + i, *name == 't' ? tanh(v) : name[1] == 'x' ? exp(v) : erf(v), n);
+  }
+}
+
+extern const Kernels kernels;
+const Kernels kernels = {inner_patch, spatial, function};
+
+}  // namespace ditn::DITN_LEVEL

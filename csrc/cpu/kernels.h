@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU kernels take and offer. No torch here: raw pointers, sizes, and a way to use threads.
+#pragma once
+
+#include <cstdint>
+
+namespace ditn {
+
+enum class Norm : int64_t { kNone, kTanh, kLayerNorm };
+
+// Dense maps [batch, height, width, channels].
+struct Shape {
+  int64_t batch, height, width;
+  int channels;
+};
+
+// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have.
+struct Threads {
+  void (*run)(int64_t most, void (*work)(void*), void* argument);
+};
+
+// Weights are input-major; every bias is there.
+struct Attention {
+  const float *qkv_weight, *qkv_bias;  // [C, 3C], [3C]
+  const float* temperature;            // [1]
+  const float *out_weight, *out_bias;  // [C, C], [C]
+};
+
+struct Ffn {
+  const float *in_weight, *in_bias;    // [C, 2E], [2E]
+  const float *dw_weight, *dw_bias;    // [3, 3, 2E], [2E]
+  const float *out_weight, *out_bias;  // [E, C], [C]
+  int expanded;                        // E
+};
+
+struct Gate {
+  const float *in_weight, *in_bias;    // [C, 2C], [2C]
+  const float *dw5_weight, *dw5_bias;  // [5, 5, C], [C]
+  const float *dw7_weight, *dw7_bias;  // [7, 7, C], [C]
+  const float *mix_weight, *mix_bias;  // [C, C], [C]
+  const float *out_weight, *out_bias;  // [C, C], [C]
+};
+
+// One instruction-set level: the same functions, compiled for it. Results do not depend on the threads. A null pointer
+// for the attentions, the gates or the ffns leaves them out.
+struct Kernels {
+  void (*inner_patch)(Threads, Shape, const float* x, float* y, const Attention*, const Ffn*, int layers, Norm, int patch);
+  void (*spatial)(Threads, Shape, const float* x, float* y, const Gate*, const Ffn*, int layers, Norm);
+  void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
+};
+
+// The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is
+// unknown, was not compiled in, or needs instructions that this CPU lacks.
+struct Level {
+  const char* name;
+  const Kernels* kernels;
+};
+const Level& level();
+
+}  // namespace ditn

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only file that knows torch: `ditn_native::*` on LibTorch's stable ABI. Tensors are dense float32 on the CPU,
+// activations [B, H, W, C]; shapes and types were checked by whoever calls (ditn_kernels/_library.py).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <exception>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using torch::stable::Tensor;
+using namespace ditn;
+
+const float* data(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+
+// The part of a stacked weight that belongs to one layer.
+const float* data(const Tensor& t, int64_t layer) { return data(t) + layer * (t.numel() / t.size(0)); }
+
+Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
+
+// Torch's threads. An exception must not cross them: the first is kept and thrown again by the caller's.
+void run_on_torch(int64_t most, void (*work)(void*), void* argument) {
+  const int64_t threads = torch::stable::get_num_threads();
+  std::exception_ptr failure;
+  std::mutex guard;
+  torch::stable::parallel_for(0, most < threads ? most : threads, 1, [&](int64_t, int64_t) {
+    try {
+      work(argument);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(guard);
+      if (!failure) failure = std::current_exception();
+    }
+  });
+  if (failure) std::rethrow_exception(failure);
+}
+
+constexpr Threads kThreads{run_on_torch};
+
+Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
+                         Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
+                         Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  std::vector<Attention> attentions;
+  std::vector<Ffn> ffns;
+  const int64_t layers = qkv_weight.size(0);
+  for (int64_t i = 0; i < layers; ++i) {
+    attentions.push_back({data(qkv_weight, i), data(qkv_bias, i), data(temperature, i), data(attn_out_weight, i),
+                          data(attn_out_bias, i)});
+    ffns.push_back({data(in_weight, i), data(in_bias, i), data(dw_weight, i), data(dw_bias, i), data(ffn_out_weight, i),
+                    data(ffn_out_bias, i), static_cast<int>(ffn_out_weight.size(1))});
+  }
+  level().kernels->inner_patch(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), attentions.data(),
+                               ffns.data(), static_cast<int>(layers), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  return y;
+}
+
+Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
+                             Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  const Attention attention{data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)};
+  level().kernels->inner_patch(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), &attention, nullptr,
+                               1, static_cast<Norm>(norm), static_cast<int>(patch_size));
+  return y;
+}
+
+Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
+                 Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  const Ffn ffn{data(in_weight), data(in_bias), data(dw_weight), data(dw_bias), data(out_weight), data(out_bias),
+                static_cast<int>(out_weight.size(0))};
+  float* out = static_cast<float*>(y.mutable_data_ptr());
+  const Kernels& kernels = *level().kernels;
+  if (patch_size) {
+    kernels.inner_patch(kThreads, shape_of(x), data(x), out, nullptr, &ffn, 1, static_cast<Norm>(norm),
+                        static_cast<int>(patch_size));
+  } else {
+    kernels.spatial(kThreads, shape_of(x), data(x), out, nullptr, &ffn, 1, static_cast<Norm>(norm));
+  }
+  return y;
+}
+
+Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tensor dw5_weight, Tensor dw5_bias,
+                     Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor gate_out_weight,
+                     Tensor gate_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
+                     Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm) {
+  Tensor y = torch::stable::empty_like(x);
+  std::vector<Gate> gates;
+  std::vector<Ffn> ffns;
+  const int64_t layers = in_weight.size(0);
+  for (int64_t i = 0; i < layers; ++i) {
+    gates.push_back({data(gate_in_weight, i), data(gate_in_bias, i), data(dw5_weight, i), data(dw5_bias, i),
+                     data(dw7_weight, i), data(dw7_bias, i), data(mix_weight, i), data(mix_bias, i), data(gate_out_weight, i),
+                     data(gate_out_bias, i)});
+    ffns.push_back({data(in_weight, i), data(in_bias, i), data(dw_weight, i), data(dw_bias, i), data(ffn_out_weight, i),
+                    data(ffn_out_bias, i), static_cast<int>(ffn_out_weight.size(1))});
+  }
+  level().kernels->spatial(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), gates.data(),
+                           ffns.data(), static_cast<int>(layers), static_cast<Norm>(norm));
+  return y;
+}
+
+Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
+                    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+  Tensor y = torch::stable::empty_like(x);
+  const Gate gate{data(in_weight),  data(in_bias),    data(dw5_weight), data(dw5_bias),   data(dw7_weight),
+                  data(dw7_bias),   data(mix_weight), data(mix_bias),   data(out_weight), data(out_bias)};
+  level().kernels->spatial(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), &gate, nullptr, 1,
+                           static_cast<Norm>(norm));
+  return y;
+}
+
+Tensor function(std::string name, Tensor x) {
+  Tensor y = torch::stable::empty_like(x);
+  level().kernels->function(name.c_str(), data(x), static_cast<float*>(y.mutable_data_ptr()), x.numel());
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(ditn_native, m) {
+  m.def(
+      "inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight, "
+      "Tensor out_bias, int norm, int patch_size) -> Tensor");
+  m.def(
+      "gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight, "
+      "Tensor out_bias, int norm, int patch_size) -> Tensor");
+  m.def(
+      "dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight, "
+      "Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int norm) -> Tensor");
+  m.def(
+      "inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight, "
+      "Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor ffn_out_weight, "
+      "Tensor ffn_out_bias, int norm, int patch_size) -> Tensor");
+  m.def(
+      "spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tensor dw5_weight, Tensor dw5_bias, "
+      "Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor gate_out_weight, "
+      "Tensor gate_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor ffn_out_weight, "
+      "Tensor ffn_out_bias, int norm) -> Tensor");
+  m.def("function(str name, Tensor x) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
+  m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
+  m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
+  m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
+  m.impl("inner_patch_stage", TORCH_BOX(&inner_patch_stage));
+  m.impl("spatial_stage", TORCH_BOX(&spatial_stage));
+  m.impl("function", TORCH_BOX(&function));
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled library: found and loaded once, at the first question about it, and never at import.
+
+`setup.py` leaves `_C.so` and `build_info.json` beside this file. Without them, or where the library does not load,
+there is a reason instead, which `explain` and `info` show.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditn_kernels._op import NORMS, Op
+
+_FOLDER = Path(__file__).parent
+_NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
+assert set(_NORM_CODES) == set(NORMS)
+
+
+@functools.cache
+def why_missing() -> str | None:
+    """Load the library. None if it is there, else the reason why not."""
+    library = _FOLDER / "_C.so"
+    if not library.exists():
+        return str(build_info().get("reason", "is not built: `setup.py` did not run when the package was installed"))
+    try:
+        torch.ops.load_library(library)
+        torch.ops.ditn_native.function("exp", torch.zeros(1))
+    except (OSError, RuntimeError) as error:
+        return f"does not load (built with {build_info()}): {str(error).splitlines()[0]}"
+    return None
+
+
+@functools.cache
+def build_info() -> dict[str, Any]:
+    """What `setup.py` says about the build; empty if it did not run."""
+    path = _FOLDER / "build_info.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+class CPlusPlus:
+    """The backend "cpu": vectorised C++, forward only."""
+
+    def missing(self, op: Op, *, backward: bool) -> list[str]:
+        reason = why_missing()
+        return [reason] if reason else []
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        overload = getattr(torch.ops.ditn_native, op.name).default
+
+        def run(x: Tensor, *args: Any) -> Tensor:
+            dense = [arg.contiguous() if isinstance(arg, Tensor) else _NORM_CODES.get(arg, arg) for arg in args]
+            y: Tensor = overload(x.permute(0, 2, 3, 1).contiguous(), *dense)
+            return y.permute(0, 3, 1, 2)
+
+        return run

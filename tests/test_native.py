@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled library: its functions over their whole range, threads, levels, and what is said when it is not there.
+
+That its operators are right is tested with all the others in test_ops.py, for the level that this machine chooses; here
+the other levels are put through the same tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ditn_kernels
+from ditn_kernels import REGISTRY, _native, explain
+
+PROJECT = Path(__file__).parent.parent
+REASON = _native.why_missing()
+needs_library = pytest.mark.skipif(REASON is not None, reason=f"the compiled library {REASON}")
+FUSED = [op for op in REGISTRY.values() if "cpu" in op.backends]
+
+
+def levels() -> list[str]:
+    """The levels that were compiled in and that this CPU runs."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    needed = {"avx2": "avx2", "avx512": "avx512vl", "neon": "asimd"}
+    return [level for level in _native.build_info().get("levels", []) if needed[level] in flags]
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "ulps"), [("exp", 3), ("tanh", 6), ("erf", 6)])
+def test_functions_over_every_magnitude(name: str, ulps: int) -> None:
+    """Against float64, in units of the last place: every 4,099th float of either sign."""
+    bits = np.arange(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32)
+    x = bits.view(np.float32)
+    x = x[np.isfinite(x)]
+    got = torch.ops.ditn_native.function(name, torch.from_numpy(x)).double().numpy()
+    with np.errstate(all="ignore"):
+        exact = getattr(torch.special if name == "erf" else torch, name)(torch.from_numpy(x).double()).numpy()
+        expected = exact.astype(np.float32)
+    normal = np.isfinite(expected) & (np.abs(exact) >= np.finfo(np.float32).tiny)
+    error = np.abs(got - exact)[normal] / np.spacing(np.abs(expected[normal]).astype(np.float32))
+    assert error.max() <= ulps, f"{name}({x[normal][error.argmax()]!r}) is {error.max():.1f} ulp off"
+    # Below the normal numbers and beyond the largest: as close as these can be told apart.
+    tiny = np.abs(exact) < np.finfo(np.float32).tiny
+    assert (np.abs(got - exact)[tiny] <= np.finfo(np.float32).tiny).all()
+    assert (got[np.isinf(expected)] == np.inf).all()
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["exp", "tanh", "erf"])
+def test_functions_of_infinities_and_nan(name: str) -> None:
+    x = torch.tensor([math.inf, -math.inf, math.nan, 0.0])
+    result = torch.ops.ditn_native.function(name, x).tolist()
+    limits = {"exp": [math.inf, 0, 1], "tanh": [1, -1, 0], "erf": [1, -1, 0]}[name]
+    assert [result[0], result[1], result[3]] == pytest.approx(limits)
+    assert math.isnan(result[2])
+
+
+@needs_library
+@pytest.mark.parametrize("op", FUSED, ids=lambda op: op.name)
+def test_results_do_not_depend_on_threads(op) -> None:
+    args = op.inputs(op.samples[0]).values()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(op(*args, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_library
+def test_two_python_threads_may_call_at_once() -> None:
+    op = ditn_kernels.spatial_stage
+    inputs = [list(op.inputs(op.samples[0], seed=seed).values()) for seed in range(4)]
+    alone = [op(*args, backend="cpu") for args in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda args: op(*args, backend="cpu"), inputs * 3))
+    assert all(torch.equal(result, alone[i % 4]) for i, result in enumerate(together))
+
+
+@needs_library
+def test_maps_that_no_tile_divides() -> None:
+    """Sizes around the 16 x 30 tiles and 64-pixel runs, where halos and borders meet."""
+    for op in (ditn_kernels.dilated_gate, ditn_kernels.gated_ffn):
+        sample = next(sample for sample in op.samples if not sample.options.get("patch_size"))
+        for height, width in ((1, 1), (16, 30), (17, 31), (15, 61), (33, 129), (2, 64)):
+            args = op.inputs(type(sample)("size", {**sample.axes, "B": 2, "H": height, "W": width}, sample.options))
+            expected = op.reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in args.values()))
+            # float32, sums of up to 240 terms: a few units in the last place of the largest value.
+            bound = 32 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+            result = op(*args.values(), backend="cpu").double()
+            torch.testing.assert_close(result, expected, rtol=0, atol=bound, msg=f"{op.name} {height}x{width}")
+
+
+@needs_library
+def test_nan_stays_nan_and_stays_where_it_was() -> None:
+    op = ditn_kernels.inner_patch_attention
+    args = op.inputs(op.samples[0])
+    args["x"][0, 3, 2, 2] = torch.nan
+    result = op(*args.values(), backend="cpu")
+    assert result[0, :, :8, :8].isnan().all()
+    assert not result[0, :, :8, 8:].isnan().any()
+    assert not result[1].isnan().any()
+
+
+@needs_library
+@pytest.mark.parametrize("level", levels())
+def test_every_level_passes_the_operator_tests(level: str) -> None:
+    code = (
+        "import sys, pytest; from ditn_kernels import _native; assert _native.why_missing() is None;"
+        "sys.exit(pytest.main(['-k', 'test_backends_forward and float32', 'tests/test_ops.py']))"
+    )
+    environment = os.environ | {"DITN_CPU_LEVEL": level, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed
+    assert int(passed[1]) == sum(len(op.samples) for op in REGISTRY.values())
+
+
+@needs_library
+def test_a_level_that_is_not_there_is_a_reason() -> None:
+    code = "from ditn_kernels import _native; print(_native.why_missing())"
+    environment = os.environ | {"DITN_CPU_LEVEL": "avx9"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    assert "DITN_CPU_LEVEL is avx9, compiled are" in result.stdout
+
+
+def test_without_the_library_there_is_a_reason_and_plain_pytorch_runs(monkeypatch, tmp_path) -> None:
+    (tmp_path / "build_info.json").write_text(json.dumps({"reason": "is not built: no C++ compiler was found"}))
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    _native.why_missing.cache_clear()
+    _native.build_info.cache_clear()
+    try:
+        op = ditn_kernels.dilated_gate
+        found = explain(op, *op.inputs(op.samples[0]).values())
+        assert found.chosen == "torch"
+        assert found.refusals["cpu"] == ("is not built: no C++ compiler was found",)
+    finally:
+        monkeypatch.undo()
+        _native.why_missing.cache_clear()
+        _native.build_info.cache_clear()
+
+
+@needs_library
+def test_the_library_needs_no_python_and_no_unstable_torch() -> None:
+    """One file serves every Python and every torch from 2.10 on: it may use libtorch's C shims only."""
+    if platform.system() != "Linux":
+        pytest.skip("reads symbols with nm, from Linux' binutils")
+    library = Path(_native.__file__).parent / "_C.so"
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
+    symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    unstable = [
+        s for s in symbols if s.startswith(("Py", "_Py", "_ZN3c10", "_ZNK3c10", "_ZN2at", "_ZNK2at", "_ZN5torch"))
+    ]
+    assert not unstable
