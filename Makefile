@@ -1,17 +1,19 @@
 # `make demo` and `make test` work on a machine with Python 3.11 or newer and nothing else installed.
 PYTHON ?= python3
 BIN := .venv/bin
+# What the tests were run with. Triton is no dependency: a CUDA build of torch brings the one release that it fits.
 TORCH := torch==2.13.0
+TRITON := triton==3.6.*; platform_system == 'Linux'
 
 .PHONY: help demo test test-all lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # torch comes first and alone: what follows finds it installed, and --no-build-isolation keeps a second one out.
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel "$(TRITON)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 

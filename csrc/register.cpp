@@ -115,6 +115,44 @@ Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weigh
   return y;
 }
 
+// A new map [B, H, W, channels] of the kind of x.
+Tensor map_like(const Tensor& x, int64_t height, int64_t width, int64_t channels) {
+  return torch::stable::new_empty(x, {x.size(0), height, width, channels});
+}
+
+Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(3);
+  Tensor y = map_like(image, image.size(1), image.size(2), outputs);
+  level().kernels->image_head(kThreads, shape_of(image), data(image), static_cast<float*>(y.mutable_data_ptr()), data(weight),
+                              data(bias), static_cast<int>(outputs));
+  return y;
+}
+
+Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
+                  int64_t upscale) {
+  const int64_t outputs = up_weight.size(3);
+  Tensor y = map_like(x, x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale));
+  const Tail tail{data(body_weight), data(body_bias),           data(up_weight),
+                  data(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
+  level().kernels->image_tail(kThreads, shape_of(x), data(x), data(skip), static_cast<float*>(y.mutable_data_ptr()), tail);
+  return y;
+}
+
+Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(1);
+  Tensor y = map_like(x, x.size(1), x.size(2), outputs);
+  level().kernels->tanh_affine(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), data(weight),
+                               data(bias), static_cast<int>(outputs));
+  return y;
+}
+
+Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
+  Tensor y = torch::stable::empty_like(x);
+  level().kernels->layer_norm2d(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), data(weight),
+                                data(bias), static_cast<float>(eps));
+  return y;
+}
+
 Tensor function(std::string name, Tensor x) {
   Tensor y = torch::stable::empty_like(x);
   level().kernels->function(name.c_str(), data(x), static_cast<float*>(y.mutable_data_ptr()), x.numel());
@@ -142,6 +180,12 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
       "Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor gate_out_weight, "
       "Tensor gate_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor ffn_out_weight, "
       "Tensor ffn_out_bias, int norm) -> Tensor");
+  m.def("image_head(Tensor image, Tensor weight, Tensor bias) -> Tensor");
+  m.def(
+      "image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias, int upscale) "
+      "-> Tensor");
+  m.def("tanh_affine(Tensor x, Tensor weight, Tensor bias) -> Tensor");
+  m.def("layer_norm2d(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def("function(str name, Tensor x) -> Tensor");
 }
 
@@ -151,5 +195,9 @@ STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
   m.impl("inner_patch_stage", TORCH_BOX(&inner_patch_stage));
   m.impl("spatial_stage", TORCH_BOX(&spatial_stage));
+  m.impl("image_head", TORCH_BOX(&image_head));
+  m.impl("image_tail", TORCH_BOX(&image_tail));
+  m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
+  m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
   m.impl("function", TORCH_BOX(&function));
 }

@@ -6,29 +6,35 @@ from __future__ import annotations
 import psutil
 import torch
 
-from ditn.config import DITNConfig
 from ditn.model import DITN
+from ditn_kernels import explain, spatial_stage
 
 # Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the picture.
 FIXED = 96 * 2**20
+_LANES = 16  # of the widest vectors that the C++ kernels pad channels to
 
 
-def bytes_per_pixel(config: DITNConfig, itemsize: int) -> int:
-    """Peak bytes of activations per input pixel, in plain PyTorch, which needs the most of all backends.
-
-    The peak is inside a gated FFN: the hidden map (two halves) before and behind its depthwise convolution, beside the
-    stream before and behind the stage, the normalised stream, the head's output for the skip, and the image. At large
-    scales and few channels it is in the tail: the enlarged image before and behind the pixel shuffle, and the stream.
-    """
-    ffn = 4 * config.dim + 4 * config.hidden
-    tail = 3 * config.dim + 2 * config.out_channels * config.upscale**2
-    return (max(ffn, tail) + config.in_channels) * itemsize
+def bytes_per_pixel(model: DITN) -> int:
+    """Peak bytes of activations per input pixel, for the backend that runs this model here and now."""
+    config = model.config
+    itemsize = next(model.parameters()).element_size()
+    tail = 4 * config.dim + 2 * config.out_channels * config.upscale**2
+    if _stages_run_in_cpp(model):
+        # The stream at the head (kept for the skip), before, inside and behind the SALs, and, from the second UFONE on,
+        # before the UFONE; and the dilated gate's two maps, of whole vectors.
+        maps = 4 + (config.ufones > 1)
+        body = maps * config.dim + 2 * (-(-config.dim // _LANES) * _LANES)
+    else:
+        # Plain PyTorch is at its peak inside a gated FFN: the hidden map (two halves) before and behind its depthwise
+        # convolution, beside the stream before and behind the stage, the normalised stream and the skip. It needs the
+        # most of all backends, and stands for those without a figure of their own.
+        body = 4 * config.dim + 4 * config.hidden
+    return (max(body, tail) + config.in_channels) * itemsize
 
 
 def predicted_peak(model: DITN, pixels: int) -> int:
     """Bytes that a forward pass over so many input pixels takes at its peak, besides the weights."""
-    itemsize = next(model.parameters()).element_size()
-    return FIXED + pixels * bytes_per_pixel(model.config, itemsize)
+    return FIXED + pixels * bytes_per_pixel(model)
 
 
 def free_memory(device: torch.device) -> int:
@@ -36,3 +42,12 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def _stages_run_in_cpp(model: DITN) -> bool:
+    config, weight = model.config, model.sft.weight
+    if not (model.fused and config.ufones and config.itls and config.sals):
+        return False
+    with torch.no_grad():
+        sals = model.operands().ufones[0].sals
+    return explain(spatial_stage, weight.new_empty(1, config.dim, 8, 8), *sals, config.norm).chosen == "cpu"

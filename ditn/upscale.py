@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ditn.ensemble import self_ensemble as average_orientations
-from ditn.memory import free_memory, predicted_peak
+from ditn.memory import FIXED, bytes_per_pixel, free_memory
 from ditn.model import DITN
 from ditn.tiling import Region, cut, reflected, round_up
 
@@ -129,14 +129,15 @@ class Upscaler:
         if self.tile != "auto":
             return cut(height, width, round_up(self.tile, grid) or whole, grid)
         budget = self.max_memory or int(_SHARE_OF_FREE_MEMORY * free_memory(self.device))
+        per_pixel = bytes_per_pixel(self.model)
         for side in range(whole, 0, -grid):
             regions = cut(height, width, side, grid)
             largest = max((region.grown(overlap, height, width).pixels for region in regions), default=0)
-            if predicted_peak(self.model, largest) <= budget:
+            if FIXED + largest * per_pixel <= budget:
                 return regions
         raise MemoryError(
             f"max_memory is {budget / 2**20:.0f} MiB, but the smallest tile needs "
-            f"{predicted_peak(self.model, largest) / 2**20:.0f} MiB"
+            f"{(FIXED + largest * per_pixel) / 2**20:.0f} MiB"
         )
 
     def _stream_layers(self, layers: list[Pixels], emit: Emit) -> None:

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     image = drawn_picture()
     reference = _reference(model)(image.double())
     failed = False
-    for backend in _backends(str(device)):
+    for backend in (None, *_backends(str(device))):
         for dtype, expected in EXPECTED_DB.items():
-            name = f"{backend:7} {str(dtype).removeprefix('torch.'):8}"
+            name = f"{backend or 'default':7} {str(dtype).removeprefix('torch.'):8}"
             try:
                 with use_backend(backend), torch.inference_mode():
                     output = copy.deepcopy(model).to(device, dtype)(image.to(device, dtype)).double().cpu()

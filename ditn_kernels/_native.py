@@ -55,9 +55,17 @@ class CPlusPlus:
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         overload = getattr(torch.ops.ditn_native, op.name).default
 
-        def run(x: Tensor, *args: Any) -> Tensor:
-            dense = [arg.contiguous() if isinstance(arg, Tensor) else _NORM_CODES.get(arg, arg) for arg in args]
-            y: Tensor = overload(x.permute(0, 2, 3, 1).contiguous(), *dense)
+        def run(*args: Any) -> Tensor:
+            y: Tensor = overload(*map(_dense, op.axes.values(), args), *map(_code, args[len(op.axes) :]))
             return y.permute(0, 3, 1, 2)
 
         return run
+
+
+def _dense(axes: str, tensor: Tensor) -> Tensor:
+    """What the kernels read: activations as [B, H, W, C], everything contiguous."""
+    return (tensor.permute(0, 2, 3, 1) if axes.startswith("B ") else tensor).contiguous()
+
+
+def _code(option: Any) -> Any:
+    return _NORM_CODES.get(option, option)

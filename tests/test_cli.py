@@ -252,7 +252,13 @@ def test_info(capsys) -> None:
 
 def test_verify_passes_and_notices(weights, capsys, monkeypatch) -> None:
     assert main(["verify", "--model", weights]) == 0
-    assert "torch   float32" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:1] + lines[-3:]] == [
+        ["default", "float32"],
+        ["torch", "float32"],
+        ["torch", "float16"],
+        ["torch", "bfloat16"],
+    ]
     from ditn import verify
 
     monkeypatch.setattr(verify, "EXPECTED_DB", {torch.float32: 400.0})

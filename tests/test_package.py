@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from email import message_from_bytes
@@ -23,10 +26,12 @@ from PIL import Image
 from benchmarks import report
 from ditn import cli
 from ditn.resize import downscale
+from ditn_kernels import _native, info
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = PROJECT / "examples" / "spiral.png"
+LIBRARY = "ditn_kernels/_C.so"
 
 
 def test_one_version() -> None:
@@ -63,6 +68,14 @@ def test_commands_of_the_readme_are_understood(line, monkeypatch) -> None:
     assert cli.main(arguments) == 0
 
 
+def test_every_environment_variable_is_in_the_readme() -> None:
+    patterns = ("ditn/**/*.py", "ditn_kernels/**/*.py", "csrc/**/*.cpp", "setup.py", "tests/conftest.py")
+    sources = [path.read_text(encoding="utf-8") for pattern in patterns for path in PROJECT.glob(pattern)]
+    used = {name for source in sources for name in re.findall(r'"(DITN_[A-Z_]+)"', source)}
+    assert "DITN_BACKEND" in used
+    assert used == set(re.findall(r"^\| `(DITN_[A-Z_]+)` \|", README, re.MULTILINE))
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
 def test_links_lead_to_files(document) -> None:
     path = PROJECT / document
@@ -85,14 +98,16 @@ def test_side_by_side_shows_both(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("dist"))
+
+
+def build(folder: Path, **environment: str) -> Path:
     """The wheel that `make wheel` builds: of the sdist, so that it also shows what the sdist lacks."""
-    folder = tmp_path_factory.mktemp("dist")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PROJECT],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    assert len(list(folder.glob("*.tar.gz"))) == 1
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, PROJECT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if name.endswith(".so")]
     (path,) = folder.glob("*.whl")
     return path
 
@@ -112,9 +127,17 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
     assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
     assert expected - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ditn", "ditn_kernels"}
-    licences = metadata_name.replace("METADATA", "licenses/")
-    assert {licences + name for name in ("LICENSE", "NOTICE", "ditn/weights/ATTRIBUTION.tsv")} <= names
+    licences = {"LICENSE", "NOTICE", "ditn/weights/LICENSE.md", "ditn/weights/ATTRIBUTION.tsv"}
+    assert {metadata_name.replace("METADATA", f"licenses/{name}") for name in licences} <= names
     assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-SA-4.0"
+    assert (LIBRARY in names) == (_native.why_missing() is None)
+
+
+@pytest.mark.slow
+def test_wheel_without_the_library_says_why(tmp_path) -> None:
+    with zipfile.ZipFile(build(tmp_path, DITN_BUILD="none")) as archive:
+        assert LIBRARY not in archive.namelist()
+        assert "DITN_BUILD" in json.loads(archive.read("ditn_kernels/build_info.json"))["reason"]
 
 
 @pytest.mark.slow
@@ -127,6 +150,8 @@ def test_wheel_upscales_in_an_empty_environment_and_leaves_torch_alone(wheel, tm
     probe = "import torch; print(torch.__version__)"
     found = subprocess.run([binaries / "python", "-c", probe], check=True, capture_output=True, text=True)
     assert found.stdout.split("+")[0].strip() == installed
+    facts = subprocess.run([binaries / "ditn", "info", "--json"], check=True, capture_output=True, cwd=tmp_path).stdout
+    assert json.loads(facts)["operators"] == info()["operators"]
     output = tmp_path / "large.png"
     subprocess.run([binaries / "ditn", "upscale", EXAMPLE, "-o", output], check=True, cwd=tmp_path)
     with Image.open(EXAMPLE) as small, Image.open(output) as large:

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from test_model import MODELS, small
 import ditn
 from ditn.memory import FIXED, bytes_per_pixel, predicted_peak
 from ditn.tiling import Region, cut, reflected
-from ditn_kernels import use_backend
+from ditn_kernels import REGISTRY, explain, use_backend
 
 
 @pytest.mark.parametrize(
@@ -104,16 +108,47 @@ def peak_of(model: ditn.DITN, height: int, width: int) -> int:
 def test_predicted_memory_is_within_25_percent_of_the_allocators_peak(name: str, fields: dict) -> None:
     model = small(MODELS[name], **fields)
     pixels = 96 * 104
-    with use_backend("torch"):  # which needs the most, and is what the formula is about
+    with use_backend("torch"):
         measured = peak_of(model, 96, 104)
-    predicted = bytes_per_pixel(model.config, 4) * pixels
-    assert 0.75 <= predicted / measured <= 1.25
-    assert predicted_peak(model, pixels) == predicted + FIXED
+        predicted = bytes_per_pixel(model) * pixels
+        assert 0.75 <= predicted / measured <= 1.25
+        assert predicted_peak(model, pixels) == predicted + FIXED
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
+    """Their buffers are not PyTorch's: measured as what the process grows by, from a mark that Linux lets one reset."""
+    op = REGISTRY["spatial_stage"]
+    found = explain(op, *op.inputs(op.samples[0]).values())
+    if found.chosen != "cpu" or not Path("/proc/self/clear_refs").exists():
+        pytest.skip(f"needs Linux and the C++ kernels, which here: {', '.join(found.refusals['cpu']) or 'run'}")
+    code = f"""
+        import sys
+        sys.path.insert(0, "tests")
+        import torch
+        from ditn.memory import bytes_per_pixel
+        from test_model import MODELS, small
+
+        def status(key):
+            return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+        model = small(MODELS["{name}"], dim=60, ufones={3 if name == "ditn" else 1})
+        image = torch.rand(1, 3, 512, 448)
+        with torch.inference_mode():
+            model(image[..., :64, :64])
+            open("/proc/self/clear_refs", "w").write("5")
+            before = status("VmRSS")
+            model(image)
+        print(bytes_per_pixel(model) * 512 * 448 / (status("VmHWM") - before))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert 0.75 <= float(result.stdout) <= 1.25
 
 
 def test_auto_keeps_max_memory() -> None:
     model = small()
-    budget = FIXED + 300 * 300 * bytes_per_pixel(model.config, 4)
+    budget = FIXED + 300 * 300 * bytes_per_pixel(model)
     upscaler = ditn.Upscaler(model, max_memory=budget)
     regions = upscaler.plan(3000, 2000)
     assert len(regions) > 1

@@ -6,27 +6,10 @@
 // for 64 pixels at a time.
 #pragma once
 
+#include "bordered_map.h"
 #include "gemm.h"
-#include "norm.h"
 
 namespace ditn::DITN_LEVEL {
-
-// A map of whole vectors with a border of zeros; four more columns, since rows are taken four pixels at a time.
-class BorderedMap {
- public:
-  BorderedMap(const Shape& shape, const Rows& rows, int border)
-      : stride_(rows.stride), border_(border), height_(shape.height + 2 * border), width_(shape.width + 2 * border + 4),
-        data_(shape.batch * height_ * width_ * stride_) {}
-  // The pixel at (y, x) of the map; the border has negative coordinates.
-  float* at(int64_t b, int64_t y, int64_t x) {
-    return data_ + ((b * height_ + y + border_) * width_ + x + border_) * stride_;
-  }
-  int64_t row() const { return width_ * stride_; }
-
- private:
-  int64_t stride_, border_, height_, width_;
-  Buffer data_;
-};
 
 // kSize x kSize taps on `count` pixels of a row, at corner and right of it; weights [taps, stride]. Four pixels share
 // each weight that is loaded: 5 loads for 4 FMAs instead of 8.
@@ -56,8 +39,6 @@ DITN_INLINE void depthwise_row(const float* corner, int64_t row, const Rows& row
 
 class MapGate {
  public:
-  static constexpr int kRun = 64;  // pixels of a row that are taken at a time
-
   MapGate(const Gate& w, int channels)
       : rows_(channels),
         a_(channels, rows_.vecs, [&](int k, int n) { return element(w.in_weight + k * 2 * channels, n); }),
@@ -81,27 +62,38 @@ class MapGate {
 
   void run(const Threads& threads, const Shape& shape, const float* x, float* y, Norm norm, Maps& maps) const {
     BorderedMap &a = maps.a, &near = maps.near;
-    each_run(threads, shape, [&](int64_t b, int64_t row, int64_t left, int count, Scratch& s) {
-      normalized(x + ((b * shape.height + row) * shape.width + left) * rows_.channels, count, norm, s.u);
-      product(rows_of(s.u, rows_.stride), round_up(count, 4), a_.right(), rows_.vecs, a_bias_, false, {s.v, rows_.stride});
-      std::memcpy(a.at(b, row, left), s.v, sizeof(float) * static_cast<size_t>(count * rows_.stride));
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
+      Scratch s(rows_);
+      for (Run run; runs.next(units, run);) {
+        normalized(x + run.pixel * rows_.channels, run.count, norm, s.u);
+        product(rows_of(s.u, rows_.stride), round_up(run.count, 4), a_.right(), rows_.vecs, a_bias_, false,
+                {s.v, rows_.stride});
+        put(s.v, run, a);
+      }
     });
-    each_run(threads, shape, [&](int64_t b, int64_t row, int64_t left, int count, Scratch& s) {
-      depthwise_row<5, 1>(a.at(b, row - 2, left - 2), a.row(), rows_, dw5_, dw5_bias_, count, s.v);
-      std::memcpy(near.at(b, row, left), s.v, sizeof(float) * static_cast<size_t>(count * rows_.stride));
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
+      Scratch s(rows_);
+      for (Run run; runs.next(units, run);) {
+        depthwise_row<5, 1>(a.at(run.b, run.row - 2, run.left - 2), a.row(), rows_, dw5_, dw5_bias_, run.count, s.v);
+        put(s.v, run, near);
+      }
     });
-    each_run(threads, shape, [&](int64_t b, int64_t row, int64_t left, int count, Scratch& s) {
-      const int padded_count = round_up(count, 4);
-      const int64_t first = ((b * shape.height + row) * shape.width + left) * rows_.channels;
-      depthwise_row<7, 3>(near.at(b, row - 9, left - 9), near.row(), rows_, dw7_, dw7_bias_, count, s.v);
-      product(rows_of(s.v, rows_.stride), padded_count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, rows_.stride});
-      normalized(x + first, count, norm, s.u);
-      product(rows_of(s.u, rows_.stride), padded_count, g_.right(), rows_.vecs, g_bias_, false, {s.v, rows_.stride});
-      for (int i = 0; i < padded_count * rows_.stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
-      product(rows_of(s.v, rows_.stride), padded_count, out_.right(), rows_.vecs, out_bias_, false, {s.w, rows_.stride});
-      for (int i = 0; i < count; ++i) {
-        const int64_t pixel = first + i * rows_.channels;
-        add_out(s.w + i * rows_.stride, x + pixel, rows_, y + pixel);
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
+      Scratch s(rows_);
+      for (Run run; runs.next(units, run);) {
+        const int count = round_up(run.count, 4);
+        const float* pixels = x + run.pixel * rows_.channels;
+        const float* corner = near.at(run.b, run.row - 9, run.left - 9);
+        depthwise_row<7, 3>(corner, near.row(), rows_, dw7_, dw7_bias_, run.count, s.v);
+        product(rows_of(s.v, rows_.stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, rows_.stride});
+        normalized(pixels, run.count, norm, s.u);
+        product(rows_of(s.u, rows_.stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, rows_.stride});
+        for (int i = 0; i < count * rows_.stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
+        product(rows_of(s.v, rows_.stride), count, out_.right(), rows_.vecs, out_bias_, false, {s.w, rows_.stride});
+        for (int i = 0; i < run.count; ++i) {
+          const int64_t at = i * static_cast<int64_t>(rows_.channels);
+          add_out(s.w + i * rows_.stride, pixels + at, rows_, y + run.pixel * rows_.channels + at);
+        }
       }
     });
   }
@@ -112,19 +104,8 @@ class MapGate {
     Buffer u, v, w;
   };
 
-  // work(batch, row, left, count, scratch) for every run of at most kRun pixels; down a strip of the map before the
-  // next, so that the 19 rows that the 7x7 spans are 400 kB and stay in L2.
-  template <class Work>
-  void each_run(const Threads& threads, const Shape& shape, const Work& work) const {
-    const int64_t strips = (shape.width + kRun - 1) / kRun;
-    share(threads, shape.batch * strips * shape.height, [&](Units& units) {
-      Scratch scratch(rows_);
-      for (int64_t unit; units.next(unit);) {
-        const int64_t row = unit % shape.height, strip = unit / shape.height % strips, left = strip * kRun;
-        const int64_t rest = shape.width - left;
-        work(unit / (shape.height * strips), row, left, static_cast<int>(rest < kRun ? rest : kRun), scratch);
-      }
-    });
+  void put(const float* row, const Run& run, BorderedMap& map) const {
+    std::memcpy(map.at(run.b, run.row, run.left), row, sizeof(float) * static_cast<size_t>(run.count * rows_.stride));
   }
 
   void normalized(const float* pixels, int count, Norm norm, float* u) const {

@@ -4,7 +4,11 @@
 
 #include "dilated_gate.h"
 #include "gated_ffn.h"
+#include "image_head.h"
+#include "image_tail.h"
 #include "inner_patch_attention.h"
+#include "layer_norm2d.h"
+#include "tanh_affine.h"
 
 namespace ditn::DITN_LEVEL {
 
@@ -125,6 +129,6 @@ static void function(const char* name, const float* x, float* y, int64_t count) 
 }
 
 extern const Kernels kernels;
-const Kernels kernels = {inner_patch, spatial, function};
+const Kernels kernels = {inner_patch, spatial, image_head, image_tail, tanh_affine, layer_norm2d, function};
 
 }  // namespace ditn::DITN_LEVEL

@@ -41,11 +41,21 @@ struct Gate {
   const float *out_weight, *out_bias;  // [C, C], [C]
 };
 
+struct Tail {
+  const float *body_weight, *body_bias;  // [3, 3, C, C], [C]
+  const float *up_weight, *up_bias;      // [3, 3, C, outputs], [outputs]
+  int outputs, upscale;
+};
+
 // One instruction-set level: the same functions, compiled for it. Results do not depend on the threads. A null pointer
 // for the attentions, the gates or the ffns leaves them out.
 struct Kernels {
   void (*inner_patch)(Threads, Shape, const float* x, float* y, const Attention*, const Ffn*, int layers, Norm, int patch);
   void (*spatial)(Threads, Shape, const float* x, float* y, const Gate*, const Ffn*, int layers, Norm);
+  void (*image_head)(Threads, Shape, const float* image, float* y, const float* weight, const float* bias, int outputs);
+  void (*image_tail)(Threads, Shape, const float* x, const float* skip, float* y, const Tail&);
+  void (*tanh_affine)(Threads, Shape, const float* x, float* y, const float* weight, const float* bias, int outputs);
+  void (*layer_norm2d)(Threads, Shape, const float* x, float* y, const float* weight, const float* bias, float eps);
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
 };
 

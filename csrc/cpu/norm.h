@@ -34,7 +34,7 @@ DITN_INLINE void add_out(const float* row, const float* pixel_in, const Rows& ro
 }
 
 // u = norm(row), in place or not.
-DITN_INLINE void normalize(const float* row, const Rows& rows, Norm norm, float* u) {
+DITN_INLINE void normalize(const float* row, const Rows& rows, Norm norm, float* u, float eps = 1e-5f) {
   if (norm == Norm::kTanh) {
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, tanh(load(row + j * kLanes)));
   } else if (norm == Norm::kLayerNorm) {
@@ -48,7 +48,7 @@ DITN_INLINE void normalize(const float* row, const Rows& rows, Norm norm, float*
       squares = fma(centred, centred, squares);
     }
     const float variance = sum(squares) / static_cast<float>(rows.channels);
-    const Vec scale = splat(1.0f) / sqrt(splat(variance + 1e-5f));
+    const Vec scale = splat(1.0f) / sqrt(splat(variance + eps));
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, load(u + j * kLanes) * scale);
   } else if (u != row) {
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, load(row + j * kLanes));
