@@ -19,8 +19,10 @@ class PatchAttention {
         qkv_(channels, 3 * rows_.vecs, [&](int k, int n) { return third(w.qkv_weight + k * 3 * channels, n); }),
         out_(channels, rows_.vecs, [&](int k, int n) { return n < channels ? w.out_weight[k * channels + n] : 0.0f; }),
         qkv_bias_(3 * rows_.stride),
-        out_bias_(padded(w.out_bias, channels)) {
+        out_bias_(padded(w.out_bias, channels)),
+        behind_(rows_.stride) {
     for (int n = 0; n < 3 * rows_.stride; ++n) qkv_bias_[n] = third(w.qkv_bias, n);
+    for (int n = channels; n < rows_.stride; ++n) behind_[n] = -__builtin_inff();
   }
 
   struct Scratch {
@@ -72,14 +74,16 @@ class PatchAttention {
 
   // softmax(scale * row * columns) over the channels, in place; zero behind them.
   void softmax(float* row, float scale, const float* columns) const {
-    float largest = -__builtin_inff();
-    for (int j = 0; j < rows_.stride; ++j) {
-      row[j] *= scale * columns[j];
-      if (j < rows_.channels && !(row[j] <= largest)) largest = row[j];
+    Vec largest_of_lane = splat(-__builtin_inff());
+    for (int j = 0; j < rows_.vecs; ++j) {
+      const Vec v = load(row + j * kLanes) * splat(scale) * load(columns + j * kLanes);
+      store(row + j * kLanes, v);
+      largest_of_lane = max(v + load(behind_ + j * kLanes), largest_of_lane);
     }
+    const Vec largest = splat(maximum(largest_of_lane));
     Vec total = splat(0.0f);
     for (int j = 0; j < rows_.vecs; ++j) {
-      const Vec e = keep_first(exp(load(row + j * kLanes) - splat(largest)), rows_.lanes(j));
+      const Vec e = keep_first(exp(load(row + j * kLanes) - largest), rows_.lanes(j));
       store(row + j * kLanes, e);
       total = total + e;
     }
@@ -92,6 +96,7 @@ class PatchAttention {
   float temperature_;
   Packed qkv_, out_;
   Buffer qkv_bias_, out_bias_;
+  Buffer behind_;  // [stride]: 0 for a channel, -infinity behind the last, so that no padding is the maximum
 };
 
 }  // namespace ditn::DITN_LEVEL

@@ -40,6 +40,7 @@ DITN_INLINE Vec sqrt(Vec v) { return _mm512_sqrt_ps(v); }
 DITN_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) { return _mm512_scalef_ps(v, exponent); }
 DITN_INLINE float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+DITN_INLINE float maximum(Vec v) { return _mm512_reduce_max_ps(v); }
 
 #elif defined(__AVX2__)
 
@@ -75,6 +76,11 @@ DITN_INLINE float sum(Vec v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+DITN_INLINE float maximum(Vec v) {
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
 }
 
 #elif defined(__aarch64__)
@@ -113,6 +119,7 @@ DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) {
   return v * a * b;
 }
 DITN_INLINE float sum(Vec v) { return vaddvq_f32(v); }
+DITN_INLINE float maximum(Vec v) { return vmaxvq_f32(v); }
 
 #else
 #error "csrc/cpu needs AVX2, AVX-512 or NEON"
