@@ -5,7 +5,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.*; platform_system == 'Linux'
 
-.PHONY: help demo test test-all lint format wheel clean
+.PHONY: help demo test test-all sanitize lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
@@ -26,6 +26,9 @@ test: .venv/installed  ## the tests that are quick
 
 test-all: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
+
+sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	csrc/sanitize.sh
 
 lint: .venv/installed  ## formatting, ruff, mypy
 	$(BIN)/ruff format --check .

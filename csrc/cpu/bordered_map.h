@@ -18,16 +18,14 @@ struct Run {
 // dilated 7x7 are 400 kB.
 class Runs {
  public:
-  // Of the rows from `from` to before `until`.
-  Runs(const Shape& shape, int64_t from, int64_t until)
-      : shape_(shape), strips_((shape.width + kRun - 1) / kRun), from_(from), rows_(until - from) {}
-  int64_t count() const { return shape_.batch * strips_ * rows_; }
+  explicit Runs(const Shape& shape) : shape_(shape), strips_((shape.width + kRun - 1) / kRun) {}
+  int64_t count() const { return shape_.batch * strips_ * shape_.height; }
   bool next(Units& units, Run& run) const {
     int64_t unit;
     if (!units.next(unit)) return false;
-    run.b = unit / (rows_ * strips_);
-    run.row = from_ + unit % rows_;
-    run.left = unit / rows_ % strips_ * kRun;
+    run.b = unit / (shape_.height * strips_);
+    run.row = unit % shape_.height;
+    run.left = unit / shape_.height % strips_ * kRun;
     run.pixel = (run.b * shape_.height + run.row) * shape_.width + run.left;
     run.count = static_cast<int>(shape_.width - run.left < kRun ? shape_.width - run.left : kRun);
     return true;
@@ -35,19 +33,14 @@ class Runs {
 
  private:
   Shape shape_;
-  int64_t strips_, from_, rows_;
+  int64_t strips_;
 };
 
 // worker(units, runs): allocates its scratch, then takes runs.
 template <class Worker>
-static void each_run(const Threads& threads, const Shape& shape, int64_t from, int64_t until, const Worker& worker) {
-  const Runs runs(shape, from, until);
-  share(threads, runs.count(), [&](Units& units) { worker(units, runs); });
-}
-
-template <class Worker>
 static void each_run(const Threads& threads, const Shape& shape, const Worker& worker) {
-  each_run(threads, shape, 0, shape.height, worker);
+  const Runs runs(shape);
+  share(threads, runs.count(), [&](Units& units) { worker(units, runs); });
 }
 
 // Pixels as rows of whole vectors; more columns behind it, since pixels are taken kTileRows at a time.

@@ -47,10 +47,6 @@ DITN_INLINE void depthwise_row(const float* corner, int64_t row, const Rows& row
 
 class MapGate {
  public:
-  // Rows that go through all steps before the next ones: what a step hands on is then still in L3 (27 rows of 320 pixels
-  // are 2 MB per map), where whole maps of 15 MB each come back from memory.
-  static constexpr int kBand = 16;
-
   MapGate(const Gate& w, int channels)
       : rows_(channels),
         a_(channels, rows_.vecs, [&](int k, int n) { return element(w.in_weight + k * 2 * channels, n); }),
@@ -73,24 +69,8 @@ class MapGate {
   };
 
   void run(const Threads& threads, const Shape& shape, const float* x, float* y, Norm norm, Maps& maps) const {
-    int64_t a_rows = 0, near_rows = 0;
-    for (int64_t top = 0; top < shape.height; top += kBand) {
-      const auto until = [&](int64_t reach) {
-        return top + kBand + reach < shape.height ? top + kBand + reach : shape.height;
-      };
-      inputs(threads, shape, a_rows, until(11), x, norm, maps.a);
-      nears(threads, shape, near_rows, until(9), maps);
-      outputs(threads, shape, top, until(0), x, y, norm, maps.near);
-      a_rows = until(11);
-      near_rows = until(9);
-    }
-  }
-
- private:
-  // a = W_in norm(x) + b, for some rows.
-  void inputs(const Threads& threads, const Shape& shape, int64_t from, int64_t until, const float* x, Norm norm,
-              BorderedMap& a) const {
-    each_run(threads, shape, from, until, [&](Units& units, const Runs& runs) {
+    BorderedMap &a = maps.a, &near = maps.near;
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
         normalized(x + run.pixel * rows_.channels, run.count, norm, s.u);
@@ -99,23 +79,14 @@ class MapGate {
         put(s.v, run, a);
       }
     });
-  }
-
-  // near = dw5x5(a)
-  void nears(const Threads& threads, const Shape& shape, int64_t from, int64_t until, Maps& maps) const {
-    each_run(threads, shape, from, until, [&](Units& units, const Runs& runs) {
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
-        depthwise_row<5, 1>(maps.a.at(run.b, run.row - 2, run.left - 2), maps.a.row(), rows_, dw5_, dw5_bias_, run.count, s.v);
-        put(s.v, run, maps.near);
+        depthwise_row<5, 1>(a.at(run.b, run.row - 2, run.left - 2), a.row(), rows_, dw5_, dw5_bias_, run.count, s.v);
+        put(s.v, run, near);
       }
     });
-  }
-
-  // What is left: the dilated 7x7 and all that needs no neighbours.
-  void outputs(const Threads& threads, const Shape& shape, int64_t from, int64_t until, const float* x, float* y, Norm norm,
-               BorderedMap& near) const {
-    each_run(threads, shape, from, until, [&](Units& units, const Runs& runs) {
+    each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
         const int count = round_up(run.count, 4);
@@ -135,6 +106,7 @@ class MapGate {
     });
   }
 
+ private:
   struct Scratch {
     explicit Scratch(const Rows& rows) : u(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride) {}
     Buffer u, v, w;
