@@ -71,22 +71,24 @@ class PairedImages(Sequence[Pair]):
 
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
-        partial_file = self._file.with_suffix(".bin.partial")
-        with partial_file.open("wb") as file:
-            for path in paths:
-                try:
-                    high = crop_to_multiple(read_rgb(path), self.scale)
-                    low = downscale(high, self.scale)
-                except (OSError, ValueError) as error:
-                    raise ValueError(f"{path} cannot be used for training: {error}") from error
-                file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
-                shapes.append((offset, high.shape, low.shape))
-                offset += high.size + low.size
-        os.replace(partial_file, self._file)
-        # The index comes last and at once: where it is, the cache is whole.
-        partial_index = self._index.with_suffix(".json.partial")
-        partial_index.write_text(json.dumps(shapes))
-        os.replace(partial_index, self._index)
+        partial = self._file.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                for path in paths:
+                    try:
+                        high = crop_to_multiple(read_rgb(path), self.scale)
+                        low = downscale(high, self.scale)
+                    except (OSError, ValueError, Image.DecompressionBombError) as error:
+                        raise ValueError(f"{path} cannot be used for training: {error}") from error
+                    file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
+                    shapes.append((offset, high.shape, low.shape))
+                    offset += high.size + low.size
+            os.replace(partial, self._file)
+            # The index comes last and at once: where it is, the cache is whole.
+            partial.write_text(json.dumps(shapes))
+            os.replace(partial, self._index)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._shapes)

@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 _CHOICES = {
     "model": ("ditn", "ditn-tiny", "ditn-real"),

@@ -39,7 +39,7 @@ _MAX_BAD_STEPS = 5
 
 
 class Trainer:
-    """A run in progress: model, its moving average, optimiser and step. `state()` and `load_state()` carry all of it."""
+    """A run in progress: model, moving average, optimiser and step; `state()` and `load_state()` carry all of it."""
 
     def __init__(self, recipe: Recipe, images: PairedImages, *, device: str, fused: bool) -> None:
         torch.manual_seed(recipe.seed)
@@ -75,7 +75,7 @@ class Trainer:
             output = self.model(low)
         loss = _loss(output.float(), high, recipe.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         if math.isfinite(loss.item()) and math.isfinite(norm.item()):
@@ -155,8 +155,8 @@ def _save_checkpoint(trainer: Trainer, folder: Path) -> None:
 
 
 def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: argparse.Namespace) -> bool:
-    """Run until the recipe is finished (true), or until the time limit, SIGINT or SIGTERM (false); the run's folder then
-    holds a checkpoint of exactly that step."""
+    """Run until the recipe is finished (true), or until the time limit, SIGINT or SIGTERM (false); the run's folder
+    then holds a checkpoint of exactly that step."""
     recipe, losses = trainer.recipe, []
     started = saved = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=trainer.step, unit="step", disable=None)
@@ -195,6 +195,7 @@ class _Log:
         self._file = path.open("w", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerows([["step", "lr", "loss", "psnr_y", "seconds"], *rows])
+        self._file.flush()
 
     def write(self, step: int, rate: float, loss: float, psnr: float) -> None:
         seconds = time.monotonic() - self._began

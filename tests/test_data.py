@@ -95,6 +95,7 @@ def test_refuses(folder: Path, tmp_path: Path) -> None:
     (folder / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"broken\.png cannot be used"):
         PairedImages(list_images([folder]), 4, tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_tensors_and_pixels() -> None:

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: a run that is stopped goes on exactly, bad steps are skipped, the start is an interpolation."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ditn
+from ditn import train
+from ditn.data import PairedImages, list_images, to_pixels, to_tensor
+from ditn.metrics import psnr_y
+from ditn.recipe import Recipe
+from ditn.resize import bicubic
+from ditn.warm_start import start_at_interpolation
+
+SMALL = ("--batch", "1", "--patch", "8", "--held-out", "3", "--warmup", "2")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in "abcd":
+        coarse = np.random.default_rng(ord(name)).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((96, 64), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return folder
+
+
+def _arguments(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args(flags)
+
+
+def _run(pictures: Path, output: Path, *flags: str) -> int:
+    return train.run(_arguments("--data", str(pictures), "--output", str(output), *SMALL, *flags))
+
+
+def _trainer(pictures: Path, cache: Path, **fields: Any) -> train.Trainer:
+    recipe = Recipe(**{"batch": 1, "patch": 8, "steps": 50, **fields})
+    images = PairedImages(list_images([pictures]), recipe.upscale, cache)
+    return train.Trainer(recipe, images, device="cpu", fused=True)
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+    return state
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def test_continuing_equals_an_unbroken_run_bit_by_bit(pictures: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert _run(pictures, whole, "--steps", "4", "--report-every", "1") == 0
+    flags = ("--steps", "4", "--report-every", "1", "--time-limit", "0")
+    assert _run(pictures, parts, *flags) == 3
+    assert [_run(pictures, parts, *flags, "--resume") for _ in range(3)] == [3, 3, 0]
+    assert _same(_checkpoint(whole), _checkpoint(parts))
+    logs = [list(csv.DictReader((folder / "log.csv").open())) for folder in (whole, parts)]
+    assert [row["step"] for row in logs[0]] == ["1", "2", "3", "4"]
+    for row in (*logs[0], *logs[1]):
+        del row["seconds"]
+    assert logs[0] == logs[1]
+    a, b = (ditn.load(folder / "weights.safetensors").state_dict() for folder in (whole, parts))
+    assert _same(a, b)
+
+
+def test_sigterm_saves_and_stops(pictures: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(pictures), "--output", str(tmp_path), "--steps", "100000", "--report-every", "1", *SMALL]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ditn", "train", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(train.__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2:"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert 2 <= _checkpoint(tmp_path)["step"] < 100000
+    assert (tmp_path / "weights.safetensors").is_file()
+
+
+def test_log_forgets_what_was_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    with train._Log(path, 0) as log:
+        for step in (10, 20, 30):
+            log.write(step, 1e-3, 0.5, 30.0)
+    with train._Log(path, 20) as log:
+        log.write(30, 1e-3, 0.25, 31.0)
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["step"], row["loss"]) for row in rows] == [("10", "0.50000"), ("20", "0.50000"), ("30", "0.25000")]
+
+
+def test_bad_steps_change_nothing_and_five_in_a_row_stop(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = _trainer(pictures, tmp_path)
+    trainer.train_step()
+    before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    good = trainer._batch
+
+    def poisoned(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = good(step)
+        return low, high * math.nan
+
+    trainer._batch = poisoned  # type: ignore[method-assign]
+    for _ in range(4):
+        trainer.train_step()
+    assert _same(before, trainer.model.state_dict())
+    assert "step 4: loss nan" in capsys.readouterr().err
+    trainer._batch = good  # type: ignore[method-assign]
+    trainer.train_step()
+    assert trainer.bad_steps == 0
+    assert not _same(before, trainer.model.state_dict())
+    trainer._batch = poisoned  # type: ignore[method-assign]
+    for _ in range(4):
+        trainer.train_step()
+    with pytest.raises(RuntimeError, match="5 steps in a row"):
+        trainer.train_step()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_bfloat16_gradients_are_float32_ones_to_rounding(fused: bool) -> None:
+    model = ditn.DITN_Real(fused=fused)
+    with torch.no_grad():
+        for sal in model.UFONE[0].SALs:
+            sal.SDA.scale.fill_(1)
+    image = torch.rand(1, 3, 24, 24).contiguous(memory_format=torch.channels_last)
+    target = torch.rand(1, 3, 96, 96)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = model(image)
+        # The squared error: the derivative of the absolute one jumps where bfloat16 rounds across 0.
+        loss = (output.float() - target).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for (name, _), exact, rounded in zip(model.named_parameters(), *gradients, strict=True):
+        if exact.numel() == 1:
+            continue  # a temperature's gradient is one sum in which nearly everything cancels
+        # 8 bits of mantissa through some 40 operations: a few percent of the largest entry.
+        assert (rounded - exact).abs().max() <= 0.1 * exact.abs().max(), name
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_start_is_an_interpolation(pictures: Path, tmp_path: Path, scale: int) -> None:
+    images = PairedImages(list_images([pictures]), scale, tmp_path)
+    model = ditn.DITN_Real(scale)
+    start_at_interpolation(model, (images.batch(step, seed=0, size=4, patch=16) for step in range(8)))
+    with torch.no_grad():
+        for high, low in images:
+            ours = to_pixels(model(to_tensor(low[None]))[0])
+            by_bicubic = psnr_y(bicubic(low, *high.shape[:2]), high, shave=scale)
+            # 3x3 taps instead of 4x4, but fitted: as good as bicubic to half a decibel, where noise would be 20 off.
+            assert psnr_y(ours, high, shave=scale) > by_bicubic - 0.5
+
+
+@pytest.mark.parametrize("loss", ["l1", "charbonnier"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+def test_training_lowers_the_loss(pictures: Path, tmp_path: Path, loss: str, optimizer: str) -> None:
+    trainer = _trainer(
+        pictures, tmp_path, loss=loss, optimizer=optimizer, interpolation_start=False, lr=2e-3, warmup=1, decay=0.0
+    )
+    losses = [trainer.train_step() for _ in range(30)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
+
+
+def test_average_follows_the_weights(pictures: Path, tmp_path: Path) -> None:
+    trainer = _trainer(pictures, tmp_path, ema=0.9)
+    expected = {name: p.detach().double().clone() for name, p in trainer.model.named_parameters()}
+    for step in range(3):
+        trainer.train_step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, parameter in trainer.model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
+    for name, parameter in trainer.average.named_parameters():
+        torch.testing.assert_close(parameter.double(), expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_learning_rate() -> None:
+    recipe = Recipe(steps=1000, lr=1e-2, warmup=10, decay=0.4)
+    assert recipe.learning_rate(0) == pytest.approx(1e-3)
+    assert recipe.learning_rate(9) == recipe.learning_rate(600) == pytest.approx(1e-2)
+    assert recipe.learning_rate(700) == pytest.approx(0.5e-2)
+    assert 0 < recipe.learning_rate(999) < 1e-4
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text("lr = 5e-4\nsteps = 1\nbetas = [0.8, 0.9]\n")
+    assert _run(pictures, tmp_path, str(config), "--lr", "3e-4") == 0
+    recipe = _checkpoint(tmp_path)["recipe"]
+    assert (recipe["lr"], recipe["steps"], recipe["betas"], recipe["patch"]) == (3e-4, 1, (0.8, 0.9), 8)
+    assert _run(pictures, tmp_path, "--steps", "2", "--resume") == 0
+    assert _checkpoint(tmp_path)["step"] == 2
+    assert _checkpoint(tmp_path)["recipe"]["lr"] == 3e-4
+
+
+def test_refuses(pictures: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.toml"
+    for text, message in (("lr = ", "is not TOML"), ("rate = 1", "unknown names rate"), ("patch = 12", "patch is 12")):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            train.run(_arguments("--data", str(pictures), "--output", str(tmp_path / "run"), str(config)))
+    with pytest.raises(ValueError, match="loss is 'l2', must be one of l1, charbonnier"):
+        Recipe(loss="l2")
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        _run(pictures, tmp_path / "run", "--resume")
+    assert _run(pictures, tmp_path / "run", "--steps", "1") == 0
+    with pytest.raises(FileExistsError, match="--resume"):
+        _run(pictures, tmp_path / "run", "--steps", "1")
