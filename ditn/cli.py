@@ -21,7 +21,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 all well, 1 something failed (said on standard error), 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 all well, 1 something failed (said on standard error), 2 wrong usage, 3 training stopped before its
+    last step, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="ditn", description="The DITN super-resolution transformer.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
