@@ -48,13 +48,13 @@ def test_functions_over_every_magnitude(name: str, ulps: int) -> None:
     with np.errstate(all="ignore"):
         exact = getattr(torch.special if name == "erf" else torch, name)(torch.from_numpy(x).double()).numpy()
         expected = exact.astype(np.float32)
-    normal = np.isfinite(expected) & (np.abs(exact) >= np.finfo(np.float32).tiny)
-    error = np.abs(got - exact)[normal] / np.spacing(np.abs(expected[normal]).astype(np.float32))
-    assert error.max() <= ulps, f"{name}({x[normal][error.argmax()]!r}) is {error.max():.1f} ulp off"
-    # Below the normal numbers and beyond the largest: as close as these can be told apart.
-    tiny = np.abs(exact) < np.finfo(np.float32).tiny
-    assert (np.abs(got - exact)[tiny] <= np.finfo(np.float32).tiny).all()
-    assert (got[np.isinf(expected)] == np.inf).all()
+        normal = np.isfinite(expected) & (np.abs(exact) >= np.finfo(np.float32).tiny)
+        error = np.abs(got - exact)[normal] / np.spacing(np.abs(expected[normal]).astype(np.float32))
+        assert error.max() <= ulps, f"{name}({x[normal][error.argmax()]!r}) is {error.max():.1f} ulp off"
+        # Below the normal numbers and beyond the largest: as close as these can be told apart.
+        tiny = np.abs(exact) < np.finfo(np.float32).tiny
+        assert (np.abs(got - exact)[tiny] <= np.finfo(np.float32).tiny).all()
+        assert (got[np.isinf(expected)] == np.inf).all()
 
 
 @needs_library
