@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,15 @@ def levels() -> list[str]:
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     needed = {"avx2": "avx2", "avx512": "avx512vl", "neon": "asimd"}
     return [level for level in _native.build_info().get("levels", []) if needed[level] in flags]
+
+
+def test_the_library_is_there_where_it_can_be_built() -> None:
+    """Else a broken build would only show as skipped tests."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which("g++"):
+        pytest.skip(f"needs g++ on x86-64 Linux; this is {platform.system()} on {platform.machine()}")
+    if "DITN_BUILD was none" in (REASON or ""):
+        pytest.skip(f"the compiled library {REASON}")
+    assert REASON is None
 
 
 @needs_library
@@ -90,6 +100,22 @@ def test_two_python_threads_may_call_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda args: op(*args, backend="cpu"), inputs * 3))
     assert all(torch.equal(result, alone[i % 4]) for i, result in enumerate(together))
+
+
+@needs_library
+def test_compiled_forward_and_plain_backward_make_a_gradient() -> None:
+    """What training on a CPU runs by default, against float64 autograd through the definition."""
+    op = ditn_kernels.gated_ffn
+    args, options = op.inputs(op.samples[1]), op.samples[1].options
+    assert explain(op, *args.values()).chosen == "cpu"
+    leaves = [args[name].requires_grad_() for name in op.axes]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    found = torch.autograd.grad(op(*leaves, **options).square().sum(), leaves)
+    expected = torch.autograd.grad(op.reference(*exact, **options).square().sum(), exact)
+    for name, got, want in zip(op.axes, found, expected, strict=True):
+        # float32 sums over 546 pixels: a hundred units in the last place of the largest value.
+        bound = 100 * torch.finfo(torch.float32).eps * float(want.abs().max())
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=bound, msg=name)
 
 
 @needs_library
