@@ -125,32 +125,39 @@ def write_raw(
     """
     import pyvips
 
-    height, width, bands = shape
-    image = pyvips.Image.rawload(str(raw), width, height, bands, format=_VIPS_FORMAT[dtype])
-    image = image.copy(interpretation=_interpretation(bands, dtype))
-    if size != (width, height):
-        image = image.resize(size[0] / width, vscale=size[1] / height, kernel="lanczos3")
-        image = image.rint().cast(_VIPS_FORMAT[dtype])
     suffix = path.suffix.lower()
-    if image.hasalpha() and suffix in _NO_ALPHA:
-        image = image.flatten(background=255 if dtype == "uint8" else 65535)
-    if dtype == "uint16" and suffix in _EIGHT_BIT:
-        image = (image / 257).rint().cast("uchar").copy(interpretation=_interpretation(image.bands, "uint8"))
-    image = _with_metadata(image, picture.metadata)
     options: dict[str, Any] = {"Q": quality} if suffix in (".jpg", ".jpeg", ".webp") else {}
-    if suffix in (".tif", ".tiff"):
-        big = image.width * image.height * image.bands * np.dtype(dtype).itemsize > 3 * 2**30
-        options = {"compression": "lzw", "predictor": "horizontal", "bigtiff": big}
-    with _renamed_into_place(path) as partial:
-        try:
+    try:
+        image = _with_metadata(_encodable(raw, shape, dtype, suffix, size), picture.metadata)
+        if suffix in (".tif", ".tiff"):
+            big = image.width * image.height * image.bands * np.dtype(dtype).itemsize > 3 * 2**30
+            options = {"compression": "lzw", "predictor": "horizontal", "bigtiff": big}
+        with _renamed_into_place(path) as partial:
             if suffix == ".bmp":
                 from PIL import Image
 
                 Image.fromarray(image.numpy()).save(partial)
             else:
                 image.write_to_file(str(partial), **options)
-        except pyvips.Error as error:
-            raise ImageError(f"cannot be written as {suffix[1:]}: {_reason(error)}") from error
+    except pyvips.Error as error:
+        raise ImageError(f"cannot be written as {suffix[1:]}: {_reason(error)}") from error
+
+
+def _encodable(raw: Path, shape: tuple[int, int, int], dtype: str, suffix: str, size: tuple[int, int]) -> pyvips.Image:
+    """Raw samples, resampled to `size` and with the depth and the bands that a format of that suffix holds."""
+    import pyvips
+
+    height, width, bands = shape
+    image = pyvips.Image.rawload(str(raw), width, height, bands, format=_VIPS_FORMAT[dtype])
+    image = image.copy(interpretation=_interpretation(bands, dtype))
+    if size != (width, height):
+        image = image.resize(size[0] / width, vscale=size[1] / height, kernel="lanczos3")
+        image = image.rint().cast(_VIPS_FORMAT[dtype])
+    if image.hasalpha() and suffix in _NO_ALPHA:
+        image = image.flatten(background=255 if dtype == "uint8" else 65535)
+    if dtype == "uint16" and suffix in _EIGHT_BIT:
+        image = (image / 257).rint().cast("uchar").copy(interpretation=_interpretation(image.bands, "uint8"))
+    return image
 
 
 @contextmanager

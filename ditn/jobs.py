@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
     if args.scale is not None and not 0 < args.scale < math.inf:
         raise ValueError(f"--scale is {args.scale}, must be a positive number")
+    if args.json and not args.json.parent.is_dir():
+        raise ValueError(f"--json {args.json}: {args.json.parent} is no folder")
     jobs = plan(args)
     if args.dry_run:
         for job in jobs:
@@ -137,7 +139,7 @@ def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
     for given in args.inputs:
         path = Path(given)
         if path.is_dir():
-            yield from _walk(path, path, args.recursive)
+            yield from _walk(path, path, args)
         elif path.exists():
             yield path, Path(path.name)
         elif found := sorted(glob.glob(given, recursive=True)):
@@ -146,16 +148,21 @@ def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
             yield path, "does not exist"
 
 
-def _walk(folder: Path, root: Path, recursive: bool) -> Iterator[tuple[Path, Path | str]]:
+def _walk(folder: Path, root: Path, args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
+    """Without hidden files, which are no pictures (macOS' ._ twins, our own unfinished ones); without linked folders,
+    which may lead in circles; without the output folder, whose pictures would be enlarged again."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         yield folder, f"cannot be listed: {error.strerror}"
         return
     for entry in entries:
-        if entry.is_dir():
-            if recursive:
-                yield from _walk(entry, root, recursive)
+        if entry.name.startswith("."):
+            continue
+        # os.path, unlike pathlib, takes a file that may not be looked at for a file: reading it gives the reason.
+        if os.path.isdir(entry):
+            if args.recursive and not os.path.islink(entry) and entry.resolve() != args.output.resolve():
+                yield from _walk(entry, root, args)
         elif entry.suffix.lower() in SUFFIXES:
             yield entry, entry.relative_to(root)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ditn.ensemble import self_ensemble as average_orientations
@@ -35,8 +36,9 @@ class Upscaler:
     tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
     rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
     back. Alpha, unless it is constant, goes through the model like a gray picture, so that its edges stay where the
-    colours' are; where it is 0 the colours are first taken from the visible pixels around, so that no dark fringe
-    grows in.
+    colours' are, and is held within the range of the nearest 3 x 3 input pixels, so that no haze or ringing is left
+    where it was constant; where it is 0 the colours are first taken from the visible pixels around, so that no dark
+    fringe grows in.
 
     tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole picture.
                 Tiles overlap by the model's reach and lie on its patch grid: the result is the whole picture's to
@@ -141,7 +143,8 @@ class Upscaler:
         )
 
     def _stream_layers(self, layers: list[Pixels], emit: Emit) -> None:
-        """Tile by tile, enlarge each layer ([H, W, 1] or [H, W, 3]) and emit them side by side."""
+        """Tile by tile, enlarge the colours ([H, W, 1] or [H, W, 3]), and alpha [H, W, 1] if there is a second layer,
+        and emit them side by side."""
         height, width = layers[0].shape[:2]
         if height == 0 or width == 0:
             raise ValueError(f"expected at least one pixel, got an image of {height}x{width}")
@@ -156,7 +159,8 @@ class Upscaler:
                 pending += reversed(halves)
                 continue
             try:
-                part = np.concatenate([self._enlarge(layer, region) for layer in layers], axis=2)
+                parts = [self._enlarge(layer, region, bounded=index > 0) for index, layer in enumerate(layers)]
+                part = np.concatenate(parts, axis=2)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if halves is None or not _is_out_of_memory(error):
                     raise
@@ -168,23 +172,30 @@ class Upscaler:
             if self.progress:
                 self.progress(done / total)
 
-    def _enlarge(self, layer: Pixels, region: Region) -> Pixels:
-        """One tile of one layer, from the reflected input to finished samples of the layer's type."""
+    def _enlarge(self, layer: Pixels, region: Region, *, bounded: bool = False) -> Pixels:
+        """One tile of one layer, from the reflected input to finished samples of the layer's type; if `bounded`, held
+        within the range of the nearest input pixels."""
         config, scale = self.model.config, self.scale
         height, width, bands = layer.shape
         outer = region.grown(config.overlap, round_up(height, config.grid), round_up(width, config.grid))
         rows = reflected(height, outer.top, outer.top + outer.height)
         columns = reflected(width, outer.left, outer.left + outer.width)
         given = torch.from_numpy(np.ascontiguousarray(layer[rows[:, None], columns]))
-        image = given.permute(2, 0, 1)[None].to(self.device, self.dtype)
-        image = image.expand(-1, 3, -1, -1) / _RANGE.get(layer.dtype.name, 1)
+        # To 0..1 before the model's type: 65535 is infinite in float16.
+        exact = given.permute(2, 0, 1)[None].to(self.device).float() / _RANGE.get(layer.dtype.name, 1)
+        image = exact.to(self.dtype).expand(-1, 3, -1, -1)
         with torch.inference_mode():
             top, left = (region.top - outer.top) * scale, (region.left - outer.left) * scale
             bottom = min(region.top + region.height, height) * scale - outer.top * scale
             right = min(region.left + region.width, width) * scale - outer.left * scale
             output = self._run(image)[0, :, top:bottom, left:right].float()
+            if layer.dtype.name in _RANGE and not output.isfinite().all():
+                raise RuntimeError(f"the network's output is not finite in {self.dtype}; use bfloat16 or float32")
             if bands == 1:
                 output = output.mean(0, keepdim=True)
+            if bounded:
+                low, high = (_spread(bound, scale)[0, :, top:bottom, left:right] for bound in _range_of_3x3(exact))
+                output = output.clamp(low, high)
             return _to_samples(output.permute(1, 2, 0), layer.dtype)
 
     def _tensor(self, image: Tensor) -> Tensor:
@@ -239,6 +250,14 @@ def _fill(colours: Pixels, visible: Pixels) -> Pixels:
 def _sum_of_blocks(values: Pixels) -> Pixels:
     height, width, bands = values.shape
     return np.asarray(values.reshape(height // 2, 2, width // 2, 2, bands).sum((1, 3)))
+
+
+def _range_of_3x3(image: Tensor) -> tuple[Tensor, Tensor]:
+    return -F.max_pool2d(-image, 3, stride=1, padding=1), F.max_pool2d(image, 3, stride=1, padding=1)
+
+
+def _spread(image: Tensor, scale: int) -> Tensor:
+    return image.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
 
 
 def _to_samples(values: Tensor, dtype: np.dtype[Any]) -> Pixels:

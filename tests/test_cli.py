@@ -60,6 +60,14 @@ def test_a_folder_flat_and_recursive(folder, weights, tmp_path) -> None:
         assert result.size == (16, 12)
 
 
+def test_a_walk_leaves_out_hidden_files_linked_folders_and_its_own_output(folder, weights) -> None:
+    (folder / "._a.png").write_bytes(b"resource fork")
+    (folder / "sub" / "loop").symlink_to(folder)
+    for _ in range(2):
+        assert upscale(weights, folder, "-o", folder / "out", "--recursive", "--overwrite") == 0
+    assert names(folder / "out") == ["a.png", "größe 写真.png", "sub/b.jpg"]
+
+
 def test_files_and_globs(folder, weights, tmp_path) -> None:
     assert upscale(weights, folder / "a.png", folder / "sub" / "*.jpg", "-o", tmp_path / "out") == 0
     assert names(tmp_path / "out") == ["a.png", "b.jpg"]
@@ -154,6 +162,7 @@ def test_dry_run_does_nothing(folder, weights, tmp_path, capsys) -> None:
         (["--max-memory", "lots"], "'lots' is no amount of memory"),
         (["--dtype", "int8"], "invalid choice"),
         (["--backend", "cudda"], "'cudda' is no backend; there are"),
+        (["--json", "nowhere/report.json"], "nowhere is no folder"),
         (["--device", "tpu"], "device 'tpu' cannot be used"),
     ],
 )

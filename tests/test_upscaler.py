@@ -37,6 +37,26 @@ def test_rgb_arrays_are_the_models_output_rounded(dtype) -> None:
     np.testing.assert_allclose(result.astype(float), exact, rtol=0, atol=1 if dtype != np.float32 else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_white_is_finite_in_half_precision(dtype: torch.dtype) -> None:
+    model = small()
+    image = np.full((8, 8, 3), 65535, np.uint16)
+    image[:4] = 20000
+    half = ditn.Upscaler(model, dtype=dtype)(image)
+    # Each type's own rounding of values up to 1, some layers deep: 11 and 8 bits.
+    bound = 65535 * (2**-7 if dtype == torch.float16 else 2**-4)
+    assert np.abs(half.astype(float) - ditn.Upscaler(model)(image)).max() < bound
+
+
+def test_an_output_that_is_not_finite_is_an_error() -> None:
+    model = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1e30)
+    with pytest.raises(RuntimeError, match=r"not finite in torch\.float32"):
+        ditn.Upscaler(model)(np.full((8, 8, 3), 255, np.uint8))
+
+
 def test_gray_is_the_mean_of_the_models_colours() -> None:
     model = small()
     gray = RANDOM.random((8, 11), dtype=np.float32)
@@ -53,8 +73,23 @@ def test_constant_alpha_is_kept_and_another_goes_through_the_model() -> None:
     result = upscaler(image)
     assert (result[..., 3] == np.float32(0.4)).all()
     np.testing.assert_allclose(result[..., :3], upscaler(image[..., :3]), atol=1e-6)
-    image[..., 3] = RANDOM.random((8, 8))
-    np.testing.assert_allclose(upscaler(image)[..., 3], upscaler(image[..., 3].copy()), atol=1e-6)
+    alpha = RANDOM.random((8, 8), dtype=np.float32)
+    image[..., 3] = alpha
+    # Bounds by hand: each output pixel lies in the range of the 3 x 3 input pixels around its own.
+    around = np.stack([np.pad(alpha, 1, "edge")[y : y + 8, x : x + 8] for y in range(3) for x in range(3)])
+    low, high = (np.kron(bound, np.ones((2, 2))) for bound in (around.min(0), around.max(0)))
+    np.testing.assert_allclose(upscaler(image)[..., 3], upscaler(alpha).clip(low, high), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_no_haze_where_alpha_is_constant(dtype) -> None:
+    limit = np.iinfo(dtype).max
+    image = np.full((16, 24, 4), limit // 2, dtype)
+    image[:, :12, 3], image[:, 12:, 3] = 0, limit
+    for tile in (0, 8):
+        alpha = ditn.Upscaler(small(), tile=tile)(image)[..., 3]
+        assert (alpha[:, : 2 * 11] == 0).all()
+        assert (alpha[:, 2 * 13 :] == limit).all()
 
 
 def test_colours_bleed_under_transparency() -> None:
