@@ -32,6 +32,28 @@ class Buffer {
   float* data_;
 };
 
+// `count` objects that need not be movable, each from make(i).
+template <class T>
+class Several {
+ public:
+  template <class Make>
+  Several(int count, const Make& make) : count_(count), all_(static_cast<T**>(std::calloc(count + 1, sizeof(T*)))) {
+    if (all_ == nullptr) throw std::bad_alloc();
+    for (int i = 0; i < count; ++i) all_[i] = make(i);
+  }
+  ~Several() {
+    for (int i = 0; i < count_; ++i) delete all_[i];
+    std::free(all_);
+  }
+  Several(const Several&) = delete;
+  Several& operator=(const Several&) = delete;
+  const T& operator[](int i) const { return *all_[i]; }
+
+ private:
+  int count_;
+  T** all_;
+};
+
 // Hands out unit numbers to whichever worker asks next. A unit's result depends on its number alone, so the
 // number of workers and the order of their asking change nothing.
 class Units {

@@ -11,17 +11,11 @@ class Conv3x3 {
  public:
   // weight [3, 3, inputs, outputs]
   Conv3x3(const float* weight, const float* bias, int inputs, int outputs)
-      : inputs_(inputs), outputs_(outputs), bias_(padded(bias, outputs)), zeros_(outputs_.stride) {
-    for (int tap = 0; tap < 9; ++tap) {
-      const float* w = weight + static_cast<int64_t>(tap) * inputs * outputs;
-      taps_[tap] = new Packed(inputs, outputs_.vecs, [&](int k, int n) { return n < outputs ? w[k * outputs + n] : 0.0f; });
-    }
-  }
-  ~Conv3x3() {
-    for (const Packed* tap : taps_) delete tap;
-  }
-  Conv3x3(const Conv3x3&) = delete;
-  Conv3x3& operator=(const Conv3x3&) = delete;
+      : inputs_(inputs), outputs_(outputs), taps_(9, [&](int tap) {
+          const float* w = weight + static_cast<int64_t>(tap) * inputs * outputs;
+          return new Packed(inputs, outputs_.vecs, [&](int k, int n) { return n < outputs ? w[k * outputs + n] : 0.0f; });
+        }),
+        bias_(padded(bias, outputs)), zeros_(outputs_.stride) {}
 
   const Rows& outputs() const { return outputs_; }
 
@@ -31,7 +25,7 @@ class Conv3x3 {
     const int rows = round_up(run.count, 4);
     for (int i = 0; i < 9; ++i) {
       const float* from = map.at(run.b, run.row + i / 3 - 1, run.left + i % 3 - 1);
-      product(rows_of(from, inputs_.stride), rows, taps_[i]->right(), outputs_.vecs,
+      product(rows_of(from, inputs_.stride), rows, taps_[i].right(), outputs_.vecs,
               i ? static_cast<const float*>(zeros_) : static_cast<const float*>(bias_), false,
               {i ? tap : out, outputs_.stride});
       for (int at = 0; i && at < rows * outputs_.stride; at += kLanes) store(out + at, load(out + at) + load(tap + at));
@@ -40,7 +34,7 @@ class Conv3x3 {
 
  private:
   Rows inputs_, outputs_;
-  const Packed* taps_[9];
+  Several<Packed> taps_;
   Buffer bias_, zeros_;
 };
 

@@ -21,18 +21,11 @@ class WindowFfn {
  public:
   static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
 
-  WindowFfn(const Ffn& w, int channels) : rows_(channels), expanded_(w.expanded), out_bias_(padded(w.out_bias, channels)) {
-    slices_ = (vecs_for(expanded_) + kSlice - 1) / kSlice;
-    parts_ = static_cast<Part**>(std::calloc(static_cast<size_t>(slices_), sizeof(Part*)));
-    if (parts_ == nullptr) throw std::bad_alloc();
-    for (int i = 0; i < slices_; ++i) parts_[i] = new Part(w, rows_, i);
-  }
-  ~WindowFfn() {
-    for (int i = 0; i < slices_; ++i) delete parts_[i];
-    std::free(parts_);
-  }
-  WindowFfn(const WindowFfn&) = delete;
-  WindowFfn& operator=(const WindowFfn&) = delete;
+  WindowFfn(const Ffn& w, int channels)
+      : rows_(channels),
+        slices_((vecs_for(w.expanded) + kSlice - 1) / kSlice),
+        parts_(slices_, [&](int i) { return new Part(w, rows_, i); }),
+        out_bias_(padded(w.out_bias, channels)) {}
 
   struct Scratch {
     Scratch(const Rows& rows, const Window& most)
@@ -49,7 +42,7 @@ class WindowFfn {
   void run_patch(const Window& window, Scratch& s) const {
     for (int i = 0; i < slices_; ++i) {
       float* inside = s.hidden + (window.pitch + 1) * kLanes;
-      product(rows_of(s.u, rows_.stride), window.pixels(), parts_[i]->in.right(), 2 * parts_[i]->vecs, parts_[i]->in_bias,
+      product(rows_of(s.u, rows_.stride), window.pixels(), parts_[i].in.right(), 2 * parts_[i].vecs, parts_[i].in_bias,
               false, {inside, kLanes, window.plane(), window.width, static_cast<int64_t>(window.pitch) * kLanes});
       finish(i, window, s);
     }
@@ -61,8 +54,8 @@ class WindowFfn {
   void run_tile(const Window& window, const Outside& outside, Scratch& s) const {
     const int all = (window.height + 2) * window.pitch;
     for (int i = 0; i < slices_; ++i) {
-      const int planes = 2 * parts_[i]->vecs;
-      product(rows_of(s.u, rows_.stride), all, parts_[i]->in.right(), planes, parts_[i]->in_bias, false,
+      const int planes = 2 * parts_[i].vecs;
+      product(rows_of(s.u, rows_.stride), all, parts_[i].in.right(), planes, parts_[i].in_bias, false,
               {s.hidden, kLanes, window.plane()});
       for (int r = 0; r < window.height + 2; ++r) {
         for (int c = 0; c < window.width + 2; ++c) {
@@ -111,7 +104,7 @@ class WindowFfn {
 
   // The taps, the gate and the slice's share of the last product.
   void finish(int slice, const Window& window, Scratch& s) const {
-    const Part& part = *parts_[slice];
+    const Part& part = parts_[slice];
     const int row = part.vecs * kLanes;
     for (int j = 0; j < part.vecs; ++j) {
       const float* planes[2] = {s.hidden + j * window.plane(), s.hidden + (part.vecs + j) * window.plane()};
@@ -147,8 +140,8 @@ class WindowFfn {
   }
 
   Rows rows_;
-  int expanded_, slices_;
-  Part** parts_;
+  int slices_;
+  Several<Part> parts_;
   Buffer out_bias_;
 };
 

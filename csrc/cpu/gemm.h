@@ -3,7 +3,7 @@
 //
 // A is a few dozen pixels by at most a few hundred channels and sits in L1; B is packed into panels of at most
 // three vectors, so that one panel (60 x 48 floats: 11.5 kB) stays in L1 for all rows. A tile of 8 x 3 vectors
-// takes 11 loads for 24 FMAs per step: the FMA units are the bound (Zen 5: 99 % of peak at depth 60).
+// takes 11 loads for 24 FMAs per step: the FMA units are the bound.
 #pragma once
 
 #include "buffer.h"

@@ -12,38 +12,16 @@
 
 namespace ditn::DITN_LEVEL {
 
-// One constructed layer per element; layers have no default constructor and cannot be moved.
-template <class Layer>
-class Layers {
- public:
-  template <class Make>
-  Layers(int count, const Make& make) : count_(count), layers_(static_cast<Layer**>(std::calloc(count + 1, sizeof(Layer*)))) {
-    if (layers_ == nullptr) throw std::bad_alloc();
-    for (int i = 0; i < count; ++i) layers_[i] = make(i);
-  }
-  ~Layers() {
-    for (int i = 0; i < count_; ++i) delete layers_[i];
-    std::free(layers_);
-  }
-  Layers(const Layers&) = delete;
-  Layers& operator=(const Layers&) = delete;
-  const Layer& operator[](int i) const { return *layers_[i]; }
-
- private:
-  int count_;
-  Layer** layers_;
-};
-
 // A patch is read once, goes through all layers in L1 and L2, and is written once.
 static void inner_patch(Threads threads, Shape shape, const float* x, float* y, const Attention* attentions, const Ffn* ffns,
                         int layers, Norm norm, int patch) {
   const Rows rows(shape.channels);
   const Window window{patch, patch, patch + 2};
   const int pixels = window.pixels();
-  const Layers<PatchAttention> attention(attentions ? layers : 0, [&](int i) {
+  const Several<PatchAttention> attention(attentions ? layers : 0, [&](int i) {
     return new PatchAttention(attentions[i], shape.channels, pixels);
   });
-  const Layers<WindowFfn> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn(ffns[i], shape.channels); });
+  const Several<WindowFfn> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn(ffns[i], shape.channels); });
   const int64_t across = shape.width / patch, down = shape.height / patch;
   share(threads, shape.batch * down * across, [&](Units& units) {
     Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
