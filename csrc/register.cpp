@@ -219,6 +219,8 @@ Tensor function(std::string name, Tensor x) {
   return y;
 }
 
+int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ditn_native, m) {
@@ -247,7 +249,10 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
   m.def("tanh_affine(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("layer_norm2d(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def("function(str name, Tensor x) -> Tensor");
+  m.def("fma_loop(int units) -> int");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) { m.impl("fma_loop", TORCH_BOX(&fma_loop)); }
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));

@@ -113,6 +113,27 @@ static void function(const char* name, const float* x, float* y, int64_t count) 
   }
 }
 
+// As many independent sums as hide the latency of two FMA units in the registers of any level.
+static int64_t fma_loop(Threads threads, int64_t units) {
+  constexpr int kSums = 12, kSteps = 1 << 17;
+  Buffer sink(units * kLanes);
+  share(threads, units, [&](Units& mine) {
+    for (int64_t unit; mine.next(unit);) {
+      const Vec factor = load(sink + unit * kLanes);
+      Vec sums[kSums];
+#pragma GCC unroll 12
+      for (int i = 0; i < kSums; ++i) sums[i] = factor;
+      for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], factor, factor);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < kSums; ++i) store(sink + unit * kLanes, load(sink + unit * kLanes) + sums[i]);
+    }
+  });
+  return units * kSteps * kSums * kLanes * 2;
+}
+
 template <class T>
 constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, image_tail<T>, tanh_affine<T>, layer_norm2d<T>};
 
@@ -120,6 +141,6 @@ constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, imag
 #define DITN_NAME(name) DITN_TEXT(name)
 
 extern const Level level;
-const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, function};
+const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, function, fma_loop};
 
 }  // namespace ditn::DITN_LEVEL

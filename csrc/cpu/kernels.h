@@ -74,6 +74,7 @@ struct Level {
   Kernels<bfloat16> for_bfloat16;
   Kernels<float16> for_float16;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
+  int64_t (*fma_loop)(Threads, int64_t units);  // does nothing but FMAs in registers; returns how many floating-point operations
 };
 
 // The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is
