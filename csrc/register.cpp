@@ -76,7 +76,9 @@ void run_on_torch(int64_t most, void (*work)(void*), void* argument) {
   if (failure) std::rethrow_exception(failure);
 }
 
-constexpr Threads kThreads{run_on_torch};
+int64_t count_of_torch() { return torch::stable::get_num_threads(); }
+
+constexpr Threads kThreads{run_on_torch, count_of_torch};
 
 Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
                          Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,

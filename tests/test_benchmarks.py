@@ -38,6 +38,7 @@ def test_a_wrong_contestant_is_not_timed(monkeypatch) -> None:
         benchmark.main()
 
 
+@pytest.mark.slow  # imports torch in five processes
 @pytest.mark.skipif(_native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}")
 def test_cpu_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "result.json"

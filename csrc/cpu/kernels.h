@@ -22,9 +22,11 @@ struct Shape {
   int channels;
 };
 
-// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have.
+// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have; count() is how many
+// threads there are.
 struct Threads {
   void (*run)(int64_t most, void (*work)(void*), void* argument);
+  int64_t (*count)();
 };
 
 // Weights are input-major; every bias is there.
