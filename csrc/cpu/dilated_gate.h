@@ -36,9 +36,6 @@ class MapGate {
       Lines a(rows_.vecs, 5, kNear + kFar), near(rows_.vecs, 19, kFar);
       Scratch s(rows_);
       const auto inside = [&](int64_t row) { return row >= 0 && row < shape.height; };
-      const auto pixels = [&](const Strip& strip, int64_t row, int64_t column) {
-        return ((strip.b * shape.height + row) * shape.width + column) * shape.channels;
-      };
       for (Strip strip; strips.next(units, strip);) {
         a.start(strip, shape.width);
         near.start(strip, shape.width);
@@ -46,7 +43,7 @@ class MapGate {
           // `row` is the next line of the 5x5, which needs two more of `a`.
           for (int64_t next = row == strip.top - kFar ? row - kNear : row + kNear; next <= row + kNear; ++next) {
             if (inside(next)) {
-              enter(x + pixels(strip, next, a.first()), next, norm, s, a);
+              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, next, norm, s, a);
             } else {
               a.clear(next);
             }
@@ -57,7 +54,7 @@ class MapGate {
             near.clear(row);
           }
           if (row < strip.top + kFar) continue;
-          const int64_t at = pixels(strip, row - kFar, strip.left);
+          const int64_t at = pixel_of(shape, strip.b, row - kFar, strip.left) * shape.channels;
           leave(x + at, row - kFar, strip, norm, s, near, y + at);
         }
       }

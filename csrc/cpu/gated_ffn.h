@@ -63,16 +63,13 @@ class GatedFfn {
     share(threads, strips.count(), [&](Units& units) {
       Lines hidden(2 * gated_ / kLanes, 3, 1);
       Buffer u(kLine * rows_.stride), gated(kLine * gated_);
-      const auto pixels = [&](const Strip& strip, int64_t row, int64_t column) {
-        return ((strip.b * shape.height + row) * shape.width + column) * shape.channels;
-      };
       for (Strip strip; strips.next(units, strip);) {
         hidden.start(strip, shape.width);
         for (int64_t row = strip.top - 1; row <= strip.bottom; ++row) {
           if (row < 0 || row >= shape.height) {
             hidden.clear(row);
           } else {
-            normalized<P>(x + pixels(strip, row, hidden.first()), hidden.count(), rows_, norm, u);
+            normalized<P>(x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels, hidden.count(), rows_, norm, u);
             expand(u, row, hidden);
           }
           if (row <= strip.top) continue;
@@ -80,7 +77,7 @@ class GatedFfn {
           for (int i = 0; i < parts_.count(); ++i) gate(parts_[i], row - 1, strip.left, count, hidden, gated);
           P::pack_along(gated, count, gated_, gated_);
           product<P>(rows_of(gated, gated_), round_up(count, 4), out_.right(), rows_.vecs, out_bias_, false, {u, rows_.stride});
-          const int64_t at = pixels(strip, row - 1, strip.left);
+          const int64_t at = pixel_of(shape, strip.b, row - 1, strip.left) * shape.channels;
           for (int i = 0; i < count; ++i) {
             add_out(u + i * rows_.stride, x + at + i * rows_.channels, rows_, y + at + i * rows_.channels);
           }

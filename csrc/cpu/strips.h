@@ -15,6 +15,11 @@ struct Strip {
   int64_t b, left, right, top, bottom;
 };
 
+// The number of a pixel in a dense map.
+DITN_INLINE int64_t pixel_of(const Shape& shape, int64_t b, int64_t row, int64_t column) {
+  return (b * shape.height + row) * shape.width + column;
+}
+
 class Strips {
  public:
   // As few bands of rows as give every thread three strips: a band's halo is computed twice.
@@ -98,5 +103,19 @@ class Lines {
   int count_ = 0;
   Buffer data_;
 };
+
+// A row of a map as a line.
+template <class T>
+static void enter(const T* x, const Shape& shape, const Strip& strip, int64_t row, Lines& lines) {
+  if (row < 0 || row >= shape.height) return lines.clear(row);
+  const Rows rows(shape.channels);
+  const T* pixels = x + pixel_of(shape, strip.b, row, lines.first()) * rows.channels;
+  for (int j = 0; j < rows.vecs; ++j) {
+    float* line = lines.at(j, row, lines.first());
+    for (int i = 0; i < lines.count(); ++i) {
+      store(line + i * kLanes, load_first(pixels + i * rows.channels + j * kLanes, rows.lanes(j)));
+    }
+  }
+}
 
 }  // namespace ditn::DITN_LEVEL
