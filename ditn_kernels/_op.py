@@ -178,6 +178,8 @@ class Op:
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+# A stage keeps a whole patch in registers.
+TRITON_STAGE = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(4, 8), min_capability=(7, 5))
 
 # What the C++ kernels for the CPU take.
 CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))
