@@ -20,7 +20,8 @@ class Runs {
  public:
   explicit Runs(const Shape& shape) : shape_(shape), strips_((shape.width + kRun - 1) / kRun) {}
   int64_t count() const { return shape_.batch * strips_ * shape_.height; }
-  bool next(Units& units, Run& run) const {
+  template <class Source>  // of unit numbers
+  bool next(Source& units, Run& run) const {
     int64_t unit;
     if (!units.next(unit)) return false;
     run.b = unit / (shape_.height * strips_);

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backward kernels of one instruction-set level. Compiled once per level, as kernels.cpp is.
+#include "dilated_gate_backward.h"
+#include "gated_ffn_backward.h"
+#include "inner_patch_attention_backward.h"
+#include "tanh_affine_backward.h"
+
+namespace ditn::DITN_LEVEL {
+
+extern const Backward backward;
+const Backward backward = {inner_patch_attention_backward, gated_ffn_backward, dilated_gate_backward, tanh_affine_backward};
+
+}  // namespace ditn::DITN_LEVEL
