@@ -210,6 +210,33 @@ std::tuple<Tensor, Tensor, Tensor> tanh_affine_backward(Tensor grad, Tensor x, T
   return {dx, dweight, dbias};
 }
 
+std::tuple<Tensor, Tensor, Tensor> layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, double eps) {
+  Tensor dx = empty_like(x), dweight = empty_like(weight), dbias = empty_like(bias);
+  level().backward->layer_norm2d(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<float>(eps), out(dx),
+                                 out(dweight), out(dbias));
+  return {dx, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) {
+  Tensor dimage = empty_like(image), dweight = empty_like(weight), dbias = empty_like(bias);
+  level().backward->image_head(kThreads, shape_of(image), data(grad), data(image), data(weight),
+                               static_cast<int>(weight.size(3)), out(dimage), out(dweight), out(dbias));
+  return {dimage, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> image_tail_backward(Tensor grad, Tensor x, Tensor skip,
+                                                                               Tensor body_weight, Tensor body_bias,
+                                                                               Tensor up_weight, Tensor up_bias,
+                                                                               int64_t upscale) {
+  Tensor dx = empty_like(x), dskip = empty_like(skip), dbody_weight = empty_like(body_weight),
+         dbody_bias = empty_like(body_bias), dup_weight = empty_like(up_weight), dup_bias = empty_like(up_bias);
+  const int outputs = static_cast<int>(up_weight.size(3)), scale = static_cast<int>(upscale);
+  level().backward->image_tail(kThreads, shape_of(x), data(grad), data(x), data(skip),
+                               {data(body_weight), data(body_bias), data(up_weight), data(up_bias), outputs, scale}, out(dx),
+                               out(dskip), {out(dbody_weight), out(dbody_bias), out(dup_weight), out(dup_bias), outputs, scale});
+  return {dx, dskip, dbody_weight, dbody_bias, dup_weight, dup_bias};
+}
+
 Tensor function(std::string name, Tensor x) {
   Tensor y = torch::stable::empty_like(x);
   level().kernels->function(name.c_str(), data(x), static_cast<float*>(y.mutable_data_ptr()), x.numel());
@@ -254,6 +281,11 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
       "Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int norm) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("tanh_affine_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)");
+  m.def("layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def("image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "image_tail_backward(Tensor grad, Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, "
+      "Tensor up_bias, int upscale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("function(str name, Tensor x) -> Tensor");
 }
 
@@ -271,5 +303,8 @@ STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("gated_ffn_backward", TORCH_BOX(&gated_ffn_backward));
   m.impl("dilated_gate_backward", TORCH_BOX(&dilated_gate_backward));
   m.impl("tanh_affine_backward", TORCH_BOX(&tanh_affine_backward));
+  m.impl("layer_norm2d_backward", TORCH_BOX(&layer_norm2d_backward));
+  m.impl("image_head_backward", TORCH_BOX(&image_head_backward));
+  m.impl("image_tail_backward", TORCH_BOX(&image_tail_backward));
   m.impl("function", TORCH_BOX(&function));
 }

@@ -139,6 +139,16 @@ void map(const Kernels& kernels, const Backward& backward, Shape shape, Norm nor
   check("layer_norm2d", shape, {pixels * c}, [&](Threads threads, const Results& y) {
     kernels.layer_norm2d(threads, shape, x, y[0], scale, offset, 1e-5f);
   });
+  check("layer_norm2d_backward", shape, {pixels * c, c, c}, [&](Threads threads, const Results& d) {
+    backward.layer_norm2d(threads, shape, skip, x, scale, 1e-5f, d[0], d[1], d[2]);
+  });
+  check("image_head_backward", shape, {pixels * c, 9 * c * outputs, outputs}, [&](Threads threads, const Results& d) {
+    backward.image_head(threads, shape, grad, x, head_weight, outputs, d[0], d[1], d[2]);
+  });
+  check("image_tail_backward", shape, {pixels * c, pixels * c, 9 * c * c, c, 9 * c * outputs, outputs},
+        [&](Threads threads, const Results& d) {
+          backward.image_tail(threads, shape, grad, x, skip, tail, d[0], d[1], {d[2], d[3], d[4], d[5], outputs, upscale});
+        });
 }
 
 }  // namespace

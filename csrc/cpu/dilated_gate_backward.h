@@ -263,19 +263,14 @@ class MapGateBackward {
 
 static void dilated_gate_backward(Threads threads, Shape shape, const float* grad, const float* x, const Gate& w, Norm norm,
                                   float* dx, const GateOf<float>& gradient) {
-  constexpr int64_t kPixels = 1 << 13;
-  const Rows rows(shape.channels);
   const MapGateBackward gate(w, shape.channels);
-  const int64_t pixels = shape.height * shape.width, fitting = pixels ? kPixels / pixels : 0;
-  const int64_t images = fitting < 1 ? 1 : fitting < shape.batch ? fitting : shape.batch;
-  Shape group{images, shape.height, shape.width, shape.channels};
-  Sums sums(Runs(group).count(), gate.sums());
-  MapGateBackward::Maps maps(group, rows);
-  for (int64_t b = 0; b < shape.batch; b += images) {
-    const int64_t at = b * pixels * shape.channels;
-    if (shape.batch - b < images) group.batch = shape.batch - b;
+  const Shape most = group_of_images(shape);
+  Sums sums(Runs(most).count(), gate.sums());
+  MapGateBackward::Maps maps(most, Rows(shape.channels));
+  each_group(shape, [&](const Shape& group, int64_t first) {
+    const int64_t at = first * shape.height * shape.width * shape.channels;
     gate.run(threads, group, grad + at, x + at, norm, maps, sums, dx + at);
-  }
+  });
   gate.write(sums.total(threads), gradient);
 }
 

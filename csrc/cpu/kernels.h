@@ -77,6 +77,12 @@ struct Backward {
   void (*dilated_gate)(Threads, Shape, const float* grad, const float* x, const Gate&, Norm, float* dx, const GateOf<float>&);
   void (*tanh_affine)(Threads, Shape, const float* grad, const float* x, const float* weight, int outputs, float* dx,
                       float* dweight, float* dbias);
+  void (*layer_norm2d)(Threads, Shape, const float* grad, const float* x, const float* weight, float eps, float* dx,
+                       float* dweight, float* dbias);
+  void (*image_head)(Threads, Shape, const float* grad, const float* image, const float* weight, int outputs, float* dimage,
+                     float* dweight, float* dbias);
+  void (*image_tail)(Threads, Shape, const float* grad, const float* x, const float* skip, const Tail&, float* dx, float* dskip,
+                     const TailOf<float>&);
 };
 
 // The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is
