@@ -48,9 +48,12 @@ def build_info() -> dict[str, Any]:
 class CPlusPlus:
     """The backend "cpu": vectorised C++."""
 
-    def missing(self, op: Op, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         reason = why_missing()
         return [reason] if reason else []
+
+    def volunteers(self, device: torch.device) -> bool:
+        return True
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         overload = getattr(torch.ops.ditn_native, f"{op.name}_backward" if backward else op.name).default

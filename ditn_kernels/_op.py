@@ -175,6 +175,10 @@ class Op:
         return Cost(bytes=elements * tensors[0].element_size(), macs=self.macs(sizes))
 
 
+# What the Triton kernels take.
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+
 # What the C++ kernels for the CPU take.
 CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))
 CPU = replace(CPU_FORWARD, backward=(torch.float32,))

@@ -118,6 +118,7 @@ def test_definition_is_the_published_formula(op: Op, sample) -> None:
     torch.testing.assert_close(op.reference(**args), expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("op", "sample"), CASES)
 def test_backends_forward(op: Op, sample, dtype: torch.dtype) -> None:
