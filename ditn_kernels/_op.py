@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,7 +183,8 @@ TRITON_STAGE = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(4, 8
 
 # What the C++ kernels for the CPU take.
 CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))
-CPU_FORWARD_MAP = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(0, 4, 8, 16))
+CPU = replace(CPU_FORWARD, backward=(torch.float32,))
+CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Two results that are both rounded to their dtype can differ by one unit in the last place (2^-23, 2^-10, 2^-7) of
