@@ -14,22 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, normalize, rounded
+from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
 
+CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128, 256)}}
 NORMALIZE_EPS = tl.constexpr(1e-12)
-
-
-@triton.jit
-def load_square(pointer, stride, channel, C: tl.constexpr):
-    """[C_PAD, C_PAD], zero from C on, of a matrix with rows of `stride` values."""
-    inside = (channel < C)[:, None] & (channel < C)[None, :]
-    return tl.load(pointer + channel[:, None] * stride + channel[None, :], inside, 0.0)
-
-
-@triton.jit
-def load_vector(pointer, channel, C: tl.constexpr):
-    """[C_PAD] as float32, zero from C on."""
-    return tl.load(pointer + channel, channel < C, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -84,6 +72,7 @@ def _inner_patch_attention_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
+    tl.static_assert(PIXELS % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "BLOCK_T must be whole rows that fill a patch")
     channel = tl.arange(0, C_PAD)
     q_weight = load_square(qkv_weight_ptr, 3 * C, channel, C)
     k_weight = load_square(qkv_weight_ptr + C, 3 * C, channel, C)
