@@ -180,9 +180,6 @@ def _gated_ffn_fwd_kernel(
         tl.store(y_ptr + corner + offset, rounded(residual + out, y_ptr.dtype.element_ty), inside)
 
 
-CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128)}}
-
-
 def forward(
     x: Tensor,
     in_weight: Tensor,

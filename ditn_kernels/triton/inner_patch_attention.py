@@ -83,7 +83,6 @@ def _inner_patch_attention_fwd_kernel(
     v_bias = load_vector(qkv_bias_ptr + 2 * C, channel, C)
     out_bias = load_vector(out_bias_ptr, channel, C)
     temperature = tl.load(temperature_ptr).to(tl.float32)
-    tl.static_assert(PIXELS % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "a block is whole rows of a patch")
     pixel = tl.arange(0, BLOCK_T)
     inside = (channel < C)[None, :]
 
@@ -113,9 +112,6 @@ def _inner_patch_attention_fwd_kernel(
             v = rounded(project(u, v_weight, v_bias, PRECISION), dtype)
             y = x.to(tl.float32) + attend(weights, v, out_weight, out_bias, PRECISION)
             tl.store(y_ptr + offset + block * step, rounded(y, dtype), inside)
-
-
-CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128)}}
 
 
 def forward(
