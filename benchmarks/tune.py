@@ -4,7 +4,8 @@
     python -m benchmarks.tune                 on a GPU: measures
     python -m benchmarks.tune --count         anywhere: compiles for every chip and counts (`benchmarks.sass`)
 
-Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages.
+Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages,
+and what the tables hold already.
 Measured, the fastest that gives the right result is taken, for the dtypes and shapes of this GPU only; the other lines
 of a table stay. Counted, every candidate is compiled for the network's own shapes, and the one without spills and with
 the fewest estimated cycles is taken; for other shapes and chips, the first in this order that fits there. Lines that
@@ -34,7 +35,7 @@ from benchmarks import cases, sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import NORMS, Sample
 from ditn_kernels._triton import interpreted
-from ditn_kernels.triton._config import Config, Row, nearest
+from ditn_kernels.triton._config import Config, Row, nearest, table
 from ditn_kernels.triton._launch import configured
 
 FOLDER = Path(ditn_kernels.triton.__file__).parent / "configs"
@@ -100,6 +101,11 @@ def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
             yield Config(warps, stages, blocks=dict(zip(blocks, sizes, strict=True)))
 
 
+def in_table(kernel: str) -> list[Config]:
+    """What the kernel's table holds already: it may have been found by hand."""
+    return [replace(row.config, programs=Config.programs) for row in table(kernel)] if path(kernel).exists() else []
+
+
 def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
     """None if the kernel cannot be compiled like this. With every norm, what it takes is the most that one takes."""
     norms = NORMS if every_norm and "norm" in task.sample.options else ()
@@ -153,6 +159,7 @@ def count(op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool) -> Iterat
             options = list(configs(cases.candidates(op)[task.kernel]))
             if ranked < 80:  # which copies nothing ahead of its use
                 options = [option for option in options if option.num_stages == STAGES[0]]
+            options += [option for option in in_table(task.kernel) if option not in options]
             found = pool.map(judge, *zip(*((task, ranked, option) for option in options), strict=True))
             order = sorted(filter(None, found), key=lambda verdict: verdict.key)
             orders[task.kernel, task.dtype, patch(task.sample), ranked] = order
@@ -199,10 +206,14 @@ def without_redundant(rows: list[Row]) -> list[Row]:
     return kept
 
 
+def path(kernel: str) -> Path:
+    return FOLDER / f"{kernel}.json"
+
+
 def write(kernel: str, rows: list[Row]) -> None:
     rows = sorted(rows, key=lambda row: (row.dtype, *row.shape.values(), row.capability))
     lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(rows))
-    (FOLDER / f"{kernel}.json").write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def main() -> int:
