@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -49,21 +50,26 @@ def samples_of(op: Op, channels: int) -> Iterator[Sample]:
         yield Sample(f"{channels} channels", axes, {**first.options, **options})
 
 
-def candidates(op: Op) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
-    """The block sizes to choose from, of every kernel in the operator's file."""
-    module = import_module(f"ditn_kernels.triton.{op.name}")
-    found: Mapping[str, Mapping[str, tuple[int, ...]]] = module.CANDIDATES
+def candidates(op: Op, *, backward: bool) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+    """The block sizes to choose from, of every kernel in the file of the operator's forward or backward."""
+    module = import_module(BACKENDS["triton"].kernel(op, backward=backward).__module__)
+    found: Mapping[str, Mapping[str, tuple[int, ...]]] = getattr(module, "CANDIDATES", {})
     return found
-
-
-def kernels(op: Op) -> Iterator[tuple[str, bool]]:
-    """The names of the kernels in the operator's file, and whether they belong to its backward."""
-    for name in candidates(op):
-        yield name, name.endswith("_bwd")
 
 
 def pixels(sample: Sample) -> int:
     return sample.axes["B"] * sample.axes["H"] * sample.axes["W"]
+
+
+def inputs(op: Op, sample: Sample, *, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """As `op.inputs`, but activations, which may be large, are drawn on the device."""
+    args = op.inputs(enlarged(sample, 1, 1), dtype=dtype, device=device)
+    sizes = [sample.axes[axis] for axis in ("B", "H", "W")]
+    for name in (name for name, axes in op.axes.items() if axes.startswith("B ")):
+        shape = sizes[0], args[name].shape[1], *sizes[1:]
+        drawn = torch.randn(shape[0], *shape[2:], shape[1], dtype=dtype, device=device)
+        args[name] = drawn.permute(0, 3, 1, 2)
+    return args
 
 
 def launches(
@@ -75,11 +81,7 @@ def launches(
     backward: bool = False,
 ) -> list[Launch]:
     """What the backend "triton" would launch for a sample on a chip that need not be here."""
-    args = op.inputs(enlarged(sample, 1, 1), dtype=dtype, device="meta")
-    sizes = [sample.axes[axis] for axis in ("B", "H", "W")]
-    for name in (name for name, axes in op.axes.items() if axes.startswith("B ")):
-        shape = sizes[0], args[name].shape[1], *sizes[1:]
-        args[name] = args[name].new_empty(shape).contiguous(memory_format=torch.channels_last)
+    args = inputs(op, sample, dtype=dtype, device="meta")
     gradient = [torch.empty(op.output_shape(op.check(args), args), dtype=dtype, device="meta")] if backward else []
     function = BACKENDS["triton"].kernel(op, backward=backward)
     with recording(capability) as recorded:

@@ -31,6 +31,17 @@ from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted
 
+_COLUMNS = {
+    "kernel": "",
+    "registers": "regs",
+    "shared": "shared",
+    "stack": "stack",
+    "resident_warps": "warps",
+    "instructions": "instructions",
+    "macs": "macs",
+    "cycles": "cycles",
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,12 +59,13 @@ class Case:
         return f"{self.op} {'backward' if self.backward else 'forward'} ({options})"
 
 
-def default_cases(dtypes: list[torch.dtype], capabilities: list[int]) -> Iterator[Case]:
+def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: str) -> Iterator[Case]:
     """Every operator with Triton kernels, in both directions."""
     for op in REGISTRY.values():
+        chosen = cases.framed_samples(op) if samples == "network" else [one for one in op.samples if one.axes["B"]]
         for dtype in dtypes if "triton" in op.backends else ():
             for backward in (False, True) if dtype in op.backends["triton"].backward else (False,):
-                for sample in cases.framed_samples(op):
+                for sample in chosen:
                     yield from (Case(op.name, backward, sample, dtype, one) for one in capabilities)
 
 
@@ -76,6 +88,9 @@ def row(count: sass.Count, case: Case) -> dict[str, Any]:
         "instructions": round(count.instructions * per_64),
         "macs": None if count.macs is None else round(count.macs * per_64),
         "cycles": round(sass.cycles([count], case.dtype, cases.pixels(case.sample))),
+        "fits": count.fits,
+        "has_dot": count.has_dot,
+        "tensor_instructions": count.tensor_instructions,
     }
 
 
@@ -83,12 +98,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capabilities", nargs="+", type=int, choices=sass.CHIPS, default=[80, 90], metavar="CC")
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float16"])
+    parser.add_argument(
+        "--samples",
+        choices=("network", "all"),
+        default="network",
+        help="the network's layers on a large map, or all of the operators' samples (default: %(default)s)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--quiet", action="store_true", help="no table")
     args = parser.parse_args()
     if interpreted():
         raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
-    chosen = list(default_cases([cases.DTYPES[name] for name in args.dtypes], args.capabilities))
+    chosen = list(all_cases([cases.DTYPES[n] for n in args.dtypes], args.capabilities, samples=args.samples))
     results = []
     columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>13}{:>11}{:>8}"
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
@@ -96,14 +118,17 @@ def main() -> int:
             rows = [row(one, case) for one in found]
             total = sum(one["cycles"] for one in rows)
             dtype = str(case.dtype).removeprefix("torch.")
-            print(f"\n{case.title}, {dtype}, sm_{case.capability}: {total} cycles per 64 pixels")
-            print(columns.format("", "regs", "shared", "stack", "warps", "instructions", "macs", "cycles"))
-            for one in rows:
-                print(columns.format(*("?" if value is None else value for value in one.values())))
             results.append(
-                {"operator": case.op, "backward": case.backward, "options": dict(case.sample.options)}
+                {"operator": case.op, "backward": case.backward, "sample": case.sample.name}
+                | {"options": dict(case.sample.options)}
                 | {"dtype": dtype, "capability": case.capability, "cycles": total, "launches": rows}
             )
+            if args.quiet:
+                continue
+            print(f"\n{case.title}, {dtype}, sm_{case.capability}: {total} cycles per 64 pixels")
+            print(columns.format(*_COLUMNS.values()))
+            for one in rows:
+                print(columns.format(*("?" if one[name] is None else one[name] for name in _COLUMNS)))
     if args.json:
         facts = {"triton": triton.__version__, "date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}
         args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n", encoding="utf-8")

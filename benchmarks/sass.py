@@ -10,7 +10,6 @@ kernel's source, its arguments, configuration and target, and of this file.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -29,6 +28,7 @@ from triton.compiler import ASTSource
 from ditn_kernels.triton._launch import Launch
 
 CACHE = Path(__file__).parent.parent / "build" / "sass"
+_OWN_SOURCE = Path(__file__).read_bytes()
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
@@ -61,7 +61,7 @@ _SHARED_RESERVED = 1 << 10  # per block, from sm_80 on
 @dataclass(frozen=True)
 class Count:
     """One launch, compiled. `instructions` and `macs` (multiply-adds on tensor cores) are those of the whole launch;
-    `macs` is None for sm_100, whose instructions do not say their size."""
+    `macs` is None for sm_100, whose instructions do not say their size. `has_dot`: the kernel multiplies matrices."""
 
     kernel: str
     capability: int
@@ -71,7 +71,13 @@ class Count:
     shared: int
     instructions: float
     macs: float | None
+    has_dot: bool
     tensor_instructions: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a multiprocessor can run it at all."""
+        return self.shared <= CHIPS[self.capability].shared_per_block and self.resident_warps > 0
 
     @property
     def resident_warps(self) -> int:
@@ -107,7 +113,7 @@ def count(launch: Launch, capability: int) -> Count:
         launch.trips,
         capability,
         triton.__version__,
-        _own_source(),
+        _OWN_SOURCE,
     )
     path = CACHE / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
     if not path.exists():
@@ -140,11 +146,6 @@ def _source(launch: Launch) -> Any:
     return ASTSource(launch.kernel, signature, {(names.index(n),): value for n, value in constants.items()}, attributes)
 
 
-@functools.cache
-def _own_source() -> bytes:
-    return Path(__file__).read_bytes()
-
-
 def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Count:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -168,20 +169,20 @@ def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Coun
         registers=int(resources[1]),
         stack=int(resources[2]),
         shared=shared,
-        instructions=warps * sum(weights.values()),
+        instructions=warps * sum(weights[a] for a, (name, _) in instructions.items() if name != "NOP"),
         macs=warps * sum(weights[a] * macs_of(name) for a, name in tensor.items()) if known else None,
+        has_dot="PRECISION" in launch.constants,
         tensor_instructions=tuple(sorted(set(tensor.values()))),
     )
 
 
 def parse(code: str) -> dict[int, tuple[str, str]]:
-    """Address -> name and operands of every instruction but NOP, which pads the end."""
+    """Address -> name and operands of every instruction."""
     found = {}
     # Newer chips' lines end in notes on scheduling, which begin with & or ?.
     for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;&?]+)[^;]*;", code):
         predicate, name, operands = re.match(r"(@!?U?P\w+ )?(\S+)\s*(.*?)\s*$", text).groups()  # type: ignore[union-attr]
-        if name != "NOP":
-            found[int(address, 16)] = (name, (predicate or "") + operands)
+        found[int(address, 16)] = (name, (predicate or "") + operands)
     return found
 
 

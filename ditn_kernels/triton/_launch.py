@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ditn_kernels import _compiling
 from ditn_kernels.triton._config import Config, lookup
 from ditn_kernels.triton._math import INTERPRETED
 
@@ -21,6 +22,7 @@ from ditn_kernels.triton._math import INTERPRETED
 _PROGRAMS_WHEN_INTERPRETED = 3
 # Multiprocessors of the chip that launches are recorded for: an H100's.
 RECORDED_PROCESSORS = 132
+_compiling.listen()
 
 
 @dataclass(frozen=True)
