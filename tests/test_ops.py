@@ -15,6 +15,7 @@ from benchmarks import published
 from ditn_kernels import REGISTRY, Op, use_backend
 from ditn_kernels._dispatch import reasons_against
 
+pytestmark = pytest.mark.usefixtures("device")
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in REGISTRY.values() for sample in op.samples]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -177,7 +178,9 @@ def test_gradcheck(op: Op) -> None:
         sample = type(op.samples[0])("small", axes, dict(options))
         args = op.inputs(sample, dtype=torch.float64)
         leaves = [args[name].requires_grad_() for name in op.axes]
-        assert torch.autograd.gradcheck(lambda *a, o=dict(options): op(*a, **o, backend="torch"), leaves)
+        assert torch.autograd.gradcheck(
+            lambda *a, o=dict(options): op(*a, **o, backend="torch"), leaves, nondet_tol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -266,6 +269,14 @@ def test_second_derivative_is_refused_clearly() -> None:
     (grad,) = torch.autograd.grad(ditn_kernels.tanh_affine(*leaves, **options).sum(), leaves[:1], create_graph=True)
     with pytest.raises(NotImplementedError, match="fused=False"):
         grad.sum().backward()
+
+
+def test_vmap_is_refused_clearly() -> None:
+    for op in (ditn_kernels.tanh_affine, ditn_kernels.spatial_stage):
+        args, options = arguments(op, op.samples[1], torch.float32)
+        images = torch.stack([args[0], args[0]])
+        with pytest.raises(NotImplementedError, match=f"{op.name} cannot be mapped by torch.func.vmap"):
+            torch.func.vmap(lambda x, op=op, args=args, options=options: op(x, *args[1:], **options))(images)
 
 
 def test_stage_gives_gradients_through_its_layers() -> None:
