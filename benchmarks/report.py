@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`: rewritten, or with --check compared.
+"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
 
     python -m benchmarks.report [--check]
 
@@ -15,6 +15,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ditn_kernels import REGISTRY
+from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -50,7 +55,25 @@ def speed() -> str:
     return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(machines))}."])
 
 
-BLOCKS = {"quality": quality, "speed": speed}
+def support() -> str:
+    """Which backend runs which operator in which dtypes, from the operators' own tables."""
+    names = list(dict.fromkeys(name for op in REGISTRY.values() for name in op.backends if name != "torch"))
+    lines = [f"| operator | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    for op in REGISTRY.values():
+        cells = (_dtypes(op.backends.get(name), differentiable=op.backward is not None) for name in names)
+        lines.append(f"| `{op.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _dtypes(support: Support | None, *, differentiable: bool) -> str:
+    if support is None:
+        return "its layers"
+    forward, backward = (", ".join(_SHORT[dtype] for dtype in some) for some in (support.dtypes, support.backward))
+    return f"{forward}; gradients {backward or 'by `torch`'}" if differentiable else forward
+
+
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+BLOCKS = {"quality": quality, "speed": speed, "support": support}
 
 
 def rewritten(text: str) -> str:
@@ -75,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = readme.read_text(encoding="utf-8")
     after = rewritten(before)
     if args.check and after != before:
-        print("README.md differs from benchmarks/results; run `make format`", file=sys.stderr)
+        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
         return 1
     if after != before:
         readme.write_text(after, encoding="utf-8")
