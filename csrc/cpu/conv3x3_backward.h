@@ -8,14 +8,14 @@
 
 namespace ditn::DITN_LEVEL {
 
-DITN_INLINE int in_order(int n) { return n; }
+constexpr auto kInOrder = [](int n) { return n; };
 
 class Conv3x3Backward {
  public:
   // weight [3, 3, inputs, outputs]
   Conv3x3Backward(const float* weight, int inputs, int outputs)
       : inputs_(inputs), outputs_(outputs), zeros_(outputs_.stride > inputs_.stride ? outputs_.stride : inputs_.stride),
-        turned_(turned(weight, inputs, outputs), zeros_, outputs, inputs, in_order),
+        turned_(turned(weight, inputs, outputs), zeros_, outputs, inputs, kInOrder),
         tap_(static_cast<int64_t>(round_up(inputs, 4)) * outputs_.stride) {}
 
   const Rows& inputs() const { return inputs_; }
