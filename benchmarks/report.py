@@ -3,7 +3,8 @@
 
     python -m benchmarks.report [--check]
 
-`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`.
+`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`,
+`results/cpu-*.json` by `benchmarks.cpu`.
 A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
 """
 
@@ -73,7 +74,44 @@ def _dtypes(support: Support | None, *, differentiable: bool) -> str:
 
 
 _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-BLOCKS = {"quality": quality, "speed": speed, "support": support}
+
+
+def cpu() -> str:
+    """The C++ kernels against other ways to run the network: a table for each model, a column for each run."""
+    blocks = []
+    for path in sorted(RESULTS.glob("cpu-*.json")):
+        result = _load(path)
+        runs, machine = result["runs"], result["machine"]
+        names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
+        heads = [f"{run['size']}{' training' * (run['task'] == 'training')}, {run['threads']} thr." for run in runs]
+        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
+        lines += [f"| {name} | {' | '.join(_seconds(run, name) for run in runs)} |" for name in names]
+        lines.append(f"| fused float32's share of the float32 peak | {' | '.join(map(_share, runs))} |")
+        used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino"))
+        blocks.append("\n".join([*lines, "", f"Measured on: {machine['cpu']}, {used}, {machine['date']}."]))
+    return "\n\n".join(blocks)
+
+
+def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
+    return next((row for row in run["rows"] if row["contestant"] == name), {})
+
+
+def _seconds(run: dict[str, Any], name: str) -> str:
+    """Median, spread, how many times longer than fused float32, peak memory."""
+    row = _row(run, name)
+    if not row:
+        return ""
+    low, high = row["quartiles_s"]
+    ratio = row["median_s"] / _row(run, "fused float32")["median_s"]
+    return f"{row['median_s']:.3f} s ({low:.3f} to {high:.3f}), {ratio:.2f} x, {row['extra_bytes'] / 2**20:.0f} MiB"
+
+
+def _share(run: dict[str, Any]) -> str:
+    share = _row(run, "fused float32").get("share_of_peak")
+    return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
+
+
+BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
 
 
 def rewritten(text: str) -> str:
