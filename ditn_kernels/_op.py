@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -177,7 +177,8 @@ class Op:
 
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES)
 
 # What the C++ kernels for the CPU take.
 CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))

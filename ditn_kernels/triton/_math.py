@@ -32,7 +32,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    if a.dtype == tl.float32 and PRECISION == "tf32x3" and not INTERPRETED:
+        a_high = high_bits(a)
+        b_high = high_bits(b)
+        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
+        acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
+        return tl.dot(a_high, b_high, acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def high_bits(x):
+    """float32 cut to the 10 bits of mantissa that TF32 keeps."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -102,10 +115,57 @@ def normalize(x, channel, C: tl.constexpr, NORM: tl.constexpr):
     if NORM == "tanh":
         return tanh(x)
     elif NORM == "layernorm":
-        wide = x.to(tl.float32)
-        mean = tl.sum(wide, 1) / C
-        centred = tl.where((channel < C)[None, :], wide - mean[:, None], 0.0)
-        variance = tl.sum(centred * centred, 1) / C
-        return rounded(centred * (1 / tl.sqrt(variance + LAYER_NORM_EPS))[:, None], x.dtype)
+        centred, scale = standardize(x, channel, C)
+        return rounded(centred * scale[:, None], x.dtype)
     else:
         return x
+
+
+@triton.jit
+def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
+    """The gradient of x from du, that of u = normalize(x), which is 0 from channel C on: float32 [..., C_PAD]."""
+    wide = u.to(tl.float32)
+    if NORM == "tanh":
+        return du * (1 - wide * wide)
+    elif NORM == "layernorm":
+        scale = standardize(x, channel, C)[1]
+        along = tl.sum(du * wide, 1) / C
+        return scale[:, None] * (du - (tl.sum(du, 1) / C)[:, None] - wide * along[:, None])
+    else:
+        return du
+
+
+@triton.jit
+def standardize(x, channel, C: tl.constexpr):
+    """x - mean over the C channels, 0 from C on, and 1 / sqrt(var + eps), in float32."""
+    wide = x.to(tl.float32)
+    mean = tl.sum(wide, 1) / C
+    centred = tl.where((channel < C)[None, :], wide - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / C
+    return centred, 1 / tl.sqrt(variance + LAYER_NORM_EPS)
+
+
+@triton.jit
+def here(pointer):
+    """The same pointer, but the compiler cannot know: it computes the addresses that follow from it where they are
+    used. Otherwise it computes all of them once, in front of the loop over the tasks, and they take all registers."""
+    if INTERPRETED:
+        return pointer
+    else:
+        zero = tl.inline_asm_elementwise(
+            "mov.b32 $0, 0; // $1", "=r,r", [tl.program_id(0)], dtype=tl.int32, is_pure=False, pack=1
+        )
+        return pointer + 16 * zero
+
+
+@triton.jit
+def load_square(pointer, stride, channel, C: tl.constexpr):
+    """[C_PAD, C_PAD], zero from C on, of a matrix with rows of `stride` values."""
+    inside = (channel < C)[:, None] & (channel < C)[None, :]
+    return tl.load(pointer + channel[:, None] * stride + channel[None, :], inside, 0.0)
+
+
+@triton.jit
+def load_vector(pointer, channel, C: tl.constexpr):
+    """[C_PAD] as float32, zero from C on."""
+    return tl.load(pointer + channel, channel < C, 0.0).to(tl.float32)

@@ -14,22 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, normalize, rounded
+from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
 
 NORMALIZE_EPS = tl.constexpr(1e-12)
-
-
-@triton.jit
-def load_square(pointer, stride, channel, C: tl.constexpr):
-    """[C_PAD, C_PAD], zero from C on, of a matrix with rows of `stride` values."""
-    inside = (channel < C)[:, None] & (channel < C)[None, :]
-    return tl.load(pointer + channel[:, None] * stride + channel[None, :], inside, 0.0)
-
-
-@triton.jit
-def load_vector(pointer, channel, C: tl.constexpr):
-    """[C_PAD] as float32, zero from C on."""
-    return tl.load(pointer + channel, channel < C, 0.0).to(tl.float32)
 
 
 @triton.jit
