@@ -32,7 +32,7 @@ class Launch:
     constants: Mapping[str, Any]
     config: Config
     tasks: int
-    trips: tuple[int, ...]
+    trips: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Plan:
             return min(tasks, 1)
         return min(tasks, self.config.programs * _processors(self._device))
 
-    def launch(self, programs: int, *args: Any, tasks: int = 0, trips: tuple[int, ...] = (), **constants: Any) -> None:
+    def launch(
+        self, programs: int, *args: Any, tasks: int = 0, trips: tuple[float, ...] = (), **constants: Any
+    ) -> None:
         """Run the kernel. The block sizes of the configuration, and PRECISION for a kernel that multiplies matrices,
         come on top of `constants`. A kernel whose programs take one task each leaves `tasks` out."""
         constants |= self.blocks
@@ -95,6 +97,12 @@ class Plan:
 def dense(tensor: Tensor) -> Tensor:
     """An activation as the kernels read it: channels-last without gaps."""
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Memory for a channels-last activation of the same batch, dtype and device."""
+    shape = (like.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def padded(size: int) -> int:

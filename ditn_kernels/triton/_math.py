@@ -61,6 +61,17 @@ def multiply_add(a, b, acc):
 
 
 @triton.jit
+def zeros_of_sum(rows: tl.constexpr, columns: tl.constexpr, dtype: tl.constexpr):
+    """Zeros [rows, columns] to start a sum of loaded tiles with. If Triton knew them for a constant, it would take the
+    change of layout that a following product needs from the sum to each of its terms."""
+    if INTERPRETED:
+        return tl.zeros((rows, columns), dtype)
+    else:
+        zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [0], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.zeros((rows, columns), dtype) + zero.to(dtype)
+
+
+@triton.jit
 def tanh(x):
     """tanh in x's dtype: float32 to about 3 units in the last place, float16 and bfloat16 by the chip's instruction,
     whose relative error is 2^-11."""
@@ -110,13 +121,28 @@ def gelu(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def standardized(x, channel, C: tl.constexpr, eps):
+    """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 behind them."""
+    centred, scale = moments(x, channel, C, eps)
+    return centred * scale[:, None]
+
+
+@triton.jit
+def moments(x, channel, C: tl.constexpr, eps):
+    """x - mean [N, C_PAD], 0 behind the C channels, and 1 / sqrt(var + eps) [N]."""
+    mean = tl.sum(x, 1) / C
+    centred = tl.where((channel < C)[None, :], x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / C
+    return centred, 1 / tl.sqrt(variance + eps)
+
+
+@triton.jit
 def normalize(x, channel, C: tl.constexpr, NORM: tl.constexpr):
-    """The norm over the channels of x [..., C_PAD], without affine part, in x's dtype. Channels from C on are 0."""
+    """The norm over the channels of x [N, C_PAD], without affine part, in x's dtype. Channels from C on are 0."""
     if NORM == "tanh":
         return tanh(x)
     elif NORM == "layernorm":
-        centred, scale = standardize(x, channel, C)
-        return rounded(centred * scale[:, None], x.dtype)
+        return rounded(standardized(x.to(tl.float32), channel, C, LAYER_NORM_EPS), x.dtype)
     else:
         return x
 
@@ -128,21 +154,11 @@ def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
     if NORM == "tanh":
         return du * (1 - wide * wide)
     elif NORM == "layernorm":
-        scale = standardize(x, channel, C)[1]
+        scale = moments(x.to(tl.float32), channel, C, LAYER_NORM_EPS)[1]
         along = tl.sum(du * wide, 1) / C
         return scale[:, None] * (du - (tl.sum(du, 1) / C)[:, None] - wide * along[:, None])
     else:
         return du
-
-
-@triton.jit
-def standardize(x, channel, C: tl.constexpr):
-    """x - mean over the C channels, 0 from C on, and 1 / sqrt(var + eps), in float32."""
-    wide = x.to(tl.float32)
-    mean = tl.sum(wide, 1) / C
-    centred = tl.where((channel < C)[None, :], wide - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / C
-    return centred, 1 / tl.sqrt(variance + LAYER_NORM_EPS)
 
 
 @triton.jit

@@ -14,8 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, gelu, multiply_add, normalize, rounded
+from ditn_kernels.triton._math import dot, gelu, multiply_add, normalize, rounded, zeros_of_sum
 
+CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128)}}
 # Where there are no patches, the map is cut into tiles of this many rows and columns.
 MAP_TILE = (8, 16)
 
@@ -78,9 +79,9 @@ def feed_forward(
             hidden = tl.where(shown[:, None], hidden, 0.0)
             tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype), stored[:, None])
         tl.debug_barrier()
-        gate = tl.zeros((PIXELS, SLICE), sum_dtype)
+        gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
         gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
-        value = tl.zeros((PIXELS, SLICE), sum_dtype)
+        value = zeros_of_sum(PIXELS, SLICE, sum_dtype)
         value += tl.load(dw_bias_ptr + E + e, e < E, 0.0)[None, :].to(sum_dtype)
         for tap in tl.static_range(9):
             shift = (tap // 3 * (TILE_W + 2) + tap % 3) * (2 * SLICE)

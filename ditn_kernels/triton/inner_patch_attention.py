@@ -16,6 +16,7 @@ from torch import Tensor
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
 
+CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128, 256)}}
 NORMALIZE_EPS = tl.constexpr(1e-12)
 
 
@@ -71,6 +72,7 @@ def _inner_patch_attention_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
+    tl.static_assert(PIXELS % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "BLOCK_T must be whole rows that fill a patch")
     channel = tl.arange(0, C_PAD)
     q_weight = load_square(qkv_weight_ptr, 3 * C, channel, C)
     k_weight = load_square(qkv_weight_ptr + C, 3 * C, channel, C)
