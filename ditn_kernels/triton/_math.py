@@ -121,6 +121,16 @@ def gelu(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def gelu_and_slope(x, dtype: tl.constexpr):
+    """gelu(x) as above, and its derivative Phi(x) + x phi(x)."""
+    if dtype == tl.float32:
+        share = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    else:
+        share = 0.5 + 0.5 * _tanh_instruction(x * (0.7978845608028654 + 0.035677408136300125 * x * x))
+    return x * share, share + x * (0.3989422804014327 * tl.exp(-0.5 * x * x))
+
+
+@triton.jit
 def standardized(x, channel, C: tl.constexpr, eps):
     """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 behind them."""
     centred, scale = moments(x, channel, C, eps)

@@ -36,16 +36,23 @@ class Sums:
 
 
 @triton.jit
-def add_vector(pointer, vector, index, SIZE: tl.constexpr):
-    """Add the first SIZE values of `vector` to a program's sums. Another thread may have stored them: between two
-    additions to the same sums there has to be a barrier."""
-    pointers = here(pointer) + index
-    tl.store(pointers, tl.load(pointers, index < SIZE, 0.0) + vector, index < SIZE)
+def add(pointer, offsets, values, inside):
+    """Add to a program's sums. Another thread may have stored what is added to: between two additions to the same sums
+    there has to be a barrier."""
+    pointers = here(pointer) + offsets
+    tl.store(pointers, tl.load(pointers, inside, 0.0) + values, inside)
 
 
 @triton.jit
-def add_matrix(pointer, matrix, row, column, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The same for the first ROWS x COLUMNS values of a matrix, the rows of whose sums are `stride` apart."""
-    inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
-    pointers = here(pointer) + row[:, None] * stride + column[None, :]
-    tl.store(pointers, tl.load(pointers, inside, 0.0) + matrix, inside)
+def add_vector(pointer, vector, SIZE: tl.constexpr):
+    """`add` for the first SIZE values of a vector."""
+    index = tl.arange(0, vector.shape[0])
+    add(pointer, index, vector, index < SIZE)
+
+
+@triton.jit
+def add_matrix(pointer, matrix, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`add` for the first ROWS x COLUMNS values of a matrix, the rows of whose sums are `stride` apart."""
+    row = tl.arange(0, matrix.shape[0])[:, None]
+    column = tl.arange(0, matrix.shape[1])[None, :]
+    add(pointer, row * stride + column, matrix, (row < ROWS) & (column < COLUMNS))

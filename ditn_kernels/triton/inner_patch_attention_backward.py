@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import dot, here, load_square, load_vector, normalize, normalize_backward, rounded
-from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
+from ditn_kernels.triton._sums import Sums, add, add_matrix, add_vector
 from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, project, softmax_of_cosines
 
 
@@ -23,10 +23,10 @@ from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, project, so
 def project_backward(dy, u, weight, du, dweight_ptr, dbias_ptr, channel, C: tl.constexpr, PRECISION: tl.constexpr):
     """du + the gradient of u [T, C_PAD] from dy [C_PAD, T], that of project(u, weight, bias), float32; adds those of
     weight and bias, which are a part of three, to the program's sums."""
-    add_vector(dbias_ptr, tl.sum(dy, 1), channel, C)
+    add_vector(dbias_ptr, tl.sum(dy, 1), C)
     dy = tl.trans(rounded(dy, u.dtype))  # [T, C_PAD]
     dweight = dot(tl.trans(u), dy, tl.zeros(weight.shape, tl.float32), PRECISION)
-    add_matrix(dweight_ptr, dweight, channel, channel, 3 * C, C, C)
+    add_matrix(dweight_ptr, dweight, 3 * C, C, C)
     return dot(dy, tl.trans(weight), du, PRECISION)
 
 
@@ -99,8 +99,8 @@ def _inner_patch_attention_bwd_kernel(
             v = rounded(project(u, load_square(here(qkv_weight_ptr) + 2 * C, 3 * C, channel, C), v_bias, PRECISION), dtype)
             attended = rounded(dot(weights, v, zero, PRECISION), dtype)  # [C_PAD, BLOCK_T]
             grad = tl.load(grad_ptr + corner + block * step + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-            add_matrix(dout_weight_ptr + row, dot(attended, grad, square, PRECISION), channel, channel, C, C, C)
-            add_vector(dout_bias_ptr + row, tl.sum(grad.to(tl.float32), 0), channel, C)
+            add_matrix(dout_weight_ptr + row, dot(attended, grad, square, PRECISION), C, C, C)
+            add_vector(dout_bias_ptr + row, tl.sum(grad.to(tl.float32), 0), C)
             dattended = dot(load_square(here(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
             dweights = dot(rounded(dattended, dtype), tl.trans(v), dweights, PRECISION)
             tl.debug_barrier()
@@ -111,7 +111,7 @@ def _inner_patch_attention_bwd_kernel(
         q_scale = 1 / tl.maximum(q_length, NORMALIZE_EPS)
         k_scale = 1 / tl.maximum(k_length, NORMALIZE_EPS)
         along = dscores * products * q_scale[:, None] * k_scale[None, :]
-        add_vector(dtemperature_ptr + row, tl.sum(tl.sum(along, 1), 0), tl.arange(0, 1), 1)
+        add(dtemperature_ptr + row, 0, tl.sum(tl.sum(along, 1), 0), True)
         # Where the lower bound of the length holds, a unit is linear in q or k.
         q_along = tl.where(q_length > NORMALIZE_EPS, temperature * tl.sum(along, 1), 0.0)
         k_along = tl.where(k_length > NORMALIZE_EPS, temperature * tl.sum(along, 0), 0.0)
