@@ -114,52 +114,57 @@ def _gated_ffn_bwd_kernel(
             weight_inside = (channel < C)[:, None] & exists[None, :]
             weight_offset = channel[:, None] * (2 * E) + e_both[None, :]
             in_weight = tl.load(here(in_weight_ptr) + weight_offset, weight_inside, 0.0)  # [C_PAD, WIDTH]
-            in_bias = tl.load(in_bias_ptr + e_both, exists, 0.0).to(tl.float32)
+            in_bias = tl.load(here(in_bias_ptr) + e_both, exists, 0.0).to(tl.float32)
             hidden = dot(u, in_weight, tl.broadcast_to(in_bias[None, :], (PIXELS, WIDTH)), PRECISION)
-            tl.store(hidden_ptr + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
+            tl.store(here(hidden_ptr) + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
             tl.debug_barrier()
 
             gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
+            gate += tl.load(here(dw_bias_ptr) + e, e < E, 0.0)[None, :].to(sum_dtype)
             value = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            value += tl.load(dw_bias_ptr + E + e, e < E, 0.0)[None, :].to(sum_dtype)
+            value += tl.load(here(dw_bias_ptr) + E + e, e < E, 0.0)[None, :].to(sum_dtype)
             for tap in tl.static_range(9):
-                taps = hidden_ptr + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + slot
-                gate_weight = tl.load(dw_weight_ptr + tap * 2 * E + e, e < E, 0.0)
-                value_weight = tl.load(dw_weight_ptr + tap * 2 * E + E + e, e < E, 0.0)
+                taps = here(hidden_ptr) + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + slot
+                gate_weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + e, e < E, 0.0)
+                value_weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + E + e, e < E, 0.0)
                 gate = multiply_add(tl.load(taps), gate_weight[None, :], gate)
                 value = multiply_add(tl.load(taps + SLICE), value_weight[None, :], value)
             gate = gate.to(tl.float32)
             value = value.to(tl.float32)
             activated, slope = gelu_and_slope(gate, dtype)
-            out_offset = e[:, None] * C + channel[None, :]
-            out_inside = (e < E)[:, None] & (channel < C)[None, :]
-            out_weight = tl.load(here(out_weight_ptr) + out_offset, out_inside, 0.0)  # [SLICE, C_PAD]
+            out_offset = e[None, :] * C + channel[:, None]
+            out_inside = (e < E)[None, :] & (channel < C)[:, None]
             gated = rounded(activated * value, dtype)
-            dout_weight = dot(tl.trans(gated), own_grad, tl.zeros((SLICE, C_PAD), tl.float32), PRECISION)
+            dout_weight = dot(tl.trans(own_grad), gated, tl.zeros((C_PAD, SLICE), tl.float32), PRECISION)
             add(dout_weight_ptr + row, out_offset, dout_weight, out_inside)
-            dgated = dot(grad, tl.trans(out_weight), tl.zeros((PIXELS, SLICE), tl.float32), PRECISION)
-            tl.store(dmixed_ptr + slot, rounded(dgated * value * slope, dtype))
-            tl.store(dmixed_ptr + slot + SLICE, rounded(dgated * activated, dtype))
+            out_weight = tl.load(here(out_weight_ptr) + out_offset, out_inside, 0.0)  # [C_PAD, SLICE]
+            dgated = dot(grad, out_weight, tl.zeros((PIXELS, SLICE), tl.float32), PRECISION)
+            tl.store(here(dmixed_ptr) + slot, rounded(dgated * value * slope, dtype))
+            tl.store(here(dmixed_ptr) + slot + SLICE, rounded(dgated * activated, dtype))
             tl.debug_barrier()
 
-            own_dmixed = tl.load(dmixed_ptr + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
+            own_dmixed = tl.load(here(dmixed_ptr) + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
             add(ddw_bias_ptr + row, e_both, tl.sum(own_dmixed, 0), exists)
             dhidden = zeros_of_sum(PIXELS, WIDTH, sum_dtype)
             for tap in tl.static_range(9):
                 shift = ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH
-                weight = tl.load(dw_weight_ptr + tap * 2 * E + e_both, exists, 0.0)
-                dhidden = multiply_add(tl.load(dmixed_ptr - shift + slots), weight[None, :], dhidden)
-                products = own_dmixed * tl.load(hidden_ptr + shift + slots).to(tl.float32)
+                weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + e_both, exists, 0.0)
+                dhidden = multiply_add(tl.load(here(dmixed_ptr) - shift + slots), weight[None, :], dhidden)
+                products = own_dmixed * tl.load(here(hidden_ptr) + shift + slots).to(tl.float32)
                 add(ddw_weight_ptr + row + tap * 2 * E, e_both, tl.sum(products, 0), exists)
             dhidden = tl.where(own[:, None], dhidden.to(tl.float32), 0.0)
             add(din_bias_ptr + row, e_both, tl.sum(dhidden, 0), exists)
             dhidden = rounded(dhidden, dtype)
             din_weight = dot(tl.trans(u), dhidden, tl.zeros((C_PAD, WIDTH), tl.float32), PRECISION)
             add(din_weight_ptr + row, weight_offset, din_weight, weight_inside)
+            in_weight = tl.load(here(in_weight_ptr) + weight_offset, weight_inside, 0.0)
             du = dot(dhidden, tl.trans(in_weight), du, PRECISION)
             tl.debug_barrier()
 
+        # Read and normalized once more: kept over the loop they would take registers.
+        x = tl.load(here(x_ptr) + corner + offset, inside, 0.0)
+        u = normalize(x, channel, C, NORM)
+        grad = tl.load(here(grad_ptr) + corner + offset, inside, 0.0)
         dx = grad.to(tl.float32) + normalize_backward(du, x, u, channel, C, NORM)
         tl.store(dx_ptr + corner + offset, rounded(dx, dtype), own[:, None] & (channel < C)[None, :])
 
