@@ -11,16 +11,19 @@ common="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
 for sanitizer in address,undefined thread; do
   compile() { "${CXX:-g++}" $common -fsanitize=$sanitizer "$@"; }
   if [ "$(uname -m)" = x86_64 ]; then
-    compile -DDITN_LEVEL=avx2 -mavx2 -mfma -c cpu/kernels.cpp -o "$build/avx2.o" &
-    compile -DDITN_LEVEL=avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -w -c cpu/kernels.cpp -o "$build/avx512.o"
-    wait
+    for stem in kernels backward; do
+      compile -DDITN_LEVEL=avx2 -mavx2 -mfma -c cpu/$stem.cpp -o "$build/$stem-avx2.o" &
+      compile -DDITN_LEVEL=avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -w -c cpu/$stem.cpp \
+        -o "$build/$stem-avx512.o"
+      wait
+    done
     levels=avx2
     if grep -q avx512vl /proc/cpuinfo; then levels="avx2 avx512"; fi
-    compile sanitize.cpp cpu/level.cpp "$build/avx2.o" "$build/avx512.o" -o "$build/sanitize" -pthread
+    compile sanitize.cpp cpu/level.cpp "$build"/*.o -o "$build/sanitize" -pthread
   else
-    compile -DDITN_LEVEL=neon -c cpu/kernels.cpp -o "$build/neon.o"
+    for stem in kernels backward; do compile -DDITN_LEVEL=neon -c cpu/$stem.cpp -o "$build/$stem-neon.o"; done
     levels=neon
-    compile sanitize.cpp cpu/level.cpp "$build/neon.o" -o "$build/sanitize" -pthread
+    compile sanitize.cpp cpu/level.cpp "$build"/*.o -o "$build/sanitize" -pthread
   fi
   for level in $levels; do
     printf '%s ' "$sanitizer"

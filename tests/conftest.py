@@ -10,11 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
+CUDA = torch.cuda.is_available()
 # Triton reads this when a kernel file is imported: without a GPU its interpreter runs the kernels on the CPU.
-if not torch.cuda.is_available():
+if not CUDA:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 PROJECT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda" if CUDA else "cpu", help="where operators are tested (%(default)s)")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Where new tensors are made during the test. TF32 is off, since plain PyTorch is what results are held to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.device(request.config.getoption("--device")) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ class Runs {
  public:
   explicit Runs(const Shape& shape) : shape_(shape), strips_((shape.width + kRun - 1) / kRun) {}
   int64_t count() const { return shape_.batch * strips_ * shape_.height; }
-  bool next(Units& units, Run& run) const {
+  template <class Source>  // of unit numbers
+  bool next(Source& units, Run& run) const {
     int64_t unit;
     if (!units.next(unit)) return false;
     run.b = unit / (shape_.height * strips_);
@@ -71,6 +72,23 @@ static void fill(const Threads& threads, const Shape& shape, const float* x, Bor
       }
     }
   });
+}
+
+// The most images of a shape, but at least one if there is any, whose maps stay in L3 together: 8192 pixels are 2 MB a map.
+static Shape group_of_images(const Shape& shape) {
+  const int64_t pixels = shape.height * shape.width, fitting = pixels ? 8192 / pixels : 0;
+  const int64_t images = fitting < 1 ? 1 : fitting;
+  return {images < shape.batch ? images : shape.batch, shape.height, shape.width, shape.channels};
+}
+
+// work(images, first): all images of a shape, a group at a time.
+template <class Work>
+static void each_group(const Shape& shape, const Work& work) {
+  Shape group = group_of_images(shape);
+  for (int64_t first = 0; first < shape.batch; first += group.batch) {
+    if (group.batch > shape.batch - first) group.batch = shape.batch - first;
+    work(group, first);
+  }
 }
 
 }  // namespace ditn::DITN_LEVEL

@@ -11,13 +11,16 @@ namespace ditn {
 #if defined(__x86_64__)
 namespace avx2 {
 extern const Kernels kernels;
+extern const Backward backward;
 }
 namespace avx512 {
 extern const Kernels kernels;
+extern const Backward backward;
 }
 #else
 namespace neon {
 extern const Kernels kernels;
+extern const Backward backward;
 }
 #endif
 
@@ -34,9 +37,9 @@ Level choose() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  const Candidate candidates[] = {{{"avx512", &avx512::kernels}, avx512}, {{"avx2", &avx2::kernels}, avx2}};
+  const Candidate candidates[] = {{{"avx512", &avx512::kernels, &avx512::backward}, avx512}, {{"avx2", &avx2::kernels, &avx2::backward}, avx2}};
 #else
-  const Candidate candidates[] = {{{"neon", &neon::kernels}, true}};
+  const Candidate candidates[] = {{{"neon", &neon::kernels, &neon::backward}, true}};
 #endif
   const char* forced = std::getenv("DITN_CPU_LEVEL");
   const std::string wanted = forced ? forced : "";

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,30 @@ class Config:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: the chip and the shape it was chosen for, and the configuration."""
+    """A line of a table: the chip and the shape it was chosen for, the configuration, and how it was chosen: "counted"
+    off the machine code, "measured on <GPU>", or "by hand"."""
 
     capability: int
     dtype: str
     shape: Mapping[str, int]
     config: Config
+    source: str = "by hand"
 
 
 @functools.cache
 def table(kernel: str) -> tuple[Row, ...]:
     """The table of one kernel. Raises FileNotFoundError if it has none."""
     content = json.loads((_FOLDER / f"{kernel}.json").read_text(encoding="utf-8"))
-    return tuple(Row(row["capability"], row["dtype"], row["shape"], Config(**row["config"])) for row in content["rows"])
+    return tuple(Row(**row | {"config": Config(**row["config"])}) for row in content["rows"])
 
 
 def lookup(kernel: str, *, capability: int, dtype: str, shape: Mapping[str, int]) -> Config:
-    """The configuration of the nearest line: first the dtype, then the shape, then the chip. A shape that is larger
+    """The configuration of the nearest line of the kernel's table."""
+    return nearest(table(kernel), capability=capability, dtype=dtype, shape=shape).config
+
+
+def nearest(rows: Iterable[Row], *, capability: int, dtype: str, shape: Mapping[str, int]) -> Row:
+    """The nearest line: first the dtype, then the shape, then the chip. A shape that is larger
     than a line's in any axis is further from it than any that fits, since what fits the registers there may not here;
     of the chips the newest that is not newer than this one is nearest."""
 
@@ -57,4 +64,4 @@ def lookup(kernel: str, *, capability: int, dtype: str, shape: Mapping[str, int]
             abs(row.capability - capability),
         )
 
-    return min(table(kernel), key=distance).config
+    return min(rows, key=distance)

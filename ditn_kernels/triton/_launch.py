@@ -14,23 +14,33 @@ import torch
 import triton
 from torch import Tensor
 
+from ditn_kernels import _compiling
 from ditn_kernels.triton._config import Config, lookup
 from ditn_kernels.triton._math import INTERPRETED
 
 # Few enough that every program of a test takes several tasks.
 _PROGRAMS_WHEN_INTERPRETED = 3
+# Multiprocessors of the chip that launches are recorded for: an H100's.
+RECORDED_PROCESSORS = 132
+_compiling.listen()
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that was recorded instead of run. `trips` are the rounds of the kernel's loops per task, in the
-    order in which they stand; `tasks` is how many tasks all programs share."""
+    """A launch that was recorded instead of run. `shape` is what its configuration was looked up for.
+
+    `programs` share `tasks` tasks. Where each takes several, `trips` begins with 1, for the loop over them. Then follow
+    the rounds of the kernel's loops per task, in the order in which they stand. What a program does once, before its
+    first task, is not among them.
+    """
 
     kernel: Any
     name: str
     args: tuple[Any, ...]
     constants: Mapping[str, Any]
     config: Config
+    shape: Mapping[str, int]
+    programs: int
     tasks: int
     trips: tuple[float, ...]
 
@@ -38,23 +48,33 @@ class Launch:
 @dataclass(frozen=True)
 class _Recorder:
     capability: int
-    configs: Mapping[str, Config]
     launches: list[Launch]
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("ditn_triton_recorder", default=None)
+_configs: ContextVar[Mapping[str, Config]] = ContextVar("ditn_triton_configs", default={})  # noqa: B039
 
 
 @contextmanager
-def recording(capability: int, configs: Mapping[str, Config] | None = None) -> Iterator[list[Launch]]:
+def recording(capability: int) -> Iterator[list[Launch]]:
     """Inside, a `forward` or `backward` of tensors on the "meta" device launches nothing: the launches are listed as a
-    chip of this capability (90 for sm_90) would get them. `configs` come before those of the tables."""
+    chip of this capability (90 for sm_90) would get them."""
     launches: list[Launch] = []
-    token = _recorder.set(_Recorder(capability, configs or {}, launches))
+    token = _recorder.set(_Recorder(capability, launches))
     try:
         yield launches
     finally:
         _recorder.reset(token)
+
+
+@contextmanager
+def configured(configs: Mapping[str, Config]) -> Iterator[None]:
+    """Inside, these configurations, by the kernel's name, come before those of the tables."""
+    token = _configs.set(configs)
+    try:
+        yield
+    finally:
+        _configs.reset(token)
 
 
 class Plan:
@@ -67,15 +87,16 @@ class Plan:
         self._capability = recorder.capability if recorder else _capability(like.device)
         self.name = kernel.fn.__name__.strip("_").removesuffix("_kernel")
         dtype = str(like.dtype).removeprefix("torch.")
-        replaced = recorder.configs.get(self.name) if recorder else None
-        self.config = replaced or lookup(self.name, capability=self._capability, dtype=dtype, shape=shape)
+        self._shape = shape
+        self.config = _configs.get().get(self.name) or lookup(
+            self.name, capability=self._capability, dtype=dtype, shape=shape
+        )
         self.blocks = self.config.blocks
 
     def programs(self, tasks: int) -> int:
         """How many programs share these tasks where each takes several: as many as the chip holds."""
-        if _recorder.get():
-            return min(tasks, 1)
-        return min(tasks, self.config.programs * _processors(self._device))
+        processors = RECORDED_PROCESSORS if _recorder.get() else _processors(self._device)
+        return min(tasks, self.config.programs * processors)
 
     def launch(
         self, programs: int, *args: Any, tasks: int = 0, trips: tuple[float, ...] = (), **constants: Any
@@ -86,7 +107,8 @@ class Plan:
         if "PRECISION" in self._kernel.arg_names:
             constants["PRECISION"] = _precision(self._capability)
         if recorder := _recorder.get():
-            launch = Launch(self._kernel, self.name, args, constants, self.config, tasks or programs, trips)
+            tasks = tasks or programs
+            launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs, tasks, trips)
             recorder.launches.append(launch)
         elif programs:
             with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():

@@ -8,6 +8,8 @@ two of channels, which are aligned, and in a frame of zeros, which spares the ta
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -294,7 +296,7 @@ def forward(
     side = padded(channels)
     x = dense(x)
     y = torch.empty_like(x)
-    constants = {"C": channels, "C_PAD": side}
+    constants: dict[str, Any] = {"C": channels, "C_PAD": side}
     # The lower of the last two rows may lie below the map: it reads on behind the frame, and is thrown away.
     a = _framed(x, NEAR.value, 1)
     near = _framed(x, FAR.value, DILATION.value)
@@ -302,7 +304,7 @@ def forward(
 
     plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=side)
     near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
-    args = (a, near, height, width, near_rows)
+    args: tuple[Any, ...] = (a, near, height, width, near_rows)
     plan.launch(near_rows + a_rows, *args, trips=(_frame_trips(height, width, plan.blocks["BLOCK_W"]),), C_PAD=side)
 
     plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
