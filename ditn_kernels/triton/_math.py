@@ -172,6 +172,16 @@ def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
 
 
 @triton.jit
+def column_sums(x):
+    """[columns] of float32 x [rows, columns]. The interpreter adds one row after the other: in two steps, lest the
+    errors of all these additions show, of which a chip makes a tree."""
+    if INTERPRETED:
+        return tl.sum(tl.sum(tl.reshape(x, (x.shape[0] // 16, 16, x.shape[1])), 1), 0)
+    else:
+        return tl.sum(x, 0)
+
+
+@triton.jit
 def here(pointer):
     """The same pointer, but the compiler cannot know: it computes the addresses that follow from it where they are
     used. Otherwise it computes all of them once, in front of the loop over the tasks, and they take all registers."""

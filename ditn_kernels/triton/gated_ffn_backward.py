@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import (
+    column_sums,
     dot,
     gelu_and_slope,
     here,
@@ -104,7 +105,7 @@ def _gated_ffn_bwd_kernel(
         u = normalize(x, channel, C, NORM)
         grad = tl.load(grad_ptr + corner + offset, inside, 0.0)  # [PIXELS, C_PAD]
         own_grad = tl.where(own[:, None], grad, 0.0)
-        add_vector(dout_bias_ptr + row, tl.sum(own_grad.to(tl.float32), 0), C)
+        add_vector(dout_bias_ptr + row, column_sums(own_grad.to(tl.float32)), C)
         du = tl.zeros((PIXELS, C_PAD), tl.float32)
 
         for first in tl.range(0, E, SLICE, num_stages=1):
@@ -144,16 +145,16 @@ def _gated_ffn_bwd_kernel(
             tl.debug_barrier()
 
             own_dmixed = tl.load(here(dmixed_ptr) + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
-            add(ddw_bias_ptr + row, e_both, tl.sum(own_dmixed, 0), exists)
+            add(ddw_bias_ptr + row, e_both, column_sums(own_dmixed), exists)
             dhidden = zeros_of_sum(PIXELS, WIDTH, sum_dtype)
             for tap in tl.static_range(9):
                 shift = ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH
                 weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + e_both, exists, 0.0)
                 dhidden = multiply_add(tl.load(here(dmixed_ptr) - shift + slots), weight[None, :], dhidden)
                 products = own_dmixed * tl.load(here(hidden_ptr) + shift + slots).to(tl.float32)
-                add(ddw_weight_ptr + row + tap * 2 * E, e_both, tl.sum(products, 0), exists)
+                add(ddw_weight_ptr + row + tap * 2 * E, e_both, column_sums(products), exists)
             dhidden = tl.where(own[:, None], dhidden.to(tl.float32), 0.0)
-            add(din_bias_ptr + row, e_both, tl.sum(dhidden, 0), exists)
+            add(din_bias_ptr + row, e_both, column_sums(dhidden), exists)
             dhidden = rounded(dhidden, dtype)
             din_weight = dot(tl.trans(u), dhidden, tl.zeros((C_PAD, WIDTH), tl.float32), PRECISION)
             add(din_weight_ptr + row, weight_offset, din_weight, weight_inside)

@@ -14,7 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, here, load_square, load_vector, normalize, normalize_backward, rounded
+from ditn_kernels.triton._math import (
+    column_sums,
+    dot,
+    here,
+    load_square,
+    load_vector,
+    normalize,
+    normalize_backward,
+    rounded,
+)
 from ditn_kernels.triton._sums import Sums, add, add_matrix, add_vector
 from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, project, softmax_of_cosines
 
@@ -96,11 +105,13 @@ def _inner_patch_attention_bwd_kernel(
         for block in range(BLOCKS):
             x = tl.load(x_ptr + corner + block * step + offset, inside, 0.0)
             u = normalize(x, channel, C, NORM)
-            v = rounded(project(u, load_square(here(qkv_weight_ptr) + 2 * C, 3 * C, channel, C), v_bias, PRECISION), dtype)
+            v = rounded(
+                project(u, load_square(here(qkv_weight_ptr) + 2 * C, 3 * C, channel, C), v_bias, PRECISION), dtype
+            )
             attended = rounded(dot(weights, v, zero, PRECISION), dtype)  # [C_PAD, BLOCK_T]
             grad = tl.load(grad_ptr + corner + block * step + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
             add_matrix(dout_weight_ptr + row, dot(attended, grad, square, PRECISION), C, C, C)
-            add_vector(dout_bias_ptr + row, tl.sum(grad.to(tl.float32), 0), C)
+            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), C)
             dattended = dot(load_square(here(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
             dweights = dot(rounded(dattended, dtype), tl.trans(v), dweights, PRECISION)
             tl.debug_barrier()

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, normalize, normalize_backward, rounded
+from ditn_kernels.triton._math import column_sums, dot, normalize, normalize_backward, rounded
 from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
 
 
@@ -54,7 +54,7 @@ def _tanh_affine_bwd_kernel(
         tl.store(dx_ptr + offset, rounded(dx, dtype), shown & (channel < C)[None, :])
         dweight = dot(tl.trans(u), grad, tl.zeros(weight.shape, tl.float32), PRECISION)
         add_matrix(dweight_ptr + row, dweight, D, C, D)
-        add_vector(dbias_ptr + row, tl.sum(grad.to(tl.float32), 0), D)
+        add_vector(dbias_ptr + row, column_sums(grad.to(tl.float32)), D)
         tl.debug_barrier()
 
 
