@@ -184,7 +184,8 @@ TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 1
 TRITON_STAGE = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(4, 8), min_capability=(7, 5))
 
 # What the C++ kernels for the CPU take.
-CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
 CPU = replace(CPU_FORWARD, backward=(torch.float32,))
 CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -2,6 +2,7 @@
 // Maps with a border of zeros, so that convolutions need no case for the edge; and runs of pixels to share out.
 #pragma once
 
+#include "arithmetic.h"
 #include "norm.h"
 
 namespace ditn::DITN_LEVEL {
@@ -63,12 +64,15 @@ class BorderedMap {
   Buffer data_;
 };
 
-// A dense map into the inside of a bordered one.
-static void fill(const Threads& threads, const Shape& shape, const float* x, BorderedMap& map) {
+// A dense map into the inside of a bordered one, as words along the channels.
+template <class P, class T>
+static void fill(const Threads& threads, const Shape& shape, const T* x, BorderedMap& map) {
   each_run(threads, shape, [&](Units& units, const Runs& runs) {
     for (Run run; runs.next(units, run);) {
       for (int i = 0; i < run.count; ++i) {
-        copy_in(x + (run.pixel + i) * shape.channels, map.rows(), map.at(run.b, run.row, run.left + i));
+        float* row = map.at(run.b, run.row, run.left + i);
+        copy_in(x + (run.pixel + i) * shape.channels, map.rows(), row);
+        P::pack_along(row, 1, 0, map.rows().stride);
       }
     }
   });

@@ -8,12 +8,14 @@
 
 namespace ditn::DITN_LEVEL {
 
+DITN_INLINE int in_order(int n) { return n; }
+
 class Conv3x3Backward {
  public:
   // weight [3, 3, inputs, outputs]
   Conv3x3Backward(const float* weight, int inputs, int outputs)
       : inputs_(inputs), outputs_(outputs), zeros_(outputs_.stride > inputs_.stride ? outputs_.stride : inputs_.stride),
-        turned_(turned(weight, inputs, outputs), zeros_, outputs, inputs),
+        turned_(turned(weight, inputs, outputs), zeros_, outputs, inputs, in_order),
         tap_(static_cast<int64_t>(round_up(inputs, 4)) * outputs_.stride) {}
 
   const Rows& inputs() const { return inputs_; }
@@ -55,7 +57,7 @@ class Conv3x3Backward {
 
   Rows inputs_, outputs_;
   Buffer zeros_;
-  Conv3x3 turned_;
+  Conv3x3<Single> turned_;
   int64_t tap_;
 };
 

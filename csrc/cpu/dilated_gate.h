@@ -45,6 +45,7 @@ DITN_INLINE void depthwise_row(const float* corner, int64_t row, const Rows& row
   }
 }
 
+template <class P>
 class MapGate {
  public:
   MapGate(const Gate& w, int channels)
@@ -68,13 +69,14 @@ class MapGate {
     BorderedMap a, near;
   };
 
-  void run(const Threads& threads, const Shape& shape, const float* x, float* y, Norm norm, Maps& maps) const {
+  template <class T>
+  void run(const Threads& threads, const Shape& shape, const T* x, T* y, Norm norm, Maps& maps) const {
     BorderedMap &a = maps.a, &near = maps.near;
     each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
         normalized(x + run.pixel * rows_.channels, run.count, norm, s.u);
-        product(rows_of(s.u, rows_.stride), round_up(run.count, 4), a_.right(), rows_.vecs, a_bias_, false,
+        product<P>(rows_of(s.u, rows_.stride), round_up(run.count, 4), a_.right(), rows_.vecs, a_bias_, false,
                 {s.v, rows_.stride});
         put(s.v, run, a);
       }
@@ -90,14 +92,16 @@ class MapGate {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
         const int count = round_up(run.count, 4);
-        const float* pixels = x + run.pixel * rows_.channels;
+        const T* pixels = x + run.pixel * rows_.channels;
         const float* corner = near.at(run.b, run.row - 9, run.left - 9);
         depthwise_row<7, 3>(corner, near.row(), rows_, dw7_, dw7_bias_, run.count, s.v);
-        product(rows_of(s.v, rows_.stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, rows_.stride});
+        P::pack_along(s.v, run.count, rows_.stride, rows_.stride);
+        product<P>(rows_of(s.v, rows_.stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, rows_.stride});
         normalized(pixels, run.count, norm, s.u);
-        product(rows_of(s.u, rows_.stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, rows_.stride});
+        product<P>(rows_of(s.u, rows_.stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, rows_.stride});
         for (int i = 0; i < count * rows_.stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
-        product(rows_of(s.v, rows_.stride), count, out_.right(), rows_.vecs, out_bias_, false, {s.w, rows_.stride});
+        P::pack_along(s.v, run.count, rows_.stride, rows_.stride);
+        product<P>(rows_of(s.v, rows_.stride), count, out_.right(), rows_.vecs, out_bias_, false, {s.w, rows_.stride});
         for (int i = 0; i < run.count; ++i) {
           const int64_t at = i * static_cast<int64_t>(rows_.channels);
           add_out(s.w + i * rows_.stride, pixels + at, rows_, y + run.pixel * rows_.channels + at);
@@ -116,11 +120,13 @@ class MapGate {
     std::memcpy(map.at(run.b, run.row, run.left), row, sizeof(float) * static_cast<size_t>(run.count * rows_.stride));
   }
 
-  void normalized(const float* pixels, int count, Norm norm, float* u) const {
+  template <class T>
+  void normalized(const T* pixels, int count, Norm norm, float* u) const {
     for (int i = 0; i < count; ++i) {
       copy_in(pixels + i * rows_.channels, rows_, u + i * rows_.stride);
       normalize(u + i * rows_.stride, rows_, norm, u + i * rows_.stride);
     }
+    P::pack_along(u, count, rows_.stride, rows_.stride);
   }
 
   float element(const float* row, int n) const { return n < rows_.channels ? row[n] : 0.0f; }
@@ -132,7 +138,7 @@ class MapGate {
   }
 
   Rows rows_;
-  Packed a_, g_, mix_, out_;
+  PackedAs<P> a_, g_, mix_, out_;
   Buffer a_bias_, g_bias_, mix_bias_, out_bias_, dw5_, dw7_, dw5_bias_, dw7_bias_;
 };
 

@@ -17,6 +17,7 @@ struct Window {
   int64_t plane() const { return static_cast<int64_t>(height + 2) * pitch * kLanes; }
 };
 
+template <class P>
 class WindowFfn {
  public:
   static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
@@ -37,25 +38,25 @@ class WindowFfn {
     Buffer u, hidden, gated, y, zeros;
   };
 
-  // s.u holds the normalised pixels of a patch, [pixels, stride]. The border of s.hidden is zero and stays so.
+  // s.u holds the normalised pixels of a patch in words along the channels, [pixels, stride]. The border of s.hidden is zero and stays so.
   // Afterwards s.y holds the result, [pixels, stride].
   void run_patch(const Window& window, Scratch& s) const {
     for (int i = 0; i < slices_; ++i) {
       float* inside = s.hidden + (window.pitch + 1) * kLanes;
-      product(rows_of(s.u, rows_.stride), window.pixels(), parts_[i].in.right(), 2 * parts_[i].vecs, parts_[i].in_bias,
+      product<P>(rows_of(s.u, rows_.stride), window.pixels(), parts_[i].in.right(), 2 * parts_[i].vecs, parts_[i].in_bias,
               false, {inside, kLanes, window.plane(), window.width, static_cast<int64_t>(window.pitch) * kLanes});
       finish(i, window, s);
     }
   }
 
-  // s.u holds the pixels of the window and its border, [height + 2, pitch, stride]; outside(row, column) tells of
+  // s.u holds the pixels of the window and its border likewise, [height + 2, pitch, stride]; outside(row, column) tells of
   // a border pixel whether it lies outside the map, where the hidden map is zero.
   template <class Outside>
   void run_tile(const Window& window, const Outside& outside, Scratch& s) const {
     const int all = (window.height + 2) * window.pitch;
     for (int i = 0; i < slices_; ++i) {
       const int planes = 2 * parts_[i].vecs;
-      product(rows_of(s.u, rows_.stride), all, parts_[i].in.right(), planes, parts_[i].in_bias, false,
+      product<P>(rows_of(s.u, rows_.stride), all, parts_[i].in.right(), planes, parts_[i].in_bias, false,
               {s.hidden, kLanes, window.plane()});
       for (int r = 0; r < window.height + 2; ++r) {
         for (int c = 0; c < window.width + 2; ++c) {
@@ -97,9 +98,9 @@ class WindowFfn {
     }
 
     int first, vecs;
-    Packed in;
+    PackedAs<P> in;
     Buffer in_bias, dw, dw_bias;  // dw: [2 * vecs, 9, kLanes]
-    Packed out;
+    PackedAs<P> out;
   };
 
   // The taps, the gate and the slice's share of the last product.
@@ -111,7 +112,8 @@ class WindowFfn {
       gate(window, planes, part.dw + j * 9 * kLanes, part.dw + (part.vecs + j) * 9 * kLanes,
            load(part.dw_bias + j * kLanes), load(part.dw_bias + (part.vecs + j) * kLanes), s.gated + j * kLanes, row);
     }
-    product(rows_of(s.gated, row), round_up(window.pixels(), 4), part.out.right(), rows_.vecs,
+    P::pack_along(s.gated, window.pixels(), row, row);
+    product<P>(rows_of(s.gated, row), round_up(window.pixels(), 4), part.out.right(), rows_.vecs,
             slice ? static_cast<const float*>(s.zeros) : static_cast<const float*>(out_bias_), slice > 0, {s.y, rows_.stride});
   }
 

@@ -7,11 +7,13 @@
 namespace ditn::DITN_LEVEL {
 
 // shape is the image's; y has `outputs` channels.
-static void image_head(Threads threads, Shape shape, const float* image, float* y, const float* weight, const float* bias,
+template <class T>
+static void image_head(Threads threads, Shape shape, const T* image, T* y, const float* weight, const float* bias,
                        int outputs) {
-  const Conv3x3 conv(weight, bias, shape.channels, outputs);
+  using P = typename Multiplied<T>::As;
+  const Conv3x3<P> conv(weight, bias, shape.channels, outputs, [](int n) { return n; });
   BorderedMap map(shape, Rows(shape.channels), 1);
-  fill(threads, shape, image, map);
+  fill<P>(threads, shape, image, map);
   each_run(threads, shape, [&](Units& units, const auto& runs) {
     Buffer tap(kRun * conv.outputs().stride), out(kRun * conv.outputs().stride);
     for (Run run; runs.next(units, run);) {

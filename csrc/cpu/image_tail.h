@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = pixel_shuffle(conv3x3(conv3x3(x) + skip)): the shuffle is where the second convolution stores.
+// y = pixel_shuffle(conv3x3(conv3x3(x) + skip)). The second convolution's outputs are put into the order [dy, dx, colour],
+// so that the shuffle is where their pieces are stored.
 #pragma once
 
 #include "conv3x3.h"
@@ -7,13 +8,17 @@
 namespace ditn::DITN_LEVEL {
 
 // y is [B, H * s, W * s, colours], with colours * s * s outputs of the second convolution.
-static void image_tail(Threads threads, Shape shape, const float* x, const float* skip, float* y, const Tail& w) {
+template <class T>
+static void image_tail(Threads threads, Shape shape, const T* x, const T* skip, T* y, const Tail& w) {
+  using P = typename Multiplied<T>::As;
   const int scale = w.upscale, colours = w.outputs / (scale * scale);
-  const Rows rows(shape.channels);
-  const Conv3x3 body(w.body_weight, w.body_bias, shape.channels, shape.channels);
-  const Conv3x3 up(w.up_weight, w.up_bias, shape.channels, w.outputs);
+  const Rows rows(shape.channels), line(scale * colours);
+  const Conv3x3<P> body(w.body_weight, w.body_bias, shape.channels, shape.channels, [](int n) { return n; });
+  const Conv3x3<P> up(w.up_weight, w.up_bias, shape.channels, w.outputs, [&](int n) {
+    return n % colours * scale * scale + n / colours;
+  });
   BorderedMap map(shape, rows, 1), deep(shape, rows, 1);
-  fill(threads, shape, x, map);
+  fill<P>(threads, shape, x, map);
   each_run(threads, shape, [&](Units& units, const auto& runs) {
     Buffer tap(kRun * rows.stride), out(kRun * rows.stride), before(rows.stride);
     for (Run run; runs.next(units, run);) {
@@ -22,6 +27,7 @@ static void image_tail(Threads threads, Shape shape, const float* x, const float
         copy_in(skip + (run.pixel + i) * shape.channels, rows, before);
         float* pixel = deep.at(run.b, run.row, run.left + i);
         for (int j = 0; j < rows.stride; j += kLanes) store(pixel + j, load(out + i * rows.stride + j) + load(before + j));
+        P::pack_along(pixel, 1, 0, rows.stride);
       }
     }
   });
@@ -32,10 +38,8 @@ static void image_tail(Threads threads, Shape shape, const float* x, const float
       for (int i = 0; i < run.count; ++i) {
         const float* from = out + i * up.outputs().stride;
         for (int dy = 0; dy < scale; ++dy) {
-          float* to = y + (((run.b * shape.height + run.row) * scale + dy) * shape.width + run.left + i) * scale * colours;
-          for (int dx = 0; dx < scale; ++dx) {
-            for (int c = 0; c < colours; ++c) to[dx * colours + c] = from[(c * scale + dy) * scale + dx];
-          }
+          T* to = y + (((run.b * shape.height + run.row) * scale + dy) * shape.width + run.left + i) * scale * colours;
+          copy_out(from + dy * line.channels, line, to);
         }
       }
     }

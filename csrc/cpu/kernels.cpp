@@ -13,20 +13,22 @@
 namespace ditn::DITN_LEVEL {
 
 // A patch is read once, goes through all layers in L1 and L2, and is written once.
-static void inner_patch(Threads threads, Shape shape, const float* x, float* y, const Attention* attentions, const Ffn* ffns,
+template <class T>
+static void inner_patch(Threads threads, Shape shape, const T* x, T* y, const Attention* attentions, const Ffn* ffns,
                         int layers, Norm norm, int patch) {
   const Rows rows(shape.channels);
   const Window window{patch, patch, patch + 2};
   const int pixels = window.pixels();
-  const Several<PatchAttention> attention(attentions ? layers : 0, [&](int i) {
-    return new PatchAttention(attentions[i], shape.channels, pixels);
+  using P = typename Multiplied<T>::As;
+  const Several<PatchAttention<P>> attention(attentions ? layers : 0, [&](int i) {
+    return new PatchAttention<P>(attentions[i], shape.channels, pixels);
   });
-  const Several<WindowFfn> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn(ffns[i], shape.channels); });
+  const Several<WindowFfn<P>> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn<P>(ffns[i], shape.channels); });
   const int64_t across = shape.width / patch, down = shape.height / patch;
   share(threads, shape.batch * down * across, [&](Units& units) {
     Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
-    PatchAttention::Scratch attention_scratch(rows, pixels);
-    WindowFfn::Scratch ffn_scratch(rows, window);
+    typename PatchAttention<P>::Scratch attention_scratch(rows, pixels);
+    typename WindowFfn<P>::Scratch ffn_scratch(rows, window);
     for (int64_t unit; units.next(unit);) {
       const int64_t top = unit / across * patch, left = unit % across * patch;  // top counts through the batch
       const auto pixel = [&](int i) {
@@ -37,6 +39,7 @@ static void inner_patch(Threads threads, Shape shape, const float* x, float* y, 
         if (attentions) attention[layer].run(stream, norm, attention_scratch);
         if (!ffns) continue;
         for (int i = 0; i < pixels; ++i) normalize(stream + i * rows.stride, rows, norm, ffn_scratch.u + i * rows.stride);
+        P::pack_along(ffn_scratch.u, pixels, rows.stride, rows.stride);
         ffn[layer].run_patch(window, ffn_scratch);
         for (int i = 0; i < pixels * rows.stride; i += kLanes) store(stream + i, load(stream + i) + load(ffn_scratch.y + i));
       }
@@ -46,12 +49,13 @@ static void inner_patch(Threads threads, Shape shape, const float* x, float* y, 
 }
 
 // Tiles of 16 x 30 pixels: with their border 18 x 32, a multiple of four in every row.
-static void map_ffn(const Threads& threads, const Shape& shape, const float* x, float* y, const WindowFfn& ffn, Norm norm) {
+template <class P, class T>
+static void map_ffn(const Threads& threads, const Shape& shape, const T* x, T* y, const WindowFfn<P>& ffn, Norm norm) {
   constexpr int kHeight = 16, kWidth = 30, kPitch = 32;
   const Rows rows(shape.channels);
   const int64_t across = (shape.width + kWidth - 1) / kWidth, down = (shape.height + kHeight - 1) / kHeight;
   share(threads, shape.batch * down * across, [&](Units& units) {
-    WindowFfn::Scratch s(rows, {kHeight, kWidth, kPitch});
+    typename WindowFfn<P>::Scratch s(rows, {kHeight, kWidth, kPitch});
     for (int64_t unit; units.next(unit);) {
       const int64_t b = unit / (down * across), top = unit / across % down * kHeight, left = unit % across * kWidth;
       const int64_t below = shape.height - top, right = shape.width - left;
@@ -70,6 +74,7 @@ static void map_ffn(const Threads& threads, const Shape& shape, const float* x, 
           copy_in(x + pixel(r - 1, c - 1), rows, u);
           normalize(u, rows, norm, u);
         }
+        P::pack_along(s.u + r * kPitch * rows.stride, kPitch, rows.stride, rows.stride);
       }
       ffn.run_tile(window, outside, s);
       for (int i = 0; i < window.pixels(); ++i) {
@@ -80,21 +85,23 @@ static void map_ffn(const Threads& threads, const Shape& shape, const float* x, 
   });
 }
 
-static void spatial(Threads threads, Shape shape, const float* x, float* y, const Gate* gates, const Ffn* ffns, int layers,
+template <class T>
+static void spatial(Threads threads, Shape shape, const T* x, T* y, const Gate* gates, const Ffn* ffns, int layers,
                     Norm norm) {
+  using P = typename Multiplied<T>::As;
   if (layers == 0) {
-    std::memcpy(y, x, sizeof(float) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
+    std::memcpy(y, x, sizeof(T) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
     return;
   }
   // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
-  Buffer between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
+  Array<T> between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
   const Shape nothing{0, 0, 0, shape.channels};
-  MapGate::Maps maps(gates ? shape : nothing, Rows(shape.channels));
+  typename MapGate<P>::Maps maps(gates ? shape : nothing, Rows(shape.channels));
   for (int i = 0; i < layers; ++i) {
-    const float* in = i ? y : x;
-    float* gated = ffns ? static_cast<float*>(between) : y;
-    if (gates) MapGate(gates[i], shape.channels).run(threads, shape, in, gated, norm, maps);
-    if (ffns) map_ffn(threads, shape, gates ? gated : in, y, WindowFfn(ffns[i], shape.channels), norm);
+    const T* in = i ? y : x;
+    T* gated = ffns ? static_cast<T*>(between) : y;
+    if (gates) MapGate<P>(gates[i], shape.channels).run(threads, shape, in, gated, norm, maps);
+    if (ffns) map_ffn(threads, shape, gates ? gated : in, y, WindowFfn<P>(ffns[i], shape.channels), norm);
   }
 }
 
@@ -106,7 +113,14 @@ static void function(const char* name, const float* x, float* y, int64_t count) 
   }
 }
 
-extern const Kernels kernels;
-const Kernels kernels = {inner_patch, spatial, image_head, image_tail, tanh_affine, layer_norm2d, function};
+template <class T>
+constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, image_tail<T>, tanh_affine<T>, layer_norm2d<T>};
+
+#define DITN_TEXT(name) #name
+#define DITN_NAME(name) DITN_TEXT(name)
+
+extern const Backward backward;
+extern const Level level;
+const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, &backward, function};
 
 }  // namespace ditn::DITN_LEVEL

@@ -6,7 +6,8 @@
 
 namespace ditn::DITN_LEVEL {
 
-static void layer_norm2d(Threads threads, Shape shape, const float* x, float* y, const float* weight, const float* bias,
+template <class T>
+static void layer_norm2d(Threads threads, Shape shape, const T* x, T* y, const float* weight, const float* bias,
                          float eps) {
   const Rows rows(shape.channels);
   const Buffer scale = padded(weight, shape.channels), offset = padded(bias, shape.channels);
