@@ -26,6 +26,8 @@ SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
 _BEST = 2
 _TRIES = 6
+# Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile.
+_OLDEST, _TRIES_THERE = 75, 2
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
 
@@ -77,11 +79,11 @@ def count(op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool) -> Iterat
     """The lines of the tables of an operator's kernels, and the kernels' names."""
     orders: dict[tuple[str, str, int, int], list[Verdict]] = {}
     for task, like in tasks(op, own_shapes_only=own_shapes_only):
-        own = task is like
-        for ranked in sorted(set(RANKED.values())) if own else ():
-            orders[task.kernel, task.dtype, patch(task.sample), ranked] = order(task, ranked, pool)
+        own = task.sample is like.sample
+        for ranked in sorted(set(RANKED.values())) if task is like else ():
+            orders[task.kernel, like.dtype, patch(task.sample), ranked] = order(task, ranked, pool)
         chips = [chip for chip in RANKED if own or chip in SHAPES_ON]
-        order_of = [orders[task.kernel, task.dtype, patch(like.sample), RANKED[chip]] for chip in chips]
+        order_of = [orders[task.kernel, like.dtype, patch(like.sample), RANKED[chip]] for chip in chips]
         for chip, chosen in zip(chips, pool.map(first_clean, [task] * len(chips), chips, order_of), strict=True):
             note = "" if chosen.clean else f", SPILLS {chosen.stack} bytes" if chosen.fits else ", DOES NOT FIT"
             print(
@@ -111,9 +113,9 @@ def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdic
     the first few."""
     found: list[Verdict] = []
     for verdict in order:
-        again = judge(task, capability, verdict.config, every_norm=True)
+        again = judge(task, capability, verdict.config, every_norm=capability in RANKED.values())
         if again is not None:
             found.append(again)
-        if found and (found[-1].clean or len(found) == _TRIES):
+        if found and (found[-1].clean or len(found) == (_TRIES_THERE if capability == _OLDEST else _TRIES)):
             break
     return found[-1] if found[-1].clean else min(found, key=lambda verdict: verdict.key)
