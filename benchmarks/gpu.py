@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole networks on a GPU: this package against PyTorch.
 
-    python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16] [--training] [--no-compile]
+    python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16] [--training]
 
 Contestants: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
-channels-last, the best that eager can do; both compiled, by default and with max-autotune; the fused network, and
-replayed from a CUDA graph. TF32 is off. Each is compared with float64 before it is timed: at most twice the error of
-the published formula in its dtype. Latency is from the call to the finished result, median and quartiles of interleaved
-rounds. The picture is padded to the patch grid beforehand, so that nobody pays for that. Peak memory is what a call
-allocates; null where it was set aside in advance.
+channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
+max-autotune; the fused network, and replayed from a CUDA graph. TF32 is off. Each is compared with float64 before it is
+timed: at most twice the error of the published formula in its dtype. Latency is from the call to the finished result,
+median and quartiles of interleaved rounds. The picture is padded to the patch grid beforehand, so that nobody pays for
+that. Peak memory is what a call allocates; null where it was set aside in advance.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from torch import Tensor
 import ditn
 from benchmarks import cases, published
 from benchmarks import gpu_timing as gpu
+from benchmarks.compare import assert_as_good
 from benchmarks.model import MODELS
 from ditn.graphs import Captured
 from ditn_kernels import REGISTRY, explain
-from tests.compare import assert_as_good
 
 Call = Callable[[], Tensor]
 BASE = "published, eager"
 # Of the largest value: what the rounding of a result to its dtype excuses.
 FLOOR = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20}
+# How many of the eager contestants are also compiled.
+COMPILED = {"none": 0, "published": 1, "all": 2}
 OWN_MEMORY = ("max-autotune", "graph")
 TRAINING_BATCH, TRAINING_SIDE = 16, 64
 # The gradients of a mean over three million samples would vanish in float16.
@@ -56,14 +58,14 @@ def unfused(model: ditn.DITN) -> ditn.DITN:
     return plain.train(model.training).requires_grad_(model.training)
 
 
-def contestants(model: ditn.DITN, image: Tensor, *, compiled: bool) -> dict[str, Call]:
+def contestants(model: ditn.DITN, image: Tensor, *, compiled: str) -> dict[str, Call]:
     state = model.state_dict()
 
     def by_formula(x: Tensor) -> Tensor:
         return published.network(state, x)
 
     networks: dict[str, Callable[[Tensor], Tensor]] = {BASE: by_formula, "folded, eager": unfused(model)}
-    for name, network in list(networks.items()) if compiled else ():
+    for name, network in list(networks.items())[: COMPILED[compiled]]:
         what = name.removesuffix(", eager")
         networks[f"{what}, torch.compile"] = torch.compile(network, dynamic=False)
         networks[f"{what}, max-autotune"] = torch.compile(network, dynamic=False, mode="max-autotune")
@@ -157,7 +159,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=cases.DTYPES, default="float16")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--training", action="store_true", help="also a training step")
-    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="without torch.compile")
+    parser.add_argument("--compile", choices=COMPILED, default="published", help="what torch.compile gets, too")
     args = parser.parse_args()
     gpu.require_gpu()
     dtype = cases.DTYPES[args.dtype]
@@ -169,24 +171,30 @@ def main() -> int:
     facts = {"machine": gpu.machine(), "model": args.model, "upscale": args.upscale, "dtype": args.dtype}
     facts |= {"fused_backends": chosen, "tf32": False, "rounds": args.rounds}
     path = gpu.results_folder() / f"{args.model}-x{args.upscale}-{args.dtype}.json"
-    found: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {}
 
-    def write() -> None:
-        path.write_text(json.dumps(facts | {"rows": found}, indent=1) + "\n", encoding="utf-8")
+    def add(what: str, calls: Mapping[str, Call]) -> None:
+        found[what] = rows(calls, what, args.rounds)
+        content = facts | {"rows": [row for several in found.values() for row in several]}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    for width, height in (map(int, size.split("x")) for size in args.sizes):
-        grid = model.config.grid
-        image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
-        with torch.inference_mode():
-            calls = contestants(model, image, compiled=args.compiled)
-            check(model, image, calls)
-            found += rows(calls, f"{width}x{height}", args.rounds)
-        torch.compiler.reset()
-        write()
-    if args.training:
-        found += rows(training(args.model, args.upscale, dtype), f"step {TRAINING_BATCH}x{TRAINING_SIDE}", args.rounds)
-        write()
-    print(table(found), f"written to {path.relative_to(gpu.PROJECT)}", sep="\n")
+    # Compiling takes minutes. Should it be cut off, the rest has been measured and written before.
+    for compiled in dict.fromkeys(("none", args.compile)):
+        for width, height in (map(int, size.split("x")) for size in args.sizes):
+            grid = model.config.grid
+            image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
+            with torch.inference_mode():
+                calls = contestants(model, image, compiled=compiled)
+                check(model, image, calls)
+                add(f"{width}x{height}", calls)
+            torch.compiler.reset()
+        if args.training and compiled == "none":
+            add(f"step {TRAINING_BATCH}x{TRAINING_SIDE}", training(args.model, args.upscale, dtype))
+    print(
+        table([row for several in found.values() for row in several]),
+        f"written to {path.relative_to(gpu.PROJECT)}",
+        sep="\n",
+    )
     return 0
 
 

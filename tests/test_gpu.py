@@ -12,13 +12,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from compare import assert_as_good
 from conftest import CUDA, PROJECT
 from safetensors.torch import load_file
 from test_model import small
 
 import ditn
 from benchmarks import cases, published
+from benchmarks.compare import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture
@@ -42,6 +42,7 @@ def gpu_ops(*, backward: bool) -> list[Op]:
 def large(op: Op) -> dict:
     """The operator's first sample in float16, on the large map; drawn on the GPU."""
     sample = cases.enlarged(op.samples[0], SIDE, SIDE)
+    torch.cuda.empty_cache()
     needed = 8 * 2 * 64 * SIDE**2  # eight maps of 64 channels
     free = torch.cuda.mem_get_info()[0]
     if free < needed:
@@ -56,6 +57,7 @@ def cropped(op: Op, args: dict, dtype: torch.dtype) -> dict:
     return {name: value.to(dtype) if torch.is_tensor(value) else value for name, value in crop.items()}
 
 
+@pytest.mark.xdist_group("large")  # one at a time
 @pytest.mark.parametrize("op", gpu_ops(backward=False), ids=lambda op: op.name)
 def test_forward_beyond_two_to_the_31(op: Op) -> None:
     args = large(op)
@@ -65,6 +67,7 @@ def test_forward_beyond_two_to_the_31(op: Op) -> None:
     assert_as_good(result[:, :, -rows:], exact, plain, op.floor[torch.float16], op.name)
 
 
+@pytest.mark.xdist_group("large")
 @pytest.mark.parametrize("op", gpu_ops(backward=True), ids=lambda op: op.name)
 def test_backward_beyond_two_to_the_31(op: Op) -> None:
     """The gradient of the activation; those of the weights are sums over all of the map."""
