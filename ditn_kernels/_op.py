@@ -147,7 +147,7 @@ class Op:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Arguments for a sample on a device (PyTorch's default one unless named): activations of unit variance,
-        channels-last; weights that keep it roughly so.
+        channels-last; weights that keep it roughly so; the sample's options, and defaults for others.
 
         Drawn in float64 on the CPU and then cast, so that every dtype and device sees the same numbers.
         """
@@ -167,7 +167,7 @@ class Op:
             if axes.startswith("B "):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             args[name] = tensor
-        return args | dict(sample.options)
+        return self.named(args.values(), sample.options)
 
     def cost(self, args: Mapping[str, Any]) -> Cost:
         """The least work for these arguments: each tensor read once, the result written once."""
