@@ -83,7 +83,9 @@ class BuildLibrary(build_ext):
         root = Path(torch.__file__).parent
         target = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(root / "include")]
         units = {"level": ("csrc/cpu/level.cpp", []), "register": ("csrc/register.cpp", target)}
-        units |= {name: ("csrc/cpu/kernels.cpp", [f"-DDITN_LEVEL={name}", *flags]) for name, flags in levels.items()}
+        for name, flags in levels.items():
+            for stem in ("kernels", "backward"):
+                units[f"{stem}-{name}"] = (f"csrc/cpu/{stem}.cpp", [f"-DDITN_LEVEL={name}", *flags])
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
 

@@ -19,13 +19,14 @@ using torch::stable::Tensor;
 using namespace ditn;
 
 using torch::headeronly::ScalarType;
+using torch::stable::empty_like;
 
 template <class T = float>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-template <class T>
+template <class T = float>
 T* out(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
@@ -85,7 +86,7 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
                          Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
   widen(qkv_weight, qkv_bias, temperature, attn_out_weight, attn_out_bias, in_weight, in_bias, dw_weight, dw_bias,
         ffn_out_weight, ffn_out_bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   std::vector<Attention> attentions;
   std::vector<Ffn> ffns;
   const int64_t layers = qkv_weight.size(0);
@@ -105,7 +106,7 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
 Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
                              Tensor out_bias, int64_t norm, int64_t patch_size) {
   widen(qkv_weight, qkv_bias, temperature, out_weight, out_bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   const Attention attention{data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
     kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), &attention, nullptr, 1, static_cast<Norm>(norm),
@@ -117,7 +118,7 @@ Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tenso
 Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
   widen(in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   const Ffn ffn{data(in_weight), data(in_bias), data(dw_weight), data(dw_bias), data(out_weight), data(out_bias),
                 static_cast<int>(out_weight.size(0))};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
@@ -137,7 +138,7 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
                      Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm) {
   widen(gate_in_weight, gate_in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, gate_out_weight,
         gate_out_bias, in_weight, in_bias, dw_weight, dw_bias, ffn_out_weight, ffn_out_bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   std::vector<Gate> gates;
   std::vector<Ffn> ffns;
   const int64_t layers = in_weight.size(0);
@@ -158,7 +159,7 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
 Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
                     Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
   widen(in_weight, in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   const Gate gate{data(in_weight),  data(in_bias),    data(dw5_weight), data(dw5_bias),   data(dw7_weight),
                   data(dw7_bias),   data(mix_weight), data(mix_bias),   data(out_weight), data(out_bias)};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
@@ -208,15 +209,95 @@ Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
 
 Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
   widen(weight, bias);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
     kernels.layer_norm2d(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), static_cast<float>(eps));
   });
   return y;
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inner_patch_attention_backward(
+    Tensor grad, Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight, Tensor out_bias,
+    int64_t norm, int64_t patch_size) {
+  Tensor dx = empty_like(x), dqkv_weight = empty_like(qkv_weight), dqkv_bias = empty_like(qkv_bias),
+         dtemperature = empty_like(temperature), dout_weight = empty_like(out_weight), dout_bias = empty_like(out_bias);
+  level().backward->inner_patch_attention(
+      kThreads, shape_of(x), data(grad), data(x),
+      {data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)}, static_cast<Norm>(norm),
+      static_cast<int>(patch_size), out(dx),
+      {out(dqkv_weight), out(dqkv_bias), out(dtemperature), out(dout_weight), out(dout_bias)});
+  return {dx, dqkv_weight, dqkv_bias, dtemperature, dout_weight, dout_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_ffn_backward(
+    Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
+    Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor dx = empty_like(x), din_weight = empty_like(in_weight), din_bias = empty_like(in_bias),
+         ddw_weight = empty_like(dw_weight), ddw_bias = empty_like(dw_bias), dout_weight = empty_like(out_weight),
+         dout_bias = empty_like(out_bias);
+  const int expanded = static_cast<int>(out_weight.size(0));
+  level().backward->gated_ffn(
+      kThreads, shape_of(x), data(grad), data(x),
+      {data(in_weight), data(in_bias), data(dw_weight), data(dw_bias), data(out_weight), data(out_bias), expanded},
+      static_cast<Norm>(norm), static_cast<int>(patch_size), out(dx),
+      {out(din_weight), out(din_bias), out(ddw_weight), out(ddw_bias), out(dout_weight), out(dout_bias), expanded});
+  return {dx, din_weight, din_bias, ddw_weight, ddw_bias, dout_weight, dout_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dilated_gate_backward(
+    Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
+    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+  Tensor dx = empty_like(x), din_weight = empty_like(in_weight), din_bias = empty_like(in_bias),
+         ddw5_weight = empty_like(dw5_weight), ddw5_bias = empty_like(dw5_bias), ddw7_weight = empty_like(dw7_weight),
+         ddw7_bias = empty_like(dw7_bias), dmix_weight = empty_like(mix_weight), dmix_bias = empty_like(mix_bias),
+         dout_weight = empty_like(out_weight), dout_bias = empty_like(out_bias);
+  level().backward->dilated_gate(
+      kThreads, shape_of(x), data(grad), data(x),
+      {data(in_weight), data(in_bias), data(dw5_weight), data(dw5_bias), data(dw7_weight), data(dw7_bias), data(mix_weight),
+       data(mix_bias), data(out_weight), data(out_bias)},
+      static_cast<Norm>(norm), out(dx),
+      {out(din_weight), out(din_bias), out(ddw5_weight), out(ddw5_bias), out(ddw7_weight), out(ddw7_bias), out(dmix_weight),
+       out(dmix_bias), out(dout_weight), out(dout_bias)});
+  return {dx,        din_weight,  din_bias,  ddw5_weight, ddw5_bias, ddw7_weight,
+          ddw7_bias, dmix_weight, dmix_bias, dout_weight, dout_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> tanh_affine_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias) {
+  Tensor dx = empty_like(x), dweight = empty_like(weight), dbias = empty_like(bias);
+  level().backward->tanh_affine(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<int>(weight.size(1)),
+                                out(dx), out(dweight), out(dbias));
+  return {dx, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, double eps) {
+  Tensor dx = empty_like(x), dweight = empty_like(weight), dbias = empty_like(bias);
+  level().backward->layer_norm2d(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<float>(eps), out(dx),
+                                 out(dweight), out(dbias));
+  return {dx, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) {
+  Tensor dimage = empty_like(image), dweight = empty_like(weight), dbias = empty_like(bias);
+  level().backward->image_head(kThreads, shape_of(image), data(grad), data(image), data(weight),
+                               static_cast<int>(weight.size(3)), out(dimage), out(dweight), out(dbias));
+  return {dimage, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> image_tail_backward(Tensor grad, Tensor x, Tensor skip,
+                                                                               Tensor body_weight, Tensor body_bias,
+                                                                               Tensor up_weight, Tensor up_bias,
+                                                                               int64_t upscale) {
+  Tensor dx = empty_like(x), dskip = empty_like(skip), dbody_weight = empty_like(body_weight),
+         dbody_bias = empty_like(body_bias), dup_weight = empty_like(up_weight), dup_bias = empty_like(up_bias);
+  const int outputs = static_cast<int>(up_weight.size(3)), scale = static_cast<int>(upscale);
+  level().backward->image_tail(kThreads, shape_of(x), data(grad), data(x), data(skip),
+                               {data(body_weight), data(body_bias), data(up_weight), data(up_bias), outputs, scale}, out(dx),
+                               out(dskip), {out(dbody_weight), out(dbody_bias), out(dup_weight), out(dup_bias), outputs, scale});
+  return {dx, dskip, dbody_weight, dbody_bias, dup_weight, dup_bias};
+}
+
 Tensor function(std::string name, Tensor x) {
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_like(x);
   level().function(name.c_str(), data(x), out<float>(y), x.numel());
   return y;
 }
@@ -250,6 +331,22 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
       "-> Tensor");
   m.def("tanh_affine(Tensor x, Tensor weight, Tensor bias) -> Tensor");
   m.def("layer_norm2d(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor");
+  m.def(
+      "inner_patch_attention_backward(Tensor grad, Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, "
+      "Tensor out_weight, Tensor out_bias, int norm, int patch_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "gated_ffn_backward(Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, "
+      "Tensor out_weight, Tensor out_bias, int norm, int patch_size) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dilated_gate_backward(Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, "
+      "Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int norm) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("tanh_affine_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)");
+  m.def("layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def("image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "image_tail_backward(Tensor grad, Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, "
+      "Tensor up_bias, int upscale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("function(str name, Tensor x) -> Tensor");
   m.def("fma_loop(int units) -> int");
 }
@@ -266,5 +363,12 @@ STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("image_tail", TORCH_BOX(&image_tail));
   m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
   m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
+  m.impl("inner_patch_attention_backward", TORCH_BOX(&inner_patch_attention_backward));
+  m.impl("gated_ffn_backward", TORCH_BOX(&gated_ffn_backward));
+  m.impl("dilated_gate_backward", TORCH_BOX(&dilated_gate_backward));
+  m.impl("tanh_affine_backward", TORCH_BOX(&tanh_affine_backward));
+  m.impl("layer_norm2d_backward", TORCH_BOX(&layer_norm2d_backward));
+  m.impl("image_head_backward", TORCH_BOX(&image_head_backward));
+  m.impl("image_tail_backward", TORCH_BOX(&image_tail_backward));
   m.impl("function", TORCH_BOX(&function));
 }

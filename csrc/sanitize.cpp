@@ -76,14 +76,32 @@ class Tensors {
   uint32_t state_ = 1;
 };
 
+// One allocation per result.
 template <class T>
-void check(const char* name, const Shape& shape, int64_t count, const std::function<void(Threads, T*)>& kernel) {
-  std::vector<T> alone(static_cast<size_t>(count)), together(alone);
-  std::memset(static_cast<void*>(alone.data()), 0xff, alone.size() * sizeof(T));  // NaN
-  kernel({run_alone, [] { return int64_t{1}; }}, alone.data());
-  kernel({run_on_three, [] { return int64_t{3}; }}, together.data());
-  bool good = std::memcmp(alone.data(), together.data(), alone.size() * sizeof(T)) == 0;
-  for (const T value : alone) good = good && finite(value);
+using Results = std::vector<T*>;
+
+// The kernel writes results of so many values each.
+template <class T>
+void check(const char* name, const Shape& shape, const std::vector<int64_t>& counts,
+           const std::function<void(Threads, const Results<T>&)>& kernel) {
+  const auto run = [&](Threads threads) {
+    std::vector<std::vector<T>> all;
+    Results<T> results;
+    for (const int64_t count : counts) {
+      std::vector<T>& values = all.emplace_back(static_cast<size_t>(count));
+      std::memset(static_cast<void*>(values.data()), 0xff, values.size() * sizeof(T));  // NaN
+      results.push_back(values.data());
+    }
+    kernel(threads, results);
+    return all;
+  };
+  const auto alone = run({run_alone, [] { return int64_t{1}; }}),
+             together = run({run_on_three, [] { return int64_t{3}; }});
+  bool good = true;
+  for (size_t i = 0; i < alone.size(); ++i) {
+    good = good && std::memcmp(alone[i].data(), together[i].data(), alone[i].size() * sizeof(T)) == 0;
+    for (const T value : alone[i]) good = good && finite(value);
+  }
   if (good) return;
   std::printf("%s %ldx%ldx%ldx%d %s: results differ or are not finite\n", name, static_cast<long>(shape.batch),
               static_cast<long>(shape.height), static_cast<long>(shape.width), shape.channels, Type<T>::kName);
@@ -107,8 +125,8 @@ void patches(const Kernels<T>& kernels, Shape shape, int patch, Norm norm) {
   const T* x = t.make<T>(count);
   const Attention attentions[] = {attention(t, c), attention(t, c)};
   const Ffn ffns[] = {ffn(t, c, 2 * c), ffn(t, c, 2 * c)};
-  check<T>("inner_patch", shape, count, [&](Threads threads, T* y) {
-    kernels.inner_patch(threads, shape, x, y, attentions, ffns, 2, norm, patch);
+  check<T>("inner_patch", shape, {count}, [&](Threads threads, const Results<T>& y) {
+    kernels.inner_patch(threads, shape, x, y[0], attentions, ffns, 2, norm, patch);
   });
 }
 
@@ -119,37 +137,98 @@ void map(const Kernels<T>& kernels, Shape shape, Norm norm) {
   const T *x = t.make<T>(pixels * c), *skip = t.make<T>(pixels * c);
   const Gate gates[] = {gate(t, c), gate(t, c)};
   const Ffn ffns[] = {ffn(t, c, 2 * c + 1), ffn(t, c, 2 * c + 1)};
-  check<T>("spatial", shape, pixels * c, [&](Threads threads, T* y) {
-    kernels.spatial(threads, shape, x, y, gates, ffns, 2, norm);
+  check<T>("spatial", shape, {pixels * c}, [&](Threads threads, const Results<T>& y) {
+    kernels.spatial(threads, shape, x, y[0], gates, ffns, 2, norm);
   });
   const int outputs = 27, upscale = 3;
   const float *head_weight = t(9 * c * outputs), *head_bias = t(outputs), *weight = t(c * outputs), *bias = t(outputs);
-  check<T>("image_head", shape, pixels * outputs, [&](Threads threads, T* y) {
-    kernels.image_head(threads, shape, x, y, head_weight, head_bias, outputs);
+  check<T>("image_head", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
+    kernels.image_head(threads, shape, x, y[0], head_weight, head_bias, outputs);
   });
   const Tail tail{t(9 * c * c), t(c), t(9 * c * outputs), t(outputs), outputs, upscale};
-  check<T>("image_tail", shape, pixels * outputs, [&](Threads threads, T* y) {
-    kernels.image_tail(threads, shape, x, skip, y, tail);
+  check<T>("image_tail", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
+    kernels.image_tail(threads, shape, x, skip, y[0], tail);
   });
-  check<T>("tanh_affine", shape, pixels * outputs, [&](Threads threads, T* y) {
-    kernels.tanh_affine(threads, shape, x, y, weight, bias, outputs);
+  check<T>("tanh_affine", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
+    kernels.tanh_affine(threads, shape, x, y[0], weight, bias, outputs);
   });
   const float *scale = t(c), *offset = t(c);
-  check<T>("layer_norm2d", shape, pixels * c, [&](Threads threads, T* y) {
-    kernels.layer_norm2d(threads, shape, x, y, scale, offset, 1e-5f);
+  check<T>("layer_norm2d", shape, {pixels * c}, [&](Threads threads, const Results<T>& y) {
+    kernels.layer_norm2d(threads, shape, x, y[0], scale, offset, 1e-5f);
   });
+}
+
+void check_ffn_backward(Shape shape, const float* grad, const float* x, const Ffn& ffn, int patch, Norm norm) {
+  const int64_t c = shape.channels, e = ffn.expanded, count = shape.batch * shape.height * shape.width * c;
+  check<float>("gated_ffn_backward", shape, {count, c * 2 * e, 2 * e, 18 * e, 2 * e, e * c, c},
+               [&](Threads threads, const Results<float>& d) {
+                 level().backward->gated_ffn(threads, shape, grad, x, ffn, norm, patch, d[0],
+                                             {d[1], d[2], d[3], d[4], d[5], d[6], ffn.expanded});
+               });
+}
+
+void patches_backward(Shape shape, int patch, Norm norm) {
+  Tensors t;
+  const int64_t c = shape.channels, count = shape.batch * shape.height * shape.width * c;
+  const float *x = t(count), *grad = t(count);
+  const Attention weights = attention(t, c);
+  check<float>("inner_patch_attention_backward", shape, {count, c * 3 * c, 3 * c, 1, c * c, c},
+               [&](Threads threads, const Results<float>& d) {
+                 level().backward->inner_patch_attention(threads, shape, grad, x, weights, norm, patch, d[0],
+                                                         {d[1], d[2], d[3], d[4], d[5]});
+               });
+  check_ffn_backward(shape, grad, x, ffn(t, c, 2 * c), patch, norm);
+}
+
+void map_backward(Shape shape, Norm norm) {
+  const Backward& backward = *level().backward;
+  const int outputs = 27, upscale = 3;
+  Tensors t;
+  const int64_t c = shape.channels, pixels = shape.batch * shape.height * shape.width;
+  const float *x = t(pixels * c), *skip = t(pixels * c), *grad = t(pixels * c), *grad_outputs = t(pixels * outputs);
+  const Gate weights = gate(t, c);
+  check<float>("dilated_gate_backward", shape, {pixels * c, c * 2 * c, 2 * c, 25 * c, c, 49 * c, c, c * c, c, c * c, c},
+               [&](Threads threads, const Results<float>& d) {
+                 backward.dilated_gate(threads, shape, grad, x, weights, norm, d[0],
+                                       {d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10]});
+               });
+  check_ffn_backward(shape, grad, x, ffn(t, c, 2 * c + 1), 0, norm);
+  const float *weight = t(c * outputs), *scale = t(c), *head_weight = t(9 * c * outputs);
+  check<float>("tanh_affine_backward", shape, {pixels * c, c * outputs, outputs},
+               [&](Threads threads, const Results<float>& d) {
+                 backward.tanh_affine(threads, shape, grad_outputs, x, weight, outputs, d[0], d[1], d[2]);
+               });
+  check<float>("layer_norm2d_backward", shape, {pixels * c, c, c}, [&](Threads threads, const Results<float>& d) {
+    backward.layer_norm2d(threads, shape, grad, x, scale, 1e-5f, d[0], d[1], d[2]);
+  });
+  check<float>("image_head_backward", shape, {pixels * c, 9 * c * outputs, outputs},
+               [&](Threads threads, const Results<float>& d) {
+                 backward.image_head(threads, shape, grad_outputs, x, head_weight, outputs, d[0], d[1], d[2]);
+               });
+  const Tail tail{t(9 * c * c), t(c), t(9 * c * outputs), t(outputs), outputs, upscale};
+  check<float>("image_tail_backward", shape, {pixels * c, pixels * c, 9 * c * c, c, 9 * c * outputs, outputs},
+               [&](Threads threads, const Results<float>& d) {
+                 backward.image_tail(threads, shape, grad_outputs, x, skip, tail, d[0], d[1],
+                                     {d[2], d[3], d[4], d[5], outputs, upscale});
+               });
+}
+
+// On every norm, odd numbers of channels, patch sizes, and maps that no tile divides.
+void every_size(const std::function<void(Shape, int, Norm)>& patches, const std::function<void(Shape, Norm)>& map) {
+  for (const Norm norm : {Norm::kNone, Norm::kTanh, Norm::kLayerNorm}) {
+    for (const int channels : {1, 7, 60, 128}) {
+      for (const int patch : {4, 8, 16}) patches({2, patch, 2 * patch, channels}, patch, norm);
+      for (const auto& [height, width] : {std::pair<int, int>{1, 1}, {3, 99}, {17, 31}, {37, 5}}) {
+        map({2, height, width, channels}, norm);
+      }
+    }
+  }
 }
 
 template <class T>
 void every_size(const Kernels<T>& kernels) {
-  for (const Norm norm : {Norm::kNone, Norm::kTanh, Norm::kLayerNorm}) {
-    for (const int channels : {1, 7, 60, 128}) {
-      for (const int patch : {4, 8, 16}) patches(kernels, {2, patch, 2 * patch, channels}, patch, norm);
-      for (const auto& [height, width] : {std::pair<int, int>{1, 1}, {3, 99}, {17, 31}, {37, 5}}) {
-        map(kernels, {2, height, width, channels}, norm);
-      }
-    }
-  }
+  every_size([&](Shape shape, int patch, Norm norm) { patches(kernels, shape, patch, norm); },
+             [&](Shape shape, Norm norm) { map(kernels, shape, norm); });
 }
 
 }  // namespace
@@ -158,6 +237,7 @@ int main() {
   every_size(level().for_float);
   every_size(level().for_bfloat16);
   every_size(level().for_float16);
+  every_size(patches_backward, map_backward);
   for (const char* name : {"exp", "tanh", "erf"}) {
     const std::vector<float> x{-INFINITY, -1e30f, -1.0f, 0.0f, NAN, 1e-40f, 1.0f, 1e30f, INFINITY};
     std::vector<float> y(x.size());

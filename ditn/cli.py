@@ -15,6 +15,7 @@ COMMANDS = {
     "upscale": ("ditn.jobs", "enlarge pictures"),
     "info": ("ditn.info", "versions, devices, models, backends and why each one can or cannot run"),
     "verify": ("ditn.verify", "compare this machine's backends with the float64 reference"),
+    "warmup": ("ditn.warmup", "compile the kernels that a model needs, before its first picture has to wait"),
     "train": ("ditn.train", "train a model on a folder of images"),
     "evaluate": ("ditn.evaluate", "PSNR and SSIM of a model on folders of images"),
 }

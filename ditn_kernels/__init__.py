@@ -8,6 +8,7 @@ An operator is called like a function, `gated_ffn(x, ..., backend=None)`; its pl
 
 from __future__ import annotations
 
+from ditn_kernels._compiling import Compilation, compilations
 from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
 from ditn_kernels._info import info
 from ditn_kernels._library import register
@@ -28,8 +29,10 @@ from ditn_kernels.ops import (
 __all__ = [
     "REGISTRY",
     "BackendError",
+    "Compilation",
     "Explanation",
     "Op",
+    "compilations",
     "dilated_gate",
     "explain",
     "gated_ffn",

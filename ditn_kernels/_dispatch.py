@@ -12,8 +12,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from ditn_kernels._native import CPlusPlus
 from ditn_kernels._op import Op
+from ditn_kernels._triton import Triton
 
 
 class BackendError(RuntimeError):
@@ -24,8 +27,11 @@ class Backend(Protocol):
     """How to reach one backend's kernels. `missing` is about this machine and installation; what an operator's
     arguments allow is said by its `Support`."""
 
-    def missing(self, op: Op, *, backward: bool) -> list[str]:
-        """Every reason why this backend has no kernel for the operator here; empty if it has."""
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
+
+    def volunteers(self, device: torch.device) -> bool:
+        """Whether it may be chosen on this device without having been asked for."""
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""
@@ -34,15 +40,18 @@ class Backend(Protocol):
 class _PyTorch:
     """Plain PyTorch: the operator's own definition."""
 
-    def missing(self, op: Op, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         return ["is for inference only"] if backward and op.backward is None else []
+
+    def volunteers(self, device: torch.device) -> bool:
+        return True
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         return op.backward if backward and op.backward else op.reference
 
 
 LAYERS = "layers"
-BACKENDS: dict[str, Backend] = {"cpu": CPlusPlus(), "torch": _PyTorch()}
+BACKENDS: dict[str, Backend] = {"triton": Triton(), "cpu": CPlusPlus(), "torch": _PyTorch()}
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 
@@ -72,7 +81,8 @@ def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: 
     support = op.backends.get(backend)
     if support is None:
         return [f"has no {op.name} kernel"]
-    return BACKENDS[backend].missing(op, backward=backward) + support.why_not(args, backward=backward)
+    device = next(iter(args.values())).device
+    return BACKENDS[backend].missing(op, device, backward=backward) + support.why_not(args, backward=backward)
 
 
 def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backward: bool = False) -> str:
@@ -83,7 +93,7 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     reason when a call on a GPU is left to plain PyTorch.
     """
     forced = forced_backend(backend)
-    candidates = [forced] if forced else [name for name in op.backends if name != "torch" or op.layers is None]
+    candidates = [forced] if forced else _volunteers(op, args)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_against(op, name, args, backward=backward)
@@ -96,6 +106,13 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
         return LAYERS
     title = f"{op.name}{' backward' if backward else ''}"
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
+
+
+def _volunteers(op: Op, args: Mapping[str, Any]) -> list[str]:
+    """The backends that may be chosen unasked. A stage is rather run as its layers than by plain PyTorch."""
+    device = next(iter(args.values())).device
+    names = (name for name in op.backends if name != "torch" or op.layers is None)
+    return [name for name in names if BACKENDS[name].volunteers(device)]
 
 
 @dataclass(frozen=True)

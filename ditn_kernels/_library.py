@@ -27,6 +27,7 @@ def register(op: Op) -> None:
     _library.define(f"{op.name}({arguments}) -> Tensor")
     _library.impl(op.name, _runner(op, backward=False), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ditn::{op.name}", _fake(op), lib=_library)
+    torch.library.register_vmap(f"ditn::{op.name}", _no_vmap(op), lib=_library)
     for device, key in _AUTOCAST_DEVICES.items():
         _library.impl(op.name, _autocast(op, device, key), key)
     if op.backward is None:
@@ -135,6 +136,18 @@ def _no_double_backward(op: Op) -> Callable[..., Any]:
         )
 
     return backward
+
+
+def _no_vmap(op: Op) -> Callable[..., Any]:
+    """Without a rule PyTorch would run the operator once for each element, and only warn that it is slow."""
+
+    def vmap(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
+        raise NotImplementedError(
+            f"{op.name} cannot be mapped by torch.func.vmap: its first axis is a batch already, so put the mapped axis "
+            f"into that; {op.name}.reference is plain PyTorch, which vmap can map"
+        )
+
+    return vmap
 
 
 def _laid_out(axes: str, gradient: Tensor) -> Tensor:

@@ -46,25 +46,39 @@ def build_info() -> dict[str, Any]:
 
 
 class CPlusPlus:
-    """The backend "cpu": vectorised C++, forward only."""
+    """The backend "cpu": vectorised C++."""
 
-    def missing(self, op: Op, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         reason = why_missing()
         return [reason] if reason else []
 
-    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        overload = getattr(torch.ops.ditn_native, op.name).default
+    def volunteers(self, device: torch.device) -> bool:
+        return True
 
-        def run(*args: Any) -> Tensor:
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        overload = getattr(torch.ops.ditn_native, f"{op.name}_backward" if backward else op.name).default
+
+        def forward(*args: Any) -> Tensor:
             y: Tensor = overload(*map(_dense, op.axes.values(), args), *map(_code, args[len(op.axes) :]))
             return y.permute(0, 3, 1, 2)
 
-        return run
+        def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+            tensors = map(_dense, op.axes.values(), args)
+            found = overload(_dense("B C H W", grad), *tensors, *map(_code, args[len(op.axes) :]))
+            return tuple(
+                g.permute(0, 3, 1, 2) if _is_map(axes) else g for axes, g in zip(op.axes.values(), found, strict=True)
+            )
+
+        return gradients if backward else forward
 
 
 def _dense(axes: str, tensor: Tensor) -> Tensor:
     """What the kernels read: activations as [B, H, W, C], everything contiguous."""
-    return (tensor.permute(0, 2, 3, 1) if axes.startswith("B ") else tensor).contiguous()
+    return (tensor.permute(0, 2, 3, 1) if _is_map(axes) else tensor).contiguous()
+
+
+def _is_map(axes: str) -> bool:
+    return axes.startswith("B ")
 
 
 def _code(option: Any) -> Any:

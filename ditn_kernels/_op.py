@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,18 +143,20 @@ class Op:
         sample: Sample,
         *,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Arguments for a sample: activations of unit variance, channels-last; weights that keep it roughly so.
+        """Arguments for a sample on a device (PyTorch's default one unless named): activations of unit variance,
+        channels-last; weights that keep it roughly so; the sample's options, and defaults for others.
 
         Drawn in float64 on the CPU and then cast, so that every dtype and device sees the same numbers.
         """
+        device = device or torch.get_default_device()
         generator = torch.Generator().manual_seed(seed)
         args: dict[str, Any] = {}
         for name, axes in self.axes.items():
             shape = [_size(term, sample.axes) for term in axes.split()]
-            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             if name.endswith("weight"):
                 values /= max(1, _fan_in(axes, shape)) ** 0.5
             elif name.endswith("bias"):
@@ -165,7 +167,7 @@ class Op:
             if axes.startswith("B "):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             args[name] = tensor
-        return args | dict(sample.options)
+        return self.named(args.values(), sample.options)
 
     def cost(self, args: Mapping[str, Any]) -> Cost:
         """The least work for these arguments: each tensor read once, the result written once."""
@@ -175,10 +177,18 @@ class Op:
         return Cost(bytes=elements * tensors[0].element_size(), macs=self.macs(sizes))
 
 
+# What the Triton kernels take.
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES)
+# A stage keeps a whole patch in registers.
+TRITON_STAGE = replace(TRITON_FORWARD, patch_sizes=(4, 8))
+
 # What the C++ kernels for the CPU take.
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
-CPU_FORWARD_MAP = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16))
+CPU = replace(CPU_FORWARD, backward=(torch.float32,))
+CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Two results that are both rounded to their dtype can differ by one unit in the last place (2^-23, 2^-10, 2^-7) of

@@ -4,12 +4,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+CUDA = torch.cuda.is_available()
+# Triton reads this when a kernel file is imported: without a GPU its interpreter runs the kernels on the CPU.
+if not CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 PROJECT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda" if CUDA else "cpu", help="where operators are tested (%(default)s)")
+
+
+@pytest.fixture
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain PyTorch, which results are held to, in full float32; its convolutions would not be on a GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, without_tf32: None) -> Iterator[torch.device]:
+    """Where new tensors are made during the test."""
+    with torch.device(request.config.getoption("--device")) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +47,11 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody has written reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
-from compare import assert_as_good
 
 import ditn_kernels
+from benchmarks.compare import assert_as_good
 from ditn_kernels import REGISTRY, BackendError, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._op import Op, Support
@@ -24,8 +24,11 @@ class FakeBackend:
     def __init__(self, spoil=lambda y: y, reasons: tuple[str, ...] = ()) -> None:
         self.spoil, self.reasons, self.calls = spoil, reasons, 0
 
-    def missing(self, op: Op, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         return list(self.reasons)
+
+    def volunteers(self, device: torch.device) -> bool:
+        return True
 
     def kernel(self, op: Op, *, backward: bool):
         function = op.backward if backward else op.reference
@@ -106,7 +109,7 @@ def test_forced_and_impossible_is_an_error_with_the_reasons(install) -> None:
 
 def test_a_predicate_that_fails_is_a_bug_and_shows(install) -> None:
     class Broken(FakeBackend):
-        def missing(self, op: Op, *, backward: bool) -> list[str]:
+        def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
             raise ZeroDivisionError
 
     install(Broken())

@@ -21,9 +21,9 @@ LAYERS = [
     ["ditn.folding"],
     ["ditn.modules"],
     ["ditn.model"],
-    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data"],
+    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs"],
     ["ditn.recipe", "ditn.upscale"],
-    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.train", "ditn.evaluate"],
+    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate"],
     ["ditn.cli"],
     ["ditn.__main__"],
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,9 +17,25 @@ from torch import Tensor
 import ditn
 from benchmarks import published
 from ditn.model import pad_to_grid
+from ditn_kernels import use_backend
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+
+
+@pytest.fixture
+def fused(request) -> Iterator[bool]:
+    """Plain PyTorch, the backends that are chosen here, or the Triton kernels, interpreted where there is no GPU."""
+    with use_backend("triton" if request.param == "triton" else None):
+        yield request.param != "unfused"
+
+
+def ways(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Every way to run a model; `marks` are those of the Triton kernels, which the interpreter makes slow."""
+    triton = pytest.param("triton", marks=marks)
+    return pytest.mark.parametrize("fused", ["unfused", "fused", triton], indirect=True)
+
+
 OFFICIAL_NAMES = {
     "dim": "dim",
     "UFONE_blocks": "ufones",
@@ -41,7 +58,7 @@ def small(model: type[ditn.DITN] = ditn.DITN_Real, **fields) -> ditn.DITN:
     return network.eval().requires_grad_(False)
 
 
-@FUSED
+@ways(pytest.mark.slow)
 def test_golden_images(shared, fused: bool) -> None:
     model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
     records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
@@ -52,7 +69,7 @@ def test_golden_images(shared, fused: bool) -> None:
         torch.testing.assert_close(model(records[f"{case}.x"]), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
 
 
-@FUSED
+@ways(pytest.mark.slow)
 @pytest.mark.parametrize("name", ["random_x2", "random_x3", "random_x4_3ufone_dim48", "random_x2_bias_patch4"])
 def test_golden_random_networks(shared, name: str, fused: bool) -> None:
     path = shared / "golden" / f"{name}.safetensors"
@@ -67,7 +84,7 @@ def test_golden_random_networks(shared, name: str, fused: bool) -> None:
         torch.testing.assert_close(model(records[f"{case}.x"]), expected, rtol=0, atol=bound)
 
 
-@FUSED
+@ways()
 def test_golden_modules(shared, fused: bool) -> None:
     """Module by module. Layers hold their norm, so the records inside a layer go through operators without one."""
     model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)

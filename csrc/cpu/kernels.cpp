@@ -102,7 +102,9 @@ constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, imag
 #define DITN_TEXT(name) #name
 #define DITN_NAME(name) DITN_TEXT(name)
 
+extern const Backward backward;
 extern const Level level;
-const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, function, fma_loop};
+const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, &backward, function,
+                     fma_loop};
 
 }  // namespace ditn::DITN_LEVEL

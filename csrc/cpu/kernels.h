@@ -29,33 +29,42 @@ struct Threads {
   int64_t (*count)();
 };
 
-// Weights are input-major; every bias is there.
-struct Attention {
-  const float *qkv_weight, *qkv_bias;  // [C, 3C], [3C]
-  const float* temperature;            // [1]
-  const float *out_weight, *out_bias;  // [C, C], [C]
+// Weights are input-major; every bias is there. Value is const float for weights, float for their gradients.
+template <class Value>
+struct AttentionOf {
+  Value *qkv_weight, *qkv_bias;  // [C, 3C], [3C]
+  Value* temperature;            // [1]
+  Value *out_weight, *out_bias;  // [C, C], [C]
 };
 
-struct Ffn {
-  const float *in_weight, *in_bias;    // [C, 2E], [2E]
-  const float *dw_weight, *dw_bias;    // [3, 3, 2E], [2E]
-  const float *out_weight, *out_bias;  // [E, C], [C]
-  int expanded;                        // E
+template <class Value>
+struct FfnOf {
+  Value *in_weight, *in_bias;    // [C, 2E], [2E]
+  Value *dw_weight, *dw_bias;    // [3, 3, 2E], [2E]
+  Value *out_weight, *out_bias;  // [E, C], [C]
+  int expanded;                  // E
 };
 
-struct Gate {
-  const float *in_weight, *in_bias;    // [C, 2C], [2C]
-  const float *dw5_weight, *dw5_bias;  // [5, 5, C], [C]
-  const float *dw7_weight, *dw7_bias;  // [7, 7, C], [C]
-  const float *mix_weight, *mix_bias;  // [C, C], [C]
-  const float *out_weight, *out_bias;  // [C, C], [C]
+template <class Value>
+struct GateOf {
+  Value *in_weight, *in_bias;    // [C, 2C], [2C]
+  Value *dw5_weight, *dw5_bias;  // [5, 5, C], [C]
+  Value *dw7_weight, *dw7_bias;  // [7, 7, C], [C]
+  Value *mix_weight, *mix_bias;  // [C, C], [C]
+  Value *out_weight, *out_bias;  // [C, C], [C]
 };
 
-struct Tail {
-  const float *body_weight, *body_bias;  // [3, 3, C, C], [C]
-  const float *up_weight, *up_bias;      // [3, 3, C, outputs], [outputs]
+template <class Value>
+struct TailOf {
+  Value *body_weight, *body_bias;  // [3, 3, C, C], [C]
+  Value *up_weight, *up_bias;      // [3, 3, C, outputs], [outputs]
   int outputs, upscale;
 };
+
+using Attention = AttentionOf<const float>;
+using Ffn = FfnOf<const float>;
+using Gate = GateOf<const float>;
+using Tail = TailOf<const float>;
 
 // The kernels for activations of one type. Results do not depend on the threads. A null pointer for the attentions, the
 // gates or the ffns leaves them out.
@@ -69,12 +78,30 @@ struct Kernels {
   void (*layer_norm2d)(Threads, Shape, const T* x, T* y, const float* weight, const float* bias, float eps);
 };
 
+// Gradients of the operators of the same names, from that of their result, grad, and their arguments.
+struct Backward {
+  void (*inner_patch_attention)(Threads, Shape, const float* grad, const float* x, const Attention&, Norm, int patch, float* dx,
+                                const AttentionOf<float>&);
+  // patch 0: the whole map is one.
+  void (*gated_ffn)(Threads, Shape, const float* grad, const float* x, const Ffn&, Norm, int patch, float* dx, const FfnOf<float>&);
+  void (*dilated_gate)(Threads, Shape, const float* grad, const float* x, const Gate&, Norm, float* dx, const GateOf<float>&);
+  void (*tanh_affine)(Threads, Shape, const float* grad, const float* x, const float* weight, int outputs, float* dx,
+                      float* dweight, float* dbias);
+  void (*layer_norm2d)(Threads, Shape, const float* grad, const float* x, const float* weight, float eps, float* dx,
+                       float* dweight, float* dbias);
+  void (*image_head)(Threads, Shape, const float* grad, const float* image, const float* weight, int outputs, float* dimage,
+                     float* dweight, float* dbias);
+  void (*image_tail)(Threads, Shape, const float* grad, const float* x, const float* skip, const Tail&, float* dx, float* dskip,
+                     const TailOf<float>&);
+};
+
 // One instruction-set level: the same functions, compiled for it.
 struct Level {
   const char* name;
   Kernels<float> for_float;
   Kernels<bfloat16> for_bfloat16;
   Kernels<float16> for_float16;
+  const Backward* backward;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
   int64_t (*fma_loop)(Threads, int64_t units);  // does nothing but FMAs in registers; returns how many floating-point operations
 };

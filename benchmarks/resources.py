@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton kernels take of a chip: compiled for it and counted, without a GPU.
+
+    python -m benchmarks.resources [--json benchmarks/results/resources.json]
+
+Every launch of every operator, forward and backward, for DITN-Real x4's layers on a map of 960 x 544: registers per
+thread, bytes of shared memory, bytes of stack (spilled registers), resident warps per multiprocessor, and, per 64
+pixels, warp-instructions and tensor-core multiply-adds. From the last two come the estimated cycles, a launch's
+max(instructions / 2.5, multiply-adds / the chip's rate / 0.7), which are added up over an operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks import cases, sass
+from ditn_kernels import REGISTRY
+from ditn_kernels._op import Sample
+from ditn_kernels._triton import interpreted
+
+_COLUMNS = {
+    "kernel": "",
+    "registers": "regs",
+    "shared": "shared",
+    "stack": "stack",
+    "resident_warps": "warps",
+    "instructions": "instructions",
+    "macs": "macs",
+    "cycles": "cycles",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One direction of an operator on one sample."""
+
+    op: str
+    backward: bool
+    sample: Sample
+    dtype: torch.dtype
+    capability: int
+
+    @property
+    def title(self) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in self.sample.options.items())
+        return f"{self.op} {'backward' if self.backward else 'forward'} ({options})"
+
+
+def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: str) -> Iterator[Case]:
+    """Every operator with Triton kernels, in both directions."""
+    for op in REGISTRY.values():
+        chosen = cases.framed_samples(op) if samples == "network" else [one for one in op.samples if one.axes["B"]]
+        for dtype in dtypes if "triton" in op.backends else ():
+            for backward in (False, True) if dtype in op.backends["triton"].backward else (False,):
+                for sample in chosen:
+                    yield from (Case(op.name, backward, sample, dtype, one) for one in capabilities)
+
+
+def counts(case: Case) -> list[sass.Count]:
+    """A count of every launch."""
+    recorded = cases.launches(
+        REGISTRY[case.op], case.sample, dtype=case.dtype, capability=case.capability, backward=case.backward
+    )
+    return [sass.count(launch, case.capability) for launch in recorded]
+
+
+def row(count: sass.Count, case: Case) -> dict[str, Any]:
+    per_64 = 64 / cases.pixels(case.sample)
+    return {
+        "kernel": count.kernel,
+        "registers": count.registers,
+        "shared": count.shared,
+        "stack": count.stack,
+        "resident_warps": count.resident_warps,
+        "instructions": round(count.instructions * per_64),
+        "macs": None if count.macs is None else round(count.macs * per_64),
+        "cycles": round(sass.cycles([count], case.dtype, cases.pixels(case.sample))),
+        "fits": count.fits,
+        "has_dot": count.has_dot,
+        "tensor_instructions": count.tensor_instructions,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capabilities", nargs="+", type=int, choices=sass.CHIPS, default=[80, 90], metavar="CC")
+    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float16"])
+    parser.add_argument(
+        "--samples",
+        choices=("network", "all"),
+        default="network",
+        help="the network's layers on a large map, or all of the operators' samples (default: %(default)s)",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quiet", action="store_true", help="no table")
+    args = parser.parse_args()
+    if interpreted():
+        raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
+    chosen = list(all_cases([cases.DTYPES[n] for n in args.dtypes], args.capabilities, samples=args.samples))
+    results = []
+    columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>13}{:>11}{:>8}"
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for case, found in zip(chosen, pool.map(counts, chosen), strict=True):
+            rows = [row(one, case) for one in found]
+            total = sum(one["cycles"] for one in rows)
+            dtype = str(case.dtype).removeprefix("torch.")
+            results.append(
+                {"operator": case.op, "backward": case.backward, "sample": case.sample.name}
+                | {"options": dict(case.sample.options)}
+                | {"dtype": dtype, "capability": case.capability, "cycles": total, "launches": rows}
+            )
+            if args.quiet:
+                continue
+            print(f"\n{case.title}, {dtype}, sm_{case.capability}: {total} cycles per 64 pixels")
+            print(columns.format(*_COLUMNS.values()))
+            for one in rows:
+                print(columns.format(*("?" if one[name] is None else one[name] for name in _COLUMNS)))
+    if args.json:
+        facts = {"triton": triton.__version__, "date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}
+        args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the launch configurations of the Triton kernels, `ditn_kernels/triton/configs/<kernel>.json`.
+
+    python -m benchmarks.tune                 on a GPU: measures
+    python -m benchmarks.tune --count         anywhere: compiles for every chip and counts (`benchmarks.sass`)
+
+Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages,
+and what the tables hold already.
+Measured, the fastest that gives the right result is taken, for the dtypes and shapes of this GPU only; the other lines
+of a table stay. Counted, every candidate is compiled for the network's own shapes, and the one without spills and with
+the fewest estimated cycles is taken; for other shapes and chips, the first in this order that fits there. Lines that
+the lookup does without are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from benchmarks import cases
+from benchmarks import gpu_timing as gpu
+from benchmarks.tune_count import count
+from benchmarks.tune_measure import measure
+from benchmarks.tuning import write
+from ditn_kernels import REGISTRY
+from ditn_kernels._triton import interpreted
+from ditn_kernels.triton._config import Row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", action="store_true", help="compile and count instead of measuring")
+    parser.add_argument("--ops", nargs="+", choices=REGISTRY, default=list(REGISTRY))
+    parser.add_argument("--own-shapes", action="store_true", help="only the shapes of the network")
+    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES), help="to measure")
+    parser.add_argument("--minutes", type=float, default=60, help="to measure for; other lines stay (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once, to count")
+    args = parser.parse_args()
+    if interpreted():
+        raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
+    if not args.count:
+        gpu.require_gpu()
+    until = time.monotonic() + 60 * args.minutes
+    for op in (REGISTRY[name] for name in args.ops if "triton" in REGISTRY[name].backends):
+        rows: dict[str, list[Row]] = {}
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            if args.count:
+                found = count(op, pool, own_shapes_only=args.own_shapes)
+            else:
+                found = measure(op, own_shapes_only=args.own_shapes, dtypes=args.dtypes, until=until)
+            for kernel, row in found:
+                rows.setdefault(kernel, []).append(row)
+        for kernel, new in rows.items():
+            write(kernel, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

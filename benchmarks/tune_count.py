@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses configurations by what the compiled code takes (`benchmarks.sass`), for chips that are not here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import triton
+
+from benchmarks import cases, sass
+from benchmarks.tuning import Task, patch, short, tasks
+from ditn_kernels import Op
+from ditn_kernels.triton._config import Config, Row
+from ditn_kernels.triton._launch import Launch
+
+# Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
+RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
+# The same code as sm_80's: what was counted there holds within these chips' limits.
+ALIKE = {86: 80, 89: 80}
+# For which chips other shapes than the network's get lines; the others find them there.
+SHAPES_ON = (80, 90)
+# More stages are tried for as many of the best with one stage.
+_BEST = 2
+_TRIES = 6
+# Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile.
+_OLDEST, _TRIES_THERE = 75, 2
+# Estimates this close (natural logarithm) are equal, and more resident warps decide.
+_CLOSE = 0.03
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a candidate came to: the launch that takes most registers and shared memory, and the sum of the cycles."""
+
+    config: Config
+    fits: bool
+    stack: int
+    cycles: float
+    resident_warps: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return not self.fits, self.stack, round(math.log(self.cycles) / _CLOSE), -self.resident_warps
+
+    @property
+    def clean(self) -> bool:
+        return self.fits and not self.stack
+
+
+def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
+    """None if the kernel cannot be compiled like this. With every norm, what it takes is the most that one takes."""
+    norms = ("tanh", "layernorm") if every_norm and "norm" in task.sample.options else ()
+    others = [replace(task, sample=replace(task.sample, options={**task.sample.options, "norm": n})) for n in norms]
+    try:
+        counts, *more = ([count_on(launch, capability) for launch in one.launches(capability, config)]
+                         for one in (task, *others))  # fmt: skip
+    except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
+        return None
+    every = sum(more, counts)
+    resident = min(one.resident_warps for one in every)
+    return Verdict(
+        replace(config, programs=max(resident // config.num_warps, 1)),
+        fits=all(one.fits for one in every),
+        stack=max(one.stack for one in every),
+        cycles=sass.cycles(counts, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
+        resident_warps=resident,
+    )
+
+
+def count_on(launch: Launch, capability: int) -> sass.Count:
+    return replace(sass.count(launch, ALIKE.get(capability, capability)), capability=capability)
+
+
+def count(op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool) -> Iterator[tuple[str, Row]]:
+    """The lines of the tables of an operator's kernels, and the kernels' names."""
+    orders: dict[tuple[str, str, int, int], list[Verdict]] = {}
+    for task, like in tasks(op, own_shapes_only=own_shapes_only):
+        own = task.sample is like.sample
+        for ranked in sorted(set(RANKED.values())) if task is like else ():
+            orders[task.kernel, like.dtype, patch(task.sample), ranked] = order(task, ranked, pool)
+        chips = [chip for chip in RANKED if own or chip in SHAPES_ON]
+        order_of = [orders[task.kernel, like.dtype, patch(like.sample), RANKED[chip]] for chip in chips]
+        for chip, chosen in zip(chips, pool.map(first_clean, [task] * len(chips), chips, order_of), strict=True):
+            note = "" if chosen.clean else f", SPILLS {chosen.stack} bytes" if chosen.fits else ", DOES NOT FIT"
+            print(
+                f"{task.kernel} {task.dtype} {dict(task.shape)} sm_{chip}: {short(chosen.config)}, "
+                f"{chosen.cycles:.0f} cycles, {chosen.resident_warps} warps{note}",
+                flush=True,
+            )
+            yield task.kernel, Row(chip, task.dtype, task.shape, chosen.config, "counted")
+
+
+def order(task: Task, capability: int, pool: ProcessPoolExecutor) -> list[Verdict]:
+    """The candidates, best first."""
+    options = task.options()
+
+    def judged(chosen: list[Config]) -> list[Verdict]:
+        found = pool.map(judge, [task] * len(chosen), [capability] * len(chosen), chosen)
+        return sorted(filter(None, found), key=lambda verdict: verdict.key)
+
+    single = judged([option for option in options if option.num_stages == 1])
+    best = [(one.config.num_warps, one.config.blocks) for one in single[:_BEST]]
+    more = judged([o for o in options if o.num_stages > 1 and (not best or (o.num_warps, o.blocks) in best)])
+    return sorted(single + more, key=lambda verdict: verdict.key)
+
+
+def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdict:
+    """The first of the candidates that neither spills nor is too large here, or the one that comes nearest to it among
+    the first few."""
+    found: list[Verdict] = []
+    for verdict in order:
+        again = judge(task, capability, verdict.config, every_norm=capability in RANKED.values())
+        if again is not None:
+            found.append(again)
+        if found and (found[-1].clean or len(found) == (_TRIES_THERE if capability == _OLDEST else _TRIES)):
+            break
+    return found[-1] if found[-1].clean else min(found, key=lambda verdict: verdict.key)

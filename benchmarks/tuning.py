@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is tuned: each kernel in each shape, its candidates, and the table that the choice goes into."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ditn_kernels.triton
+from benchmarks import cases
+from ditn_kernels import REGISTRY, Op
+from ditn_kernels._op import Sample
+from ditn_kernels.triton._config import Config, Row, nearest, table
+from ditn_kernels.triton._launch import Launch, configured
+
+FOLDER = Path(ditn_kernels.triton.__file__).parent / "configs"
+WARPS = (4, 8)
+STAGES = (1, 2)
+CHANNELS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel of an operator's forward or backward, for a sample and dtype."""
+
+    op: str
+    kernel: str
+    backward: bool
+    sample: Sample
+    dtype: str
+
+    def launches(self, capability: int, config: Config) -> list[Launch]:
+        """The kernel's launches; the operator's other kernels take their first candidates."""
+        op = REGISTRY[self.op]
+        others = {name: next(configs(blocks)) for name, blocks in self.candidates.items()}
+        with configured(others | {self.kernel: config}):
+            launches = cases.launches(
+                op, self.sample, dtype=cases.DTYPES[self.dtype], capability=capability, backward=self.backward
+            )
+        return [launch for launch in launches if launch.name == self.kernel]
+
+    @property
+    def candidates(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+        return cases.candidates(REGISTRY[self.op], backward=self.backward)
+
+    def options(self) -> list[Config]:
+        """All candidates, and what the table holds already: it may have been found by hand."""
+        found = list(configs(self.candidates[self.kernel]))
+        known = table(self.kernel) if path(self.kernel).exists() else ()
+        return found + [row.config for row in known if row.config not in found]
+
+    @property
+    def shape(self) -> Mapping[str, int]:
+        """What the kernel's configuration is looked up for."""
+        shape: Mapping[str, int] = self.launches(90, next(configs(self.candidates[self.kernel])))[0].shape
+        return shape
+
+
+def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
+    for sizes in itertools.product(*blocks.values()):
+        for warps, stages in itertools.product(WARPS, STAGES):
+            yield Config(warps, stages, blocks=dict(zip(blocks, sizes, strict=True)))
+
+
+def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
+    """Each kernel, shape and dtype, with the task whose order of candidates holds for it, which comes first. bfloat16
+    takes float16's order, and any shape that of the network's nearest."""
+    support = op.backends["triton"]
+    samples = cases.framed_samples(op)
+    others = [] if own_shapes_only else [s for channels in CHANNELS for s in cases.samples_of(op, channels)]
+    others = [s for s in others if (s.axes, s.options) not in [(own.axes, own.options) for own in samples]]
+    for backward, dtypes in ((False, support.dtypes), (True, support.backward)):
+        kernels = cases.candidates(op, backward=backward) if dtypes else ()
+        named = [name for name, dtype in cases.DTYPES.items() if dtype in dtypes]
+        for kernel, dtype in itertools.product(kernels, named):
+            ranked = "float16" if dtype == "bfloat16" and "float16" in named else dtype
+            likes = [Task(op.name, kernel, backward, sample, ranked) for sample in samples]
+            for like in likes:
+                yield (like if dtype == ranked else replace(like, dtype=dtype)), like
+            for sample in others:
+                like = min(likes, key=lambda task: abs(patch(task.sample) - patch(sample)))
+                yield replace(like, dtype=dtype, sample=sample), like
+
+
+def patch(sample: Sample) -> int:
+    """A whole map stands apart from all patches."""
+    size: int = sample.options.get("patch_size") or -100
+    return size
+
+
+def short(config: Config) -> str:
+    blocks = ", ".join(f"{name} {size}" for name, size in config.blocks.items())
+    return f"{blocks or 'no blocks'}, {config.num_warps} warps, {config.num_stages} stages"
+
+
+def without_redundant(rows: list[Row]) -> list[Row]:
+    """As few of the lines as give every one of them its configuration."""
+    kept = list(rows)
+    for row in sorted(rows, key=lambda row: (-row.capability, row.dtype, -sum(row.shape.values()))):
+        fewer = [other for other in kept if other is not row]
+        alike = [other for other in rows if other.dtype == row.dtype]
+        if fewer and all(
+            nearest(fewer, capability=one.capability, dtype=one.dtype, shape=one.shape).config == one.config
+            for one in alike
+        ):
+            kept = fewer
+    return kept
+
+
+def path(kernel: str) -> Path:
+    return FOLDER / f"{kernel}.json"
+
+
+def write(kernel: str, rows: list[Row]) -> None:
+    """Put the lines into the kernel's table, in place of those for the same chip, dtype and shape. What was measured is
+    not replaced by what was counted."""
+    known = {_key(row): row for row in table(kernel)} if path(kernel).exists() else {}
+    for row in rows:
+        there = known.get(_key(row))
+        if there is None or not there.source.startswith("measured") or row.source.startswith("measured"):
+            known[_key(row)] = row
+    sorted_rows = sorted(known.values(), key=lambda row: (row.dtype, *row.shape.values(), row.capability))
+    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows))
+    path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def _key(row: Row) -> tuple[int, str, str]:
+    return row.capability, row.dtype, repr(sorted(row.shape.items()))

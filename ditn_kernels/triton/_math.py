@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device functions that several kernels share.
+
+Triton's interpreter, which proves the kernels without a GPU, runs no PTX and does bfloat16 arithmetic wrong:
+INTERPRETED is the one switch for both. What stands behind `not INTERPRETED` has to be proved on a GPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LAYER_NORM_EPS = tl.constexpr(1e-5)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x as dtype, to the nearest value, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter cuts the lower half off: round first. NaN has to stay NaN.
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        up = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        return tl.where(x == x, up, x.to(tl.float32)).to(tl.bfloat16)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee" or "tf32x3"."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    if a.dtype == tl.float32 and PRECISION == "tf32x3" and not INTERPRETED:
+        a_high = high_bits(a)
+        b_high = high_bits(b)
+        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
+        acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
+        return tl.dot(a_high, b_high, acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def high_bits(x):
+    """float32 cut to the 10 bits of mantissa that TF32 keeps."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def multiply_add(a, b, acc):
+    """acc + a b in acc's dtype: float32, or float16 with two values in one instruction."""
+    if acc.dtype == tl.float16 and not INTERPRETED:
+        a, b, acc = tl.broadcast(a, b)[0], tl.broadcast(b, a)[0], acc
+        return tl.inline_asm_elementwise(
+            "fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", [a, b, acc], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        return (acc.to(tl.float32) + a.to(tl.float32) * b.to(tl.float32)).to(acc.dtype)
+
+
+@triton.jit
+def zeros_of_sum(rows: tl.constexpr, columns: tl.constexpr, dtype: tl.constexpr):
+    """Zeros [rows, columns] to start a sum of loaded tiles with. If Triton knew them for a constant, it would take the
+    change of layout that a following product needs from the sum to each of its terms."""
+    if INTERPRETED:
+        return tl.zeros((rows, columns), dtype)
+    else:
+        zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [0], dtype=tl.float32, is_pure=True, pack=1)
+        return tl.zeros((rows, columns), dtype) + zero.to(dtype)
+
+
+@triton.jit
+def tanh(x):
+    """tanh in x's dtype: float32 to about 3 units in the last place, float16 and bfloat16 by the chip's instruction,
+    whose relative error is 2^-11."""
+    if x.dtype == tl.float32:
+        return _tanh_float32(x)
+    elif INTERPRETED:
+        return rounded(_tanh_float32(x.to(tl.float32)), x.dtype)
+    elif x.dtype == tl.float16:
+        return tl.inline_asm_elementwise(
+            "tanh.approx.f16x2 $0, $1;", "=r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        return _tanh_instruction(x.to(tl.float32)).to(x.dtype)
+
+
+@triton.jit
+def _tanh_float32(x):
+    """(1 - t) / (1 + t) with t = exp(-2 |x|), which cancels near 0: there the Taylor series up to x^9."""
+    t = tl.exp(-2 * tl.abs(x))
+    large = (1 - t) / (1 + t)
+    z = x * x
+    small = x + x * z * (-1 / 3 + z * (2 / 15 + z * (-17 / 315 + z * (62 / 2835))))
+    return tl.where(z < 0.0625, small, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def _tanh_instruction(x):
+    """tanh of float32 with a relative error of 2^-11."""
+    if INTERPRETED:
+        return _tanh_float32(x)
+    else:
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def gelu(x, dtype: tl.constexpr):
+    """x Phi(x) of float32, as exact as a result that will be rounded to dtype needs it.
+
+    For float16 and bfloat16 erf(x / sqrt 2) = tanh(0.79788 x + 0.035677 x^3), wrong by 3e-4 at most
+    (Hendrycks and Gimpel 2016, arXiv 1606.08415): less than half a unit in the last place of float16.
+    """
+    if dtype == tl.float32:
+        return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    else:
+        half = 0.5 * x
+        return half + half * _tanh_instruction(x * (0.7978845608028654 + 0.035677408136300125 * x * x))
+
+
+@triton.jit
+def gelu_and_slope(x, dtype: tl.constexpr):
+    """gelu(x) as above, and its derivative Phi(x) + x phi(x)."""
+    if dtype == tl.float32:
+        share = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    else:
+        share = 0.5 + 0.5 * _tanh_instruction(x * (0.7978845608028654 + 0.035677408136300125 * x * x))
+    return x * share, share + x * (0.3989422804014327 * tl.exp(-0.5 * x * x))
+
+
+@triton.jit
+def standardized(x, channel, C: tl.constexpr, eps):
+    """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 behind them."""
+    centred, scale = moments(x, channel, C, eps)
+    return centred * scale[:, None]
+
+
+@triton.jit
+def moments(x, channel, C: tl.constexpr, eps):
+    """x - mean [N, C_PAD], 0 behind the C channels, and 1 / sqrt(var + eps) [N]."""
+    mean = tl.sum(x, 1) / C
+    centred = tl.where((channel < C)[None, :], x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / C
+    return centred, 1 / tl.sqrt(variance + eps)
+
+
+@triton.jit
+def normalize(x, channel, C: tl.constexpr, NORM: tl.constexpr):
+    """The norm over the channels of x [N, C_PAD], without affine part, in x's dtype. Channels from C on are 0."""
+    if NORM == "tanh":
+        return tanh(x)
+    elif NORM == "layernorm":
+        return rounded(standardized(x.to(tl.float32), channel, C, LAYER_NORM_EPS), x.dtype)
+    else:
+        return x
+
+
+@triton.jit
+def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
+    """The gradient of x from du, that of u = normalize(x), which is 0 from channel C on: float32 [..., C_PAD]."""
+    wide = u.to(tl.float32)
+    if NORM == "tanh":
+        return du * (1 - wide * wide)
+    elif NORM == "layernorm":
+        scale = moments(x.to(tl.float32), channel, C, LAYER_NORM_EPS)[1]
+        along = tl.sum(du * wide, 1) / C
+        return scale[:, None] * (du - (tl.sum(du, 1) / C)[:, None] - wide * along[:, None])
+    else:
+        return du
+
+
+@triton.jit
+def column_sums(x):
+    """[columns] of float32 x [rows, columns]. The interpreter adds one row after the other: in two steps, lest the
+    errors of all these additions show, of which a chip makes a tree."""
+    if INTERPRETED:
+        return tl.sum(tl.sum(tl.reshape(x, (x.shape[0] // 16, 16, x.shape[1])), 1), 0)
+    else:
+        return tl.sum(x, 0)
+
+
+@triton.jit
+def here(pointer):
+    """The same pointer, but the compiler cannot know: it computes the addresses that follow from it where they are
+    used. Otherwise it computes all of them once, in front of the loop over the tasks, and they take all registers."""
+    if INTERPRETED:
+        return pointer
+    else:
+        zero = tl.inline_asm_elementwise(
+            "mov.b32 $0, 0; // $1", "=r,r", [tl.program_id(0)], dtype=tl.int32, is_pure=False, pack=1
+        )
+        return pointer + 16 * zero
+
+
+@triton.jit
+def load_square(pointer, stride, channel, C: tl.constexpr):
+    """[C_PAD, C_PAD], zero from C on, of a matrix with rows of `stride` values."""
+    inside = (channel < C)[:, None] & (channel < C)[None, :]
+    return tl.load(pointer + channel[:, None] * stride + channel[None, :], inside, 0.0)
+
+
+@triton.jit
+def load_vector(pointer, channel, C: tl.constexpr):
+    """[C_PAD] as float32, zero from C on."""
+    return tl.load(pointer + channel, channel < C, 0.0).to(tl.float32)

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dilated_gate in Triton: three kernels, with two maps between them.
+
+The 7x7 with dilation 3 sees 9 pixels to every side, the 5x5 before it 2 more: a tile that computed its surroundings
+for itself would do most of its work for them. So `a` and the result of the 5x5 go to memory, with rows of a power of
+two of channels, which are aligned, and in a frame of zeros, which spares the taps every comparison.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._math import dot, load_square, load_vector, multiply_add, normalize, rounded, zeros_of_sum
+
+CANDIDATES = {
+    "dilated_gate_frame_fwd": {"BLOCK_W": (16, 32)},
+    "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+    "dilated_gate_near_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+}
+NEAR = tl.constexpr(2)  # the frame of `a`: what the 5x5 sees
+FAR = tl.constexpr(9)  # the frame of the 5x5's result: what the dilated 7x7 sees
+DILATION = tl.constexpr(3)
+
+
+@triton.jit
+def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Zeros into the frames of both maps.
+
+    Grid: one program per row of each framed map, those of `near` first.
+    """
+    row = tl.program_id(0)
+    is_near = row < near_rows
+    map_ptr = tl.where(is_near, near_ptr, a_ptr)
+    frame = tl.where(is_near, FAR, NEAR)
+    row = tl.where(is_near, row, row - near_rows)
+    y = row % (H + 2 * frame) - frame
+    columns = W + 2 * frame
+    map_ptr += row.to(tl.int64) * columns * C_PAD
+    cleared = tl.where((y < 0) | (y >= H), columns, 2 * frame)
+    channel = tl.arange(0, C_PAD)
+    for start in range(0, cleared, BLOCK_W):
+        column = start + tl.arange(0, BLOCK_W)
+        column += tl.where(column < frame, 0, columns - cleared)
+        zero = tl.zeros((BLOCK_W, C_PAD), map_ptr.dtype.element_ty)
+        tl.store(map_ptr + column[:, None] * C_PAD + channel[None, :], zero, (column < columns)[:, None])
+
+
+@triton.jit
+def _dilated_gate_in_fwd_kernel(
+    x_ptr,
+    in_weight_ptr,
+    in_bias_ptr,
+    a_ptr,
+    g_ptr,
+    H,
+    W,
+    segments,
+    tasks,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """a, g = W_in norm(x) + b_in; a into its frame.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth piece of a row.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    channel = tl.arange(0, C_PAD)
+    a_weight = load_square(in_weight_ptr, 2 * C, channel, C)
+    g_weight = load_square(in_weight_ptr + C, 2 * C, channel, C)
+    a_bias = load_vector(in_bias_ptr, channel, C)
+    g_bias = load_vector(in_bias_ptr + C, channel, C)
+    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
+        row = task // segments
+        left = task % segments * BLOCK_W
+        column = tl.arange(0, BLOCK_W)
+        inside = column < W - left
+        pixel = row.to(tl.int64) * W + left
+        pointers = x_ptr + pixel * C + column[:, None] * C + channel[None, :]
+        u = tl.load(pointers, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
+        u = normalize(u, channel, C, NORM)
+        padded_offset = column[:, None] * C_PAD + channel[None, :]
+        a = dot(u, a_weight, tl.broadcast_to(a_bias[None, :], (BLOCK_W, C_PAD)), PRECISION)
+        framed_row = (row // H).to(tl.int64) * (H + 2 * NEAR) + row % H + NEAR
+        a_pixel = framed_row * (W + 2 * NEAR) + left + NEAR
+        tl.store(a_ptr + a_pixel * C_PAD + padded_offset, rounded(a, dtype), inside[:, None])
+        g = dot(u, g_weight, tl.broadcast_to(g_bias[None, :], (BLOCK_W, C_PAD)), PRECISION)
+        tl.store(g_ptr + pixel * C_PAD + padded_offset, rounded(g, dtype), inside[:, None])
+
+
+@triton.jit
+def depthwise_of_two_rows(
+    map_ptr,
+    stride,
+    column,
+    channel,
+    weight_ptr,
+    bias_ptr,
+    C: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+):
+    """dw(map) + b [BLOCK_W, C_PAD] for a row and for the row DILATION below it, which share all taps but one row of
+    them on each side. `map_ptr` is the pixel under the very first tap, `stride` the pixels in a row of the map.
+
+    Two float16 values are added in one instruction, so float16 sums stay float16; other dtypes are summed in float32.
+    """
+    sum_dtype: tl.constexpr = tl.float16 if map_ptr.dtype.element_ty == tl.float16 else tl.float32
+    BLOCK_W: tl.constexpr = column.shape[0]
+    C_PAD: tl.constexpr = channel.shape[0]
+    bias = tl.load(bias_ptr + channel, channel < C, 0.0).to(sum_dtype)[None, :]
+    upper = zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias
+    lower = zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias
+    pointers = map_ptr + column[:, None] * C_PAD + channel[None, :]
+    weight_ptrs = weight_ptr + channel
+    for i in tl.static_range(SIZE + 1):
+        for j in tl.static_range(SIZE):
+            tap = tl.load(pointers + j * (DILATION * C_PAD))
+            if i < SIZE:
+                upper = multiply_add(tap, tl.load(weight_ptrs + (i * SIZE + j) * C, channel < C)[None, :], upper)
+            if i > 0:
+                weight = tl.load(weight_ptrs + ((i - 1) * SIZE + j) * C, channel < C)
+                lower = multiply_add(tap, weight[None, :], lower)
+        pointers += stride * (DILATION * C_PAD)
+    # Behind the last channel the weights were anything.
+    inside = (channel < C)[None, :]
+    return tl.where(inside, upper, 0.0), tl.where(inside, lower, 0.0)
+
+
+@triton.jit
+def rows_apart(task, H, segments, APART: tl.constexpr):
+    """The image, row and segment of a task that takes this row and the one APART below it, if there is one."""
+    line = task // segments
+    lines = tl.cdiv(H, 2 * APART) * APART  # per image
+    line_of_image = line % lines
+    return line // lines, line_of_image // APART * (2 * APART) + line_of_image % APART, task % segments
+
+
+@triton.jit
+def _dilated_gate_near_fwd_kernel(
+    map_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    H,
+    W,
+    segments,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    FRAME: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """dw(map) + b, into a frame; forward near = dw5x5(a).
+
+    Grid: one program per piece of two rows, DILATION apart.
+    """
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    SEEN: tl.constexpr = SIZE // 2 * DILATION  # the map's own frame
+    channel = tl.arange(0, C_PAD)
+    image, y, segment = rows_apart(tl.program_id(0), H, segments, DILATION)
+    left = segment * BLOCK_W
+    column = tl.arange(0, BLOCK_W)
+    map_columns = W + 2 * SEEN
+    map_pixel = (image.to(tl.int64) * (H + 2 * SEEN) + y) * map_columns + left
+    map_ptr += map_pixel * C_PAD
+    nearest = tl.minimum(column, W - 1 - left)
+    upper, lower = depthwise_of_two_rows(
+        map_ptr, map_columns, nearest, channel, weight_ptr, bias_ptr, C, SIZE, DILATION
+    )
+    columns = W + 2 * FRAME
+    pixel = (image.to(tl.int64) * (H + 2 * FRAME) + y + FRAME) * columns + left + FRAME
+    pointers = y_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :]
+    inside = (column < W - left)[:, None]
+    tl.store(pointers, rounded(upper, dtype), inside & (y < H))
+    tl.store(pointers + DILATION * columns * C_PAD, rounded(lower, dtype), inside & (y + DILATION < H))
+
+
+@triton.jit
+def _gate(
+    far,
+    x_ptr,
+    g_ptr,
+    y_ptr,
+    pixel,
+    column,
+    channel,
+    inside,
+    mix_weight,
+    mix_bias,
+    out_weight,
+    out_bias,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x + W_out (g * (W_mix far + b_mix)) + b_out of one piece of a row."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    C_PAD: tl.constexpr = channel.shape[0]
+    zero = tl.zeros((column.shape[0], C_PAD), tl.float32)
+    mixed = rounded(
+        dot(rounded(far, dtype), mix_weight, tl.broadcast_to(mix_bias[None, :], (column.shape[0], C_PAD)), PRECISION),
+        dtype,
+    )
+    g = tl.load(g_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :], inside, 0.0)
+    gated = multiply_add(g, mixed, zero.to(dtype))
+    out = dot(gated, out_weight, tl.broadcast_to(out_bias[None, :], (column.shape[0], C_PAD)), PRECISION)
+    offset = pixel * C + column[:, None] * C + channel[None, :]
+    inside &= (channel < C)[None, :]
+    out += tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
+    tl.store(y_ptr + offset, rounded(out, dtype), inside)
+
+
+@triton.jit
+def _dilated_gate_out_fwd_kernel(
+    x_ptr,
+    near_ptr,
+    g_ptr,
+    dw7_weight_ptr,
+    dw7_bias_ptr,
+    mix_weight_ptr,
+    mix_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    H,
+    W,
+    segments,
+    tasks,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth piece of two rows, three rows apart.
+    """
+    channel = tl.arange(0, C_PAD)
+    column = tl.arange(0, BLOCK_W)
+    mix_weight = load_square(mix_weight_ptr, C, channel, C)
+    mix_bias = load_vector(mix_bias_ptr, channel, C)
+    out_weight = load_square(out_weight_ptr, C, channel, C)
+    out_bias = load_vector(out_bias_ptr, channel, C)
+    columns = W + 2 * FAR
+    # One stage: the pipeline would put every tap into shared memory.
+    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1):
+        image, y, segment = rows_apart(task, H, segments, DILATION)
+        left = segment * BLOCK_W
+        near_pixel = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
+        nearest = tl.minimum(column, W - 1 - left)
+        corner = near_ptr + near_pixel * C_PAD
+        upper, lower = depthwise_of_two_rows(
+            corner, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
+        )
+        pixel = (image.to(tl.int64) * H + y) * W + left
+        inside = (column < W - left)[:, None]
+        for is_lower in tl.static_range(2):
+            far = lower if is_lower else upper
+            _gate(
+                far,
+                x_ptr,
+                g_ptr,
+                y_ptr,
+                pixel + is_lower * DILATION * W,
+                column,
+                channel,
+                inside & (y + is_lower * DILATION < H),
+                mix_weight,
+                mix_bias,
+                out_weight,
+                out_bias,
+                C,
+                PRECISION,
+            )
+
+
+def forward(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw5_weight: Tensor,
+    dw5_bias: Tensor,
+    dw7_weight: Tensor,
+    dw7_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    x = dense(x)
+    y = torch.empty_like(x)
+    a, g = branches(x, in_weight, in_bias, norm)
+    near = framed(x, FAR.value, DILATION.value)
+    clear_frames(x, a, near)
+    depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
+    plan = Plan(_dilated_gate_out_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
+    tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    args = (x, near, g, *weights, y, height, width, segments, tasks)
+    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side)
+    return y
+
+
+def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """The maps a, in a frame that is not cleared, and g."""
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    a = framed(x, NEAR.value, 1)
+    g = x.new_empty(batch, height, width, side)
+    plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    tasks = batch * height * segments
+    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, height, width, segments, tasks)
+    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side, NORM=norm)
+    return a, g
+
+
+def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:
+    """y = dw(source) + b, for maps of the shape of x: `source` in the frame that the taps see, y in one of `frame`."""
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    plan = Plan(_dilated_gate_near_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    plan.launch(
+        batch * triton.cdiv(height, 2 * dilation) * dilation * segments,
+        source,
+        weight.contiguous(),
+        bias.contiguous(),
+        y,
+        height,
+        width,
+        segments,
+        C=channels,
+        C_PAD=side,
+        SIZE=weight.shape[0],
+        DILATION=dilation,
+        FRAME=frame,
+    )
+
+
+def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
+    """Zeros into the frames of a map in a frame of NEAR and of one in a frame of FAR, of the shape of x."""
+    batch, channels, height, width = x.shape
+    plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=padded(channels))
+    near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
+    trips = _frame_trips(height, width, plan.blocks["BLOCK_W"])
+    plan.launch(near_rows + a_rows, a, near, height, width, near_rows, trips=(trips,), C_PAD=padded(channels))
+
+
+def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
+    """Memory for a map of the shape of x in a frame. Of the last image's pairs of rows, `dilation` apart, both may lie
+    below it: they read on behind the frame, and are thrown away."""
+    batch, channels, height, width = x.shape
+    rows = batch * (height + 2 * frame) + 2 * dilation - 1 if batch else 0
+    return x.new_empty(rows * (width + 2 * frame) * padded(channels))
+
+
+def _frame_trips(height: int, width: int, block: int) -> float:
+    """The average rounds of the loop over a row of a framed map."""
+    trips = rows = 0
+    for frame in (NEAR.value, FAR.value):
+        trips += 2 * frame * triton.cdiv(width + 2 * frame, block) + height * triton.cdiv(2 * frame, block)
+        rows += height + 2 * frame
+    return trips / rows

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gated_ffn in Triton: a tile of pixels, its hidden channels in slices.
+
+Triton has no shifted access to a tile in registers, and the depthwise 3x3 needs one. So each program owns a small
+scratch buffer, the tile with a border of one pixel, which stays in the first-level cache: a slice of the hidden map is
+written there and read back nine times. The hidden map as a whole exists nowhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._math import dot, gelu, multiply_add, normalize, rounded, zeros_of_sum
+
+CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128)}}
+# Where there are no patches, the map is cut into tiles of this many rows and columns.
+MAP_TILE = (8, 16)
+
+
+@triton.jit
+def clear_border(scratch_ptr, SLICE: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr):
+    """Zeros into the whole scratch buffer: what a patch sees around itself."""
+    PIXELS: tl.constexpr = (TILE_H + 2) * (TILE_W + 2)
+    offset = tl.arange(0, 2 * SLICE)
+    for pixel in range(PIXELS):
+        tl.store(scratch_ptr + pixel * (2 * SLICE) + offset, tl.zeros((2 * SLICE,), scratch_ptr.dtype.element_ty))
+    tl.debug_barrier()
+
+
+@triton.jit
+def feed_forward(
+    u,
+    slot,
+    shown,
+    stored,
+    channel,
+    in_weight_ptr,
+    in_bias_ptr,
+    dw_weight_ptr,
+    dw_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    scratch_ptr,
+    C: tl.constexpr,
+    E: tl.constexpr,
+    SLICE: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """W_out (gelu(d[:E]) * d[E:]) + b_out as float32 [TILE_H * TILE_W, C_PAD].
+
+    u [N, C_PAD] are the normalized pixels whose hidden channels the tile needs, `slot` [N] their places in the
+    bordered tile; hidden channels are 0 where a pixel is not `shown`, and pixels not `stored` do not exist.
+    """
+    dtype: tl.constexpr = u.dtype
+    PIXELS: tl.constexpr = TILE_H * TILE_W
+    # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
+    sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
+    C_PAD: tl.constexpr = u.shape[1]
+    lane = tl.arange(0, SLICE)
+    pixel = tl.arange(0, PIXELS)
+    window = (pixel // TILE_W) * (TILE_W + 2) + pixel % TILE_W  # the bordered tile's slot left above each pixel
+    slot_ptrs = scratch_ptr + slot[:, None] * (2 * SLICE) + lane[None, :]
+    window_ptrs = scratch_ptr + window[:, None] * (2 * SLICE) + lane[None, :]
+    out = tl.zeros((PIXELS, C_PAD), tl.float32)
+    for first in tl.range(0, E, SLICE, num_stages=1):
+        e = first + lane
+        inside = (channel < C)[:, None] & (e < E)[None, :]
+        zero = tl.zeros((u.shape[0], SLICE), tl.float32)
+        for half in tl.static_range(2):
+            weight = tl.load(in_weight_ptr + half * E + channel[:, None] * (2 * E) + e[None, :], inside, 0.0)
+            bias = tl.load(in_bias_ptr + half * E + e, e < E, 0.0).to(tl.float32)
+            hidden = dot(u, weight, zero, PRECISION) + bias[None, :]  # [N, SLICE]
+            hidden = tl.where(shown[:, None], hidden, 0.0)
+            tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype), stored[:, None])
+        tl.debug_barrier()
+        gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
+        gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
+        value = zeros_of_sum(PIXELS, SLICE, sum_dtype)
+        value += tl.load(dw_bias_ptr + E + e, e < E, 0.0)[None, :].to(sum_dtype)
+        for tap in tl.static_range(9):
+            shift = (tap // 3 * (TILE_W + 2) + tap % 3) * (2 * SLICE)
+            gate_weight = tl.load(dw_weight_ptr + tap * 2 * E + e, e < E, 0.0)
+            value_weight = tl.load(dw_weight_ptr + tap * 2 * E + E + e, e < E, 0.0)
+            gate = multiply_add(tl.load(window_ptrs + shift), gate_weight[None, :], gate)
+            value = multiply_add(tl.load(window_ptrs + shift + SLICE), value_weight[None, :], value)
+        tl.debug_barrier()
+        gated = gelu(gate.to(tl.float32), dtype) * value.to(tl.float32)
+        out_inside = (e < E)[:, None] & (channel < C)[None, :]
+        out_weight = tl.load(out_weight_ptr + e[:, None] * C + channel[None, :], out_inside, 0.0)
+        out = dot(rounded(gated, dtype), out_weight, out, PRECISION)
+    return out + tl.load(out_bias_ptr + channel, channel < C, 0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _gated_ffn_fwd_kernel(
+    x_ptr,
+    in_weight_ptr,
+    in_bias_ptr,
+    dw_weight_ptr,
+    dw_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    scratch_ptr,
+    H,
+    W,
+    rows,
+    columns,
+    tiles,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    E: tl.constexpr,
+    SLICE: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    HALO: tl.constexpr,
+    REGION: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x + W_out (gelu(d[:E]) * d[E:]) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth tile. A tile is a patch (HALO 0), or a
+    piece of the map that computes the hidden channels of a border of one pixel for itself (HALO 1).
+    REGION is the number of pixels with that border, rounded up to a power of two.
+    """
+    channel = tl.arange(0, C_PAD)
+    region = tl.arange(0, REGION)
+    region_y = region // (TILE_W + 2 * HALO) - HALO
+    region_x = region % (TILE_W + 2 * HALO) - HALO
+    slot = (region_y + 1) * (TILE_W + 2) + region_x + 1
+    stored = region_y < TILE_H + HALO
+    pixel = tl.arange(0, TILE_H * TILE_W)
+    pixel_y = pixel // TILE_W
+    pixel_x = pixel % TILE_W
+    scratch_ptr += tl.program_id(0) * ((TILE_H + 2) * (TILE_W + 2) * 2 * SLICE)
+    if HALO == 0:
+        clear_border(scratch_ptr, SLICE, TILE_H, TILE_W)
+
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        top = tile // columns % rows * TILE_H
+        left = tile % columns * TILE_W
+        image = tile // columns // rows
+        corner = ((image.to(tl.int64) * H + top) * W + left) * C
+        y = top + region_y
+        x = left + region_x
+        shown = stored & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+        offset = ((region_y * W + region_x) * C)[:, None] + channel[None, :]
+        u = tl.load(x_ptr + corner + offset, shown[:, None] & (channel < C)[None, :], 0.0)  # [REGION, C_PAD]
+        u = normalize(u, channel, C, NORM)
+        out = feed_forward(
+            u,
+            slot,
+            shown,
+            stored,
+            channel,
+            in_weight_ptr,
+            in_bias_ptr,
+            dw_weight_ptr,
+            dw_bias_ptr,
+            out_weight_ptr,
+            out_bias_ptr,
+            scratch_ptr,
+            C,
+            E,
+            SLICE,
+            TILE_H,
+            TILE_W,
+            PRECISION,
+        )
+        inside = ((top + pixel_y < H) & (left + pixel_x < W))[:, None] & (channel < C)[None, :]
+        offset = ((pixel_y * W + pixel_x) * C)[:, None] + channel[None, :]
+        residual = tl.load(x_ptr + corner + offset, inside, 0.0).to(tl.float32)
+        tl.store(y_ptr + corner + offset, rounded(residual + out, y_ptr.dtype.element_ty), inside)
+
+
+def forward(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+    patch_size: int,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    hidden = out_weight.shape[0]
+    x = dense(x)
+    y = torch.empty_like(x)
+    tile_height, tile_width = (patch_size, patch_size) if patch_size else MAP_TILE
+    halo = 0 if patch_size else 1
+    rows, columns = triton.cdiv(height, tile_height), triton.cdiv(width, tile_width)
+    tiles = batch * rows * columns
+    plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
+    programs = plan.programs(tiles)
+    scratch = x.new_empty(programs * (tile_height + 2) * (tile_width + 2) * 2 * plan.blocks["SLICE"])
+    weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
+    plan.launch(
+        programs,
+        x,
+        *weights,
+        y,
+        scratch,
+        height,
+        width,
+        rows,
+        columns,
+        tiles,
+        tasks=tiles,
+        trips=(1, triton.cdiv(hidden, plan.blocks["SLICE"])),
+        C=channels,
+        C_PAD=padded(channels),
+        E=hidden,
+        TILE_H=tile_height,
+        TILE_W=tile_width,
+        HALO=halo,
+        REGION=triton.next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo)),
+        NORM=norm,
+    )
+    return y

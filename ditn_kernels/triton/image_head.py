@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""image_head in Triton: a 3x3 convolution as nine products of a piece of a row. image_tail is made of it, too."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton._launch import Plan, empty_map, padded
+from ditn_kernels.triton._math import dot, load_vector, rounded
+
+CANDIDATES = {"image_head_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)}}
+
+
+@triton.jit
+def conv3x3(
+    map_ptr,
+    stride_c,
+    stride_y,
+    stride_x,
+    y,
+    left,
+    column,
+    H,
+    W,
+    channel,
+    weight_ptr,
+    bias_ptr,
+    output,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """conv3x3(map) + b [BLOCK_W, D_PAD], float32, of row y and columns left + `column` [BLOCK_W] of the image at
+    `map_ptr`, which has C channels; `output` [D_PAD] are the D channels of the result."""
+    sums = tl.broadcast_to(load_vector(bias_ptr, output, D)[None, :], (column.shape[0], output.shape[0]))
+    weight_ptrs = weight_ptr + channel[:, None] * D + output[None, :]
+    weight_inside = (channel < C)[:, None] & (output < D)[None, :]
+    offset = column[:, None] * stride_x + channel[None, :].to(tl.int64) * stride_c
+    for tap in tl.static_range(9):
+        tap_y = y + tap // 3 - 1
+        tap_left = left + tap % 3 - 1
+        corner = map_ptr + tap_y.to(tl.int64) * stride_y + tap_left.to(tl.int64) * stride_x
+        inside = (tap_y >= 0) & (tap_y < H) & (column >= -tap_left) & (column < W - tap_left)
+        values = tl.load(corner + offset, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
+        weight = tl.load(weight_ptrs + tap * (C * D), weight_inside, 0.0)  # [C_PAD, D_PAD]
+        sums = dot(values, weight, sums, PRECISION)
+    return sums
+
+
+@triton.jit
+def _image_head_fwd_kernel(
+    image_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    stride_b,
+    stride_n,
+    stride_y,
+    stride_x,
+    H,
+    W,
+    segments,
+    N: tl.constexpr,
+    N_PAD: tl.constexpr,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """conv3x3(image) + b, of an image with any strides.
+
+    Grid: one program per piece of a row.
+    """
+    n = tl.arange(0, N_PAD)
+    c = tl.arange(0, C_PAD)
+    row = tl.program_id(0) // segments
+    left = tl.program_id(0) % segments * BLOCK_W
+    column = tl.arange(0, BLOCK_W)
+    image_ptr += (row // H).to(tl.int64) * stride_b
+    y = conv3x3(
+        image_ptr,
+        stride_n,
+        stride_y,
+        stride_x,
+        row % H,
+        left,
+        column,
+        H,
+        W,
+        n,
+        weight_ptr,
+        bias_ptr,
+        c,
+        N,
+        C,
+        PRECISION,
+    )  # [BLOCK_W, C_PAD]
+    pixel = row.to(tl.int64) * W + left
+    inside = (column < W - left)[:, None] & (c < C)[None, :]
+    tl.store(y_ptr + pixel * C + column[:, None] * C + c[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
+
+
+def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, inputs, height, width = image.shape
+    channels = weight.shape[3]
+    y = empty_map(image, channels, height, width)
+    plan = Plan(_image_head_fwd_kernel, image, inputs=padded(inputs), channels=padded(channels))
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    plan.launch(
+        batch * height * segments,
+        image,
+        weight.contiguous(),
+        bias.contiguous(),
+        y,
+        *image.stride(),
+        height,
+        width,
+        segments,
+        N=inputs,
+        N_PAD=padded(inputs),
+        C=channels,
+        C_PAD=padded(channels),
+    )
+    return y

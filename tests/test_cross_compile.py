@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels, compiled for chips that are not here, with the configurations that ship: none may spill, or ask
+for more shared memory than there is. In a process of its own, since this one interprets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ditn_kernels import REGISTRY
+from ditn_kernels.triton._config import Config, Row, nearest
+
+PROJECT = Path(__file__).parent.parent
+DTYPES = ("float16", "bfloat16", "float32")
+OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
+# DESIGN's budget for a 960x540 frame in 3 ms on an H100, in cycles per 64 pixels.
+BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}
+# (Names of chips, samples): what `make test` compiles, and what `make test-all` compiles besides.
+QUICK = ("75 80 90", "network")
+SLOW = [("86 89 100 120", "network"), ("75 80 86 89 90 100 120", "all")]
+
+
+@cache
+def compiled(chips: str, samples: str) -> list[dict]:
+    """What `python -m benchmarks.resources` finds. It keeps its counts until a kernel or a configuration changes."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = ["--capabilities", *chips.split(), "--dtypes", *DTYPES, "--samples", samples, "--json", "/dev/stdout"]
+    command = [sys.executable, "-m", "benchmarks.resources", "--quiet", *options]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
+    found: list[dict] = json.loads(result.stdout)["results"]
+    return found
+
+
+def check(results: list[dict]) -> None:
+    assert results
+    for result in results:
+        for launch in result["launches"]:
+            what = f"{launch['kernel']} {result['sample']} {result['dtype']} sm_{result['capability']}: {launch}"
+            if result["capability"] < 80:
+                continue  # Triton has no tensor-core instructions for it; that it compiles is all that is asked
+            assert launch["stack"] == 0, what
+            assert launch["fits"], what
+            if launch["has_dot"] and result["dtype"] != "float32":
+                assert launch["tensor_instructions"], what
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_shipped_configurations(operator: str) -> None:
+    check([result for result in compiled(*QUICK) if result["operator"] == operator])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chips", "samples"), SLOW, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_shipped_configurations_elsewhere(operator: str, chips: str, samples: str) -> None:
+    check([result for result in compiled(chips, samples) if result["operator"] == operator])
+
+
+@pytest.mark.parametrize(("operator", "budget"), BUDGETS.items())
+def test_estimated_cycles_on_an_h100(operator: str, budget: int) -> None:
+    of_operator = [result for result in compiled(*QUICK) if result["operator"] == operator and not result["backward"]]
+    found = [result for result in of_operator if (result["dtype"], result["capability"]) == ("float16", 90)]
+    assert found
+    for result in found:
+        assert result["cycles"] <= budget, result
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_work_is_lost_by_the_count(operator: str) -> None:
+    """The products of matrices, by hand, are between 3 C^2 and all of the operator's work; tiles are larger than that
+    by what pads 60 channels to 64 and by borders that neighbours share, a factor of 3 at most."""
+    op = REGISTRY[operator]
+    for result in compiled(*QUICK):
+        launches = [launch for launch in result["launches"] if launch["has_dot"]]
+        if result["operator"] != operator or result["backward"] or not launches or result["capability"] < 80:
+            continue
+        if result["dtype"] == "float32":
+            continue  # several products for one
+        (sample,) = (sample for sample in op.samples if sample.name == result["sample"])
+        work = op.macs({**sample.axes, "B": 1, "H": 8, "W": 8})
+        counted = sum(launch["macs"] for launch in launches)
+        assert 0.75 * work <= counted <= 3 * work, (result, work)
+
+
+def test_the_nearest_line_of_a_table() -> None:
+    def row(capability: int, dtype: str, patch_size: int, warps: int) -> Row:
+        return Row(capability, dtype, {"channels": 64, "patch_size": patch_size}, Config(warps))
+
+    rows = [row(80, "float16", 8, 1), row(90, "float16", 8, 2), row(80, "float16", 16, 3), row(80, "float32", 8, 4)]
+
+    def warps(capability: int, dtype: str, channels: int, patch_size: int) -> int:
+        shape = {"channels": channels, "patch_size": patch_size}
+        return nearest(rows, capability=capability, dtype=dtype, shape=shape).config.num_warps
+
+    assert warps(80, "float16", 64, 8) == 1
+    assert warps(89, "float16", 64, 8) == 1  # not of the newer chip
+    assert warps(120, "float16", 64, 8) == 2
+    assert warps(75, "float16", 64, 8) == 1  # older than all lines: the oldest
+    assert warps(90, "float16", 64, 16) == 3  # the shape before the chip
+    assert warps(90, "float16", 16, 12) == 3  # a line that is larger rather than a nearer one that is smaller
+    assert warps(90, "float32", 64, 16) == 4  # the dtype before the shape
