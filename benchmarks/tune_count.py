@@ -26,7 +26,8 @@ SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
 _BEST = 2
 _TRIES = 6
-# Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile.
+# Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only those that take
+# least shared memory, of which this chip has little, are tried.
 _OLDEST, _TRIES_THERE = 75, 2
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
@@ -39,6 +40,7 @@ class Verdict:
     config: Config
     fits: bool
     stack: int
+    shared: int
     cycles: float
     resident_warps: int
 
@@ -66,6 +68,7 @@ def judge(task: Task, capability: int, config: Config, *, every_norm: bool = Fal
         replace(config, programs=max(resident // config.num_warps, 1)),
         fits=all(one.fits for one in every),
         stack=max(one.stack for one in every),
+        shared=max(one.shared for one in every),
         cycles=sass.cycles(counts, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
         resident_warps=resident,
     )
@@ -75,15 +78,20 @@ def count_on(launch: Launch, capability: int) -> sass.Count:
     return replace(sass.count(launch, ALIKE.get(capability, capability)), capability=capability)
 
 
-def count(op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool) -> Iterator[tuple[str, Row]]:
+def count(
+    op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
+) -> Iterator[tuple[str, Row]]:
     """The lines of the tables of an operator's kernels, and the kernels' names."""
     orders: dict[tuple[str, str, int, int], list[Verdict]] = {}
     for task, like in tasks(op, own_shapes_only=own_shapes_only):
-        own = task.sample is like.sample
-        for ranked in sorted(set(RANKED.values())) if task is like else ():
-            orders[task.kernel, like.dtype, patch(task.sample), ranked] = order(task, ranked, pool)
-        chips = [chip for chip in RANKED if own or chip in SHAPES_ON]
-        order_of = [orders[task.kernel, like.dtype, patch(like.sample), RANKED[chip]] for chip in chips]
+        if task.dtype not in dtypes:
+            continue
+        chips = [chip for chip in RANKED if task.sample is like.sample or chip in SHAPES_ON]
+        keys = [(like.kernel, like.dtype, patch(like.sample), RANKED[chip]) for chip in chips]
+        for key in keys:
+            if key not in orders:
+                orders[key] = order(like, key[-1], pool)
+        order_of = [orders[key] for key in keys]
         for chip, chosen in zip(chips, pool.map(first_clean, [task] * len(chips), chips, order_of), strict=True):
             note = "" if chosen.clean else f", SPILLS {chosen.stack} bytes" if chosen.fits else ", DOES NOT FIT"
             print(
@@ -111,11 +119,12 @@ def order(task: Task, capability: int, pool: ProcessPoolExecutor) -> list[Verdic
 def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdict:
     """The first of the candidates that neither spills nor is too large here, or the one that comes nearest to it among
     the first few."""
+    oldest = capability == _OLDEST
     found: list[Verdict] = []
-    for verdict in order:
+    for verdict in sorted(order, key=lambda verdict: verdict.shared) if oldest else order:
         again = judge(task, capability, verdict.config, every_norm=capability in RANKED.values())
         if again is not None:
             found.append(again)
-        if found and (found[-1].clean or len(found) == (_TRIES_THERE if capability == _OLDEST else _TRIES)):
+        if found and (found[-1].clean or len(found) == (_TRIES_THERE if oldest else _TRIES)):
             break
     return found[-1] if found[-1].clean else min(found, key=lambda verdict: verdict.key)
