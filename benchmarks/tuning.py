@@ -98,17 +98,24 @@ def short(config: Config) -> str:
 
 
 def without_redundant(rows: list[Row]) -> list[Row]:
-    """As few of the lines as give every one of them its configuration."""
+    """Few of the lines, which give every one of them its configuration all the same: all lines of a shape are left out
+    together where that can be, then single ones."""
+    newest_and_largest = sorted(rows, key=lambda row: (-sum(row.shape.values()), -row.capability))
+    together = [[other for other in rows if _shape(other) == _shape(row)] for row in newest_and_largest]
     kept = list(rows)
-    for row in sorted(rows, key=lambda row: (-row.capability, row.dtype, -sum(row.shape.values()))):
-        fewer = [other for other in kept if other is not row]
-        alike = [other for other in rows if other.dtype == row.dtype]
-        if fewer and all(
+    for group in (*together, *([row] for row in newest_and_largest)):
+        fewer = [row for row in kept if row not in group]
+        alike = [row for row in rows if row.dtype == group[0].dtype]
+        if any(row.dtype == group[0].dtype for row in fewer) and all(
             nearest(fewer, capability=one.capability, dtype=one.dtype, shape=one.shape).config == one.config
             for one in alike
         ):
             kept = fewer
     return kept
+
+
+def _shape(row: Row) -> tuple[str, Mapping[str, int]]:
+    return row.dtype, row.shape
 
 
 def path(kernel: str) -> Path:
