@@ -120,4 +120,4 @@ def _itls(state: State, prefix: str, patches: Tensor) -> Tensor:
 
 def _count(state: State, prefix: str) -> int:
     numbers = (key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix))
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return max([0, *(int(number) + 1 for number in numbers if number.isdigit())])

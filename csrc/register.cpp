@@ -77,7 +77,9 @@ void run_on_torch(int64_t most, void (*work)(void*), void* argument) {
   if (failure) std::rethrow_exception(failure);
 }
 
-constexpr Threads kThreads{run_on_torch};
+int64_t count_of_torch() { return torch::stable::get_num_threads(); }
+
+constexpr Threads kThreads{run_on_torch, count_of_torch};
 
 Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
                          Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
@@ -300,6 +302,8 @@ Tensor function(std::string name, Tensor x) {
   return y;
 }
 
+int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ditn_native, m) {
@@ -344,7 +348,10 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
       "image_tail_backward(Tensor grad, Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, "
       "Tensor up_bias, int upscale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("function(str name, Tensor x) -> Tensor");
+  m.def("fma_loop(int units) -> int");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) { m.impl("fma_loop", TORCH_BOX(&fma_loop)); }
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));

@@ -179,9 +179,10 @@ class Op:
 
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES)
 # A stage keeps a whole patch in registers.
-TRITON_STAGE = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(4, 8), min_capability=(7, 5))
+TRITON_STAGE = replace(TRITON_FORWARD, patch_sizes=(4, 8))
 
 # What the C++ kernels for the CPU take.
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

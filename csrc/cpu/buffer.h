@@ -50,6 +50,7 @@ class Several {
   }
   Several(const Several&) = delete;
   Several& operator=(const Several&) = delete;
+  int count() const { return count_; }
   const T& operator[](int i) const { return *all_[i]; }
 
  private:

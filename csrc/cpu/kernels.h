@@ -22,9 +22,11 @@ struct Shape {
   int channels;
 };
 
-// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have.
+// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have; count() is how many
+// threads there are.
 struct Threads {
   void (*run)(int64_t most, void (*work)(void*), void* argument);
+  int64_t (*count)();
 };
 
 // Weights are input-major; every bias is there. Value is const float for weights, float for their gradients.
@@ -101,6 +103,7 @@ struct Level {
   Kernels<float16> for_float16;
   const Backward* backward;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
+  int64_t (*fma_loop)(Threads, int64_t units);  // does nothing but FMAs in registers; returns how many floating-point operations
 };
 
 // The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is

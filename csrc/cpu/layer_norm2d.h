@@ -2,7 +2,7 @@
 // y = weight * (x - mean) / sqrt(var + eps) + bias over the channels of every pixel
 #pragma once
 
-#include "bordered_map.h"
+#include "runs.h"
 
 namespace ditn::DITN_LEVEL {
 

@@ -2,8 +2,8 @@
 // y = W tanh(x) + b at every pixel
 #pragma once
 
-#include "bordered_map.h"
 #include "gemm.h"
+#include "runs.h"
 
 namespace ditn::DITN_LEVEL {
 
