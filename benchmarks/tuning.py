@@ -73,8 +73,11 @@ def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
     samples = cases.framed_samples(op)
     others = [] if own_shapes_only else [s for channels in CHANNELS for s in cases.samples_of(op, channels)]
     others = [s for s in others if (s.axes, s.options) not in [(own.axes, own.options) for own in samples]]
+    seen: set[str] = set()
     for backward, dtypes in ((False, support.dtypes), (True, support.backward)):
-        kernels = cases.candidates(op, backward=backward) if dtypes else ()
+        # A backward that recomputes may launch kernels of the forward, too.
+        kernels = [name for name in cases.candidates(op, backward=backward) if name not in seen] if dtypes else []
+        seen.update(kernels)
         named = [name for name, dtype in cases.DTYPES.items() if dtype in dtypes]
         for kernel, dtype in itertools.product(kernels, named):
             ranked = "float16" if dtype == "bfloat16" and "float16" in named else dtype
