@@ -122,7 +122,7 @@ def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdic
     oldest = capability == _OLDEST
     found: list[Verdict] = []
     for verdict in sorted(order, key=lambda verdict: verdict.shared) if oldest else order:
-        again = judge(task, capability, verdict.config, every_norm=capability in RANKED.values())
+        again = judge(task, capability, verdict.config, every_norm=ALIKE.get(capability, capability) in RANKED.values())
         if again is not None:
             found.append(again)
         if found and (found[-1].clean or len(found) == (_TRIES_THERE if oldest else _TRIES)):
