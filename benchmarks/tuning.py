@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ditn_kernels.triton
-from benchmarks import cases
+from benchmarks import cases, sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 from ditn_kernels.triton._config import Config, Row, nearest, table
@@ -100,25 +100,23 @@ def short(config: Config) -> str:
     return f"{blocks or 'no blocks'}, {config.num_warps} warps, {config.num_stages} stages"
 
 
-def without_redundant(rows: list[Row]) -> list[Row]:
-    """Few of the lines, which give every one of them its configuration all the same: all lines of a shape are left out
-    together where that can be, then single ones."""
-    newest_and_largest = sorted(rows, key=lambda row: (-sum(row.shape.values()), -row.capability))
-    together = [[other for other in rows if _shape(other) == _shape(row)] for row in newest_and_largest]
-    kept = list(rows)
-    for group in (*together, *([row] for row in newest_and_largest)):
+def without_redundant(rows: list[Row], chips: Collection[int]) -> list[Row]:
+    """Few of the lines, with which every chip finds for every dtype and shape of theirs what it finds with all: all
+    lines of a shape are left out together where that can be, then single ones."""
+    shapes = [dict(pairs) for pairs in dict.fromkeys(tuple(row.shape.items()) for row in rows)]
+    queries = list(itertools.product(chips, dict.fromkeys(row.dtype for row in rows), shapes))
+
+    def found(table: list[Row]) -> list[Config]:
+        return [nearest(table, capability=chip, dtype=dtype, shape=shape).config for chip, dtype, shape in queries]
+
+    wanted, kept = found(rows), list(rows)
+    largest = sorted(rows, key=lambda row: (-sum(row.shape.values()), -row.capability))
+    groups = [[other for other in rows if (other.dtype, other.shape) == (row.dtype, row.shape)] for row in largest]
+    for group in (*groups, *([row] for row in largest)):
         fewer = [row for row in kept if row not in group]
-        alike = [row for row in rows if row.dtype == group[0].dtype]
-        if any(row.dtype == group[0].dtype for row in fewer) and all(
-            nearest(fewer, capability=one.capability, dtype=one.dtype, shape=one.shape).config == one.config
-            for one in alike
-        ):
+        if fewer and found(fewer) == wanted:
             kept = fewer
     return kept
-
-
-def _shape(row: Row) -> tuple[str, Mapping[str, int]]:
-    return row.dtype, row.shape
 
 
 def path(kernel: str) -> Path:
@@ -134,7 +132,7 @@ def write(kernel: str, rows: list[Row]) -> None:
         if there is None or not there.source.startswith("measured") or row.source.startswith("measured"):
             known[_key(row)] = row
     sorted_rows = sorted(known.values(), key=lambda row: (row.dtype, *row.shape.values(), row.capability))
-    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows))
+    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows, sass.CHIPS))
     path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -108,8 +109,10 @@ def test_a_table_keeps_only_the_lines_that_it_needs() -> None:
         return Row(capability, "float16", {"channels": channels}, Config(warps), "counted")
 
     rows = [row(80, 64, 4), row(86, 64, 4), row(90, 64, 8), row(100, 64, 8), row(80, 128, 4), row(90, 128, 8)]
-    kept = tuning.without_redundant(rows)
-    assert len(kept) == 2
-    for one in rows:
-        found = nearest(kept, capability=one.capability, dtype=one.dtype, shape=one.shape)
-        assert found.config == one.config
+    rows += [row(80, 16, 2)]
+    kept = tuning.without_redundant(rows, sass.CHIPS)
+    assert len(kept) == 3
+    for chip, channels in itertools.product(sass.CHIPS, (16, 64, 128)):
+        shape = {"channels": channels}
+        full, small = (nearest(some, capability=chip, dtype="float16", shape=shape).config for some in (rows, kept))
+        assert small == full

@@ -104,4 +104,5 @@ def test_the_nearest_line_of_a_table() -> None:
     assert warps(75, "float16", 64, 8) == 1  # older than all lines: the oldest
     assert warps(90, "float16", 64, 16) == 3  # the shape before the chip
     assert warps(90, "float16", 16, 12) == 3  # a line that is larger rather than a nearer one that is smaller
-    assert warps(90, "float32", 64, 16) == 4  # the dtype before the shape
+    assert warps(90, "float32", 64, 16) == 3  # and before the dtype
+    assert warps(90, "float32", 64, 8) == 4  # the dtype before the chip
