@@ -28,7 +28,7 @@ _BEST = 2
 _TRIES = 6
 # Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only those that take
 # least shared memory, of which this chip has little, are tried.
-_OLDEST, _TRIES_THERE = 75, 2
+_OLDEST, _TRIES_THERE = 75, 1
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
 
