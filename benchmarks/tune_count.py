@@ -28,7 +28,7 @@ _BEST = 2
 _TRIES = 6
 # Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only those that take
 # least shared memory, of which this chip has little, are tried.
-_OLDEST, _TRIES_THERE = 75, 2
+_OLDEST, _TRIES_THERE = 75, 1
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
 
@@ -122,7 +122,7 @@ def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdic
     oldest = capability == _OLDEST
     found: list[Verdict] = []
     for verdict in sorted(order, key=lambda verdict: verdict.shared) if oldest else order:
-        again = judge(task, capability, verdict.config, every_norm=capability in RANKED.values())
+        again = judge(task, capability, verdict.config, every_norm=ALIKE.get(capability, capability) in RANKED.values())
         if again is not None:
             found.append(again)
         if found and (found[-1].clean or len(found) == (_TRIES_THERE if oldest else _TRIES)):
