@@ -290,6 +290,12 @@ static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, 
         copy_in(grad + pixel(r, c), rows, s.g + i * rows.stride);
         if (tile.within(0).holds(r, c)) copy_in(grad + pixel(r, c), rows, s.inner_g + (r * tile.width + c) * rows.stride);
       });
+      if (patch && unit + 1 < tiles) {
+        const int64_t row = shape.width * shape.channels;
+        const int64_t next = (unit + 1) / across * patch * row + (unit + 1) % across * patch * shape.channels;
+        prefetch(x + next, row, patch, patch * shape.channels);
+        prefetch(grad + next, row, patch, patch * shape.channels);
+      }
       ffn.run(tile, s, units.sums());
       for (int r = 0; r < tile.height; ++r) {
         for (int c = 0; c < tile.width; ++c) {
