@@ -40,6 +40,8 @@ def reflect(image: Tensor, grid: int) -> Tensor:
     """Pad right and bottom by walking back and forth over the image, one pixel at a time."""
     for axis in (2, 3):
         size = image.shape[axis]
+        if size % grid == 0:
+            continue
         position, direction, order = 0, 1, []
         for _ in range(-(-size // grid) * grid):
             order.append(position)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`: rewritten, or with --check compared.
+"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
 
     python -m benchmarks.report [--check]
 
@@ -16,6 +16,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ditn_kernels import REGISTRY
+from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -49,6 +54,26 @@ def speed() -> str:
                 f"{row['median_s']:.3f} s | {low:.3f} to {high:.3f} | {base[row['size']] / row['median_s']:.2f} x |"
             )
     return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(machines))}."])
+
+
+def support() -> str:
+    """Which backend runs which operator in which dtypes, from the operators' own tables."""
+    names = list(dict.fromkeys(name for op in REGISTRY.values() for name in op.backends if name != "torch"))
+    lines = [f"| operator | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    for op in REGISTRY.values():
+        cells = (_dtypes(op.backends.get(name), differentiable=op.backward is not None) for name in names)
+        lines.append(f"| `{op.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _dtypes(support: Support | None, *, differentiable: bool) -> str:
+    if support is None:
+        return "its layers"
+    forward, backward = (", ".join(_SHORT[dtype] for dtype in some) for some in (support.dtypes, support.backward))
+    return f"{forward}; gradients {backward or 'by `torch`'}" if differentiable else forward
+
+
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def cpu() -> str:
@@ -86,7 +111,7 @@ def _share(run: dict[str, Any]) -> str:
     return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
 
 
-BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu}
+BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
 
 
 def rewritten(text: str) -> str:
@@ -111,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = readme.read_text(encoding="utf-8")
     after = rewritten(before)
     if args.check and after != before:
-        print("README.md differs from benchmarks/results; run `make format`", file=sys.stderr)
+        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
         return 1
     if after != before:
         readme.write_text(after, encoding="utf-8")

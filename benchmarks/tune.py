@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--count", action="store_true", help="compile and count instead of measuring")
     parser.add_argument("--ops", nargs="+", choices=REGISTRY, default=list(REGISTRY))
     parser.add_argument("--own-shapes", action="store_true", help="only the shapes of the network")
-    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES), help="to measure")
+    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
     parser.add_argument("--minutes", type=float, default=60, help="to measure for; other lines stay (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once, to count")
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> int:
         rows: dict[str, list[Row]] = {}
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             if args.count:
-                found = count(op, pool, own_shapes_only=args.own_shapes)
+                found = count(op, pool, own_shapes_only=args.own_shapes, dtypes=args.dtypes)
             else:
                 found = measure(op, own_shapes_only=args.own_shapes, dtypes=args.dtypes, until=until)
             for kernel, row in found:

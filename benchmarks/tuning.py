@@ -67,19 +67,23 @@ def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
 
 
 def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
-    """Each kernel, shape and dtype, with the task whose order of candidates holds for it; own orders first."""
+    """Each kernel, shape and dtype, with the task whose order of candidates holds for it, which comes first. bfloat16
+    takes float16's order, and any shape that of the network's nearest."""
     support = op.backends["triton"]
+    samples = cases.framed_samples(op)
+    others = [] if own_shapes_only else [s for channels in CHANNELS for s in cases.samples_of(op, channels)]
+    others = [s for s in others if (s.axes, s.options) not in [(own.axes, own.options) for own in samples]]
     for backward, dtypes in ((False, support.dtypes), (True, support.backward)):
         kernels = cases.candidates(op, backward=backward) if dtypes else ()
         named = [name for name, dtype in cases.DTYPES.items() if dtype in dtypes]
         for kernel, dtype in itertools.product(kernels, named):
-            own = [Task(op.name, kernel, backward, s, dtype) for s in cases.framed_samples(op)]
-            yield from ((task, task) for task in own)
-            for channels in () if own_shapes_only else CHANNELS:
-                for sample in cases.samples_of(op, channels):
-                    if not any((t.sample.axes, t.sample.options) == (sample.axes, sample.options) for t in own):
-                        like = min(own, key=lambda task: abs(patch(task.sample) - patch(sample)))
-                        yield replace(like, sample=sample), like
+            ranked = "float16" if dtype == "bfloat16" and "float16" in named else dtype
+            likes = [Task(op.name, kernel, backward, sample, ranked) for sample in samples]
+            for like in likes:
+                yield (like if dtype == ranked else replace(like, dtype=dtype)), like
+            for sample in others:
+                like = min(likes, key=lambda task: abs(patch(task.sample) - patch(sample)))
+                yield replace(like, dtype=dtype, sample=sample), like
 
 
 def patch(sample: Sample) -> int:

@@ -147,7 +147,7 @@ class Op:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Arguments for a sample on a device (PyTorch's default one unless named): activations of unit variance,
-        channels-last; weights that keep it roughly so.
+        channels-last; weights that keep it roughly so; the sample's options, and defaults for others.
 
         Drawn in float64 on the CPU and then cast, so that every dtype and device sees the same numbers.
         """
@@ -167,7 +167,7 @@ class Op:
             if axes.startswith("B "):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             args[name] = tensor
-        return args | dict(sample.options)
+        return self.named(args.values(), sample.options)
 
     def cost(self, args: Mapping[str, Any]) -> Cost:
         """The least work for these arguments: each tensor read once, the result written once."""
@@ -179,9 +179,10 @@ class Op:
 
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-TRITON = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES)
 # A stage keeps a whole patch in registers.
-TRITON_STAGE = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(4, 8), min_capability=(7, 5))
+TRITON_STAGE = replace(TRITON_FORWARD, patch_sizes=(4, 8))
 
 # What the C++ kernels for the CPU take.
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

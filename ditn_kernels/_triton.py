@@ -36,7 +36,8 @@ class Triton:
         return device.type == "cuda"
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        module = importlib.import_module(f"ditn_kernels.triton.{op.name}")
+        stem = f"{op.name}_backward" if backward else op.name
+        module = importlib.import_module(f"ditn_kernels.triton.{stem}")
         function: Callable[..., Any] = module.backward if backward else module.forward
         return function
 

@@ -35,6 +35,7 @@ class MapGate {
     share(threads, strips.count(), [&](Units& units) {
       Lines a(rows_.vecs, 5, kNear + kFar), near(rows_.vecs, 19, kFar);
       Scratch s(rows_);
+      const int64_t way = shape.width * shape.channels;
       const auto inside = [&](int64_t row) { return row >= 0 && row < shape.height; };
       for (Strip strip; strips.next(units, strip);) {
         a.start(strip, shape.width);
@@ -43,7 +44,7 @@ class MapGate {
           // `row` is the next line of the 5x5, which needs two more of `a`.
           for (int64_t next = row == strip.top - kFar ? row - kNear : row + kNear; next <= row + kNear; ++next) {
             if (inside(next)) {
-              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, next, norm, s, a);
+              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, way, next, norm, s, a);
             } else {
               a.clear(next);
             }
@@ -55,7 +56,7 @@ class MapGate {
           }
           if (row < strip.top + kFar) continue;
           const int64_t at = pixel_of(shape, strip.b, row - kFar, strip.left) * shape.channels;
-          leave(x + at, row - kFar, strip, norm, s, near, y + at);
+          leave(x + at, way, row - kFar, strip, norm, s, near, y + at);
         }
       }
     });
@@ -72,8 +73,8 @@ class MapGate {
 
   // a = W_a norm(x) + b_a
   template <class T>
-  void enter(const T* x, int64_t row, Norm norm, Scratch& s, Lines& a) const {
-    normalized<P>(x, a.count(), rows_, norm, s.u);
+  void enter(const T* x, int64_t way, int64_t row, Norm norm, Scratch& s, Lines& a) const {
+    normalized<P>(x, way, a.count(), rows_, norm, s.u);
     product<P>(rows_of(s.u, rows_.stride), round_up(a.count(), 4), a_.right(), rows_.vecs, a_bias_, false,
                {a.at(0, row, a.first()), kLanes, a.plane()});
     a.trim(row);
@@ -81,20 +82,20 @@ class MapGate {
 
   void convolve_near(int64_t row, Lines& a, Lines& near) const {
     for (int j = 0; j < rows_.vecs; ++j) {
-      line<5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(), near.at(j, row, near.first()), kLanes);
+      line<kTileRows, 5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(), near.at(j, row, near.first()), kLanes);
     }
     near.trim(row);
   }
 
   template <class T>
-  void leave(const T* x, int64_t row, const Strip& strip, Norm norm, Scratch& s, Lines& near, T* y) const {
+  void leave(const T* x, int64_t way, int64_t row, const Strip& strip, Norm norm, Scratch& s, Lines& near, T* y) const {
     const int pixels = static_cast<int>(strip.right - strip.left), count = round_up(pixels, 4), stride = rows_.stride;
     for (int j = 0; j < rows_.vecs; ++j) {
-      line<7, 3>(near, j, row - kFar, strip.left - kFar, dw7_, dw7_bias_, pixels, s.v + j * kLanes, stride);
+      line<2 * kTileRows, 7, 3>(near, j, row - kFar, strip.left - kFar, dw7_, dw7_bias_, pixels, s.v + j * kLanes, stride);
     }
     P::pack_along(s.v, pixels, stride, stride);
     product<P>(rows_of(s.v, stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, stride});
-    normalized<P>(x, pixels, rows_, norm, s.u);
+    normalized<P>(x, way, pixels, rows_, norm, s.u);
     product<P>(rows_of(s.u, stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, stride});
     for (int i = 0; i < count * stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
     P::pack_along(s.v, pixels, stride, stride);
@@ -104,19 +105,19 @@ class MapGate {
     }
   }
 
-  // One vector of channels of `count` pixels of a row, rounded up to kTileRows, by taps whose first is at (row, column).
-  template <int kSize, int kDilation>
+  // One vector of channels of `count` pixels of a row, rounded up to kPixels, by taps whose first is at (row, column).
+  template <int kPixels, int kSize, int kDilation>
   static void line(Lines& from, int j, int64_t row, int64_t column, const float* taps, const float* bias, int count, float* out,
                    int64_t step) {
     const int64_t tap_step = from.planes() * kLanes;
     const float* lines[kSize];
     for (int dy = 0; dy < kSize; ++dy) lines[dy] = from.at(j, row + dy * kDilation, column);
-    for (int x = 0; x < count; x += kTileRows) {
-      Vec acc[kTileRows];
-      depthwise<kTileRows, kSize, kDilation>(lines, kLanes, taps + j * kLanes, tap_step, load(bias + j * kLanes), acc);
-#pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i) store(out + (x + i) * step, acc[i]);
-      for (const float*& p : lines) p += kTileRows * kLanes;
+    for (int x = 0; x < count; x += kPixels) {
+      Vec acc[kPixels];
+      depthwise<kPixels, kSize, kDilation>(lines, kLanes, taps + j * kLanes, tap_step, load(bias + j * kLanes), acc);
+#pragma GCC unroll 16
+      for (int i = 0; i < kPixels; ++i) store(out + (x + i) * step, acc[i]);
+      for (const float*& p : lines) p += kPixels * kLanes;
     }
   }
 

@@ -41,15 +41,13 @@ class GatedFfn {
     P::pack_along(s.u, pixels, stride, stride);
     for (int i = 0; i < parts_.count(); ++i) {
       const Part& part = parts_[i];
-      product<P>(rows_of(s.u, stride), pixels, part.in.right(), 2 * part.vecs, part.in_bias, false,
+      product<P>(rows_of(s.u, stride), pixels, part.in.right(), part.planes(), part.in_bias, false,
                  {s.hidden + row + kLanes, kLanes, s.plane, s.size, row});
-      for (int j = 0; j < part.vecs; ++j) {
-        for (int r = 0; r < s.size; ++r) {
-          const float* first = s.hidden + j * s.plane + r * row;
-          const float* second = first + part.vecs * s.plane;
-          gate(part, j, {first, first + row, first + 2 * row}, {second, second + row, second + 2 * row}, s.size,
-               s.gated + r * s.size * gated_);
-        }
+      for (int r = 0; r < s.size; ++r) {
+        gate(part, [&](int plane) {
+          const float* top = s.hidden + plane * s.plane + r * row;
+          return Around{{top, top + row, top + 2 * row}};
+        }, s.size, s.gated + r * s.size * gated_);
       }
     }
     P::pack_along(s.gated, pixels, gated_, gated_);
@@ -61,7 +59,7 @@ class GatedFfn {
   void run_map(const Threads& threads, const Shape& shape, const T* x, T* y, Norm norm) const {
     const Strips strips(shape, threads.count());
     share(threads, strips.count(), [&](Units& units) {
-      Lines hidden(2 * gated_ / kLanes, 3, 1);
+      Lines hidden(planes(), 3, 1);
       Buffer u(kLine * rows_.stride), gated(kLine * gated_);
       for (Strip strip; strips.next(units, strip);) {
         hidden.start(strip, shape.width);
@@ -69,12 +67,18 @@ class GatedFfn {
           if (row < 0 || row >= shape.height) {
             hidden.clear(row);
           } else {
-            normalized<P>(x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels, hidden.count(), rows_, norm, u);
+            normalized<P>(x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels, shape.width * shape.channels, hidden.count(), rows_, norm, u);
             expand(u, row, hidden);
           }
           if (row <= strip.top) continue;
           const int count = static_cast<int>(strip.right - strip.left);
-          for (int i = 0; i < parts_.count(); ++i) gate(parts_[i], row - 1, strip.left, count, hidden, gated);
+          for (int i = 0; i < parts_.count(); ++i) {
+            gate(parts_[i], [&](int plane) {
+              const int at = 2 * parts_[i].first + plane;
+              return Around{{hidden.at(at, row - 2, strip.left - 1), hidden.at(at, row - 1, strip.left - 1),
+                             hidden.at(at, row, strip.left - 1)}};
+            }, count, gated);
+          }
           P::pack_along(gated, count, gated_, gated_);
           product<P>(rows_of(gated, gated_), round_up(count, 4), out_.right(), rows_.vecs, out_bias_, false, {u, rows_.stride});
           const int64_t at = pixel_of(shape, strip.b, row - 1, strip.left) * shape.channels;
@@ -88,76 +92,94 @@ class GatedFfn {
 
  private:
   static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
-  static constexpr int kPixels = 4;           // the taps of both halves: 8 sums and 3 taps, for 16 registers
-  static constexpr int kLine = kStrip + 2 + kPixels;
+  static constexpr int kLine = kStrip + 2 + kTileRows;
 
-  // The weights of one slice: `vecs` vectors of the first half, then as many of the second.
+  // The weights of one slice: planes of `pairs` vectors of the first half, as many of the second, and, where what is left
+  // fills half a vector at most, one `mixed` plane with both halves' rest.
   struct Part {
     Part(const Ffn& w, const Rows& rows, int begin)
-        : first(begin),
-          vecs(vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first : kSlice),
-          in(rows.channels, 2 * vecs,
-             [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * w.expanded, n, w.expanded); }),
-          in_bias(2 * vecs * kLanes),
-          dw(9 * 2 * vecs * kLanes),
-          dw_bias(2 * vecs * kLanes) {
-      for (int n = 0; n < 2 * vecs * kLanes; ++n) {
-        in_bias[n] = both(w.in_bias, n, w.expanded);
-        dw_bias[n] = both(w.dw_bias, n, w.expanded);
+        : expanded(w.expanded),
+          first(begin),
+          mixed(w.expanded / kLanes - first < kSlice && w.expanded % kLanes > 0 && w.expanded % kLanes <= kLanes / 2),
+          pairs(mixed                                        ? w.expanded / kLanes - first
+                : vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first
+                                                        : kSlice),
+          in(rows.channels, planes(), [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * expanded, n); }),
+          in_bias(planes() * kLanes),
+          dw(9 * planes() * kLanes),
+          dw_bias(planes() * kLanes) {
+      for (int n = 0; n < planes() * kLanes; ++n) {
+        in_bias[n] = both(w.in_bias, n);
+        dw_bias[n] = both(w.dw_bias, n);
         for (int tap = 0; tap < 9; ++tap) {
-          dw[(n / kLanes * 9 + tap) * kLanes + n % kLanes] = both(w.dw_weight + tap * 2 * w.expanded, n, w.expanded);
+          dw[(n / kLanes * 9 + tap) * kLanes + n % kLanes] = both(w.dw_weight + tap * 2 * expanded, n);
         }
       }
     }
+    int planes() const { return 2 * pairs + mixed; }
     // Element n of this slice of a row [2E].
-    float both(const float* row, int n, int expanded) const {
-      const int half = n / (vecs * kLanes), e = first * kLanes + n % (vecs * kLanes);
-      return e < expanded ? row[half * expanded + e] : 0.0f;
+    float both(const float* row, int n) const {
+      const bool rest = n >= 2 * pairs * kLanes;
+      const int size = rest ? kLanes / 2 : pairs * kLanes, at = rest ? n - 2 * pairs * kLanes : n;
+      const int e = (first + (rest ? pairs : 0)) * kLanes + at % size;
+      return e < expanded ? row[at / size * expanded + e] : 0.0f;
     }
 
-    int first, vecs;
+    int expanded, first, mixed, pairs;
     PackedAs<P> in;
-    Buffer in_bias, dw, dw_bias;  // dw: [2 * vecs, 9, kLanes]
+    Buffer in_bias, dw, dw_bias;  // dw: [planes, 9, kLanes]
   };
+
+  int planes() const {
+    const Part& last = parts_[parts_.count() - 1];
+    return 2 * last.first + last.planes();
+  }
 
   // The hidden line of a row from its normalised pixels. Slices lie one behind the other.
   void expand(const float* u, int64_t row, Lines& hidden) const {
     for (int i = 0; i < parts_.count(); ++i) {
       const Part& part = parts_[i];
-      product<P>(rows_of(u, rows_.stride), round_up(hidden.count(), 4), part.in.right(), 2 * part.vecs, part.in_bias, false,
+      product<P>(rows_of(u, rows_.stride), round_up(hidden.count(), 4), part.in.right(), part.planes(), part.in_bias, false,
                  {hidden.at(2 * part.first, row, hidden.first()), kLanes, hidden.plane()});
     }
     hidden.trim(row);
   }
 
-  // A slice of one row of a map.
-  void gate(const Part& part, int64_t row, int64_t left, int count, Lines& hidden, float* gated) const {
-    for (int j = 0; j < part.vecs; ++j) {
-      const float *first[3], *second[3];
-      for (int dy = 0; dy < 3; ++dy) {
-        first[dy] = hidden.at(2 * part.first + j, row - 1 + dy, left - 1);
-        second[dy] = first[dy] + part.vecs * hidden.plane();
+  // Three lines of a plane, from the column left of the first result.
+  struct Around {
+    const float* lines[3];
+  };
+
+  // gelu(d1) * d2 for a slice of `count` pixels of a row, rounded up to four; around(plane) is where they are.
+  template <class Where>
+  void gate(const Part& part, const Where& around, int count, float* gated) const {
+    count % kTileRows ? gate_by<4>(part, around, count, gated) : gate_by<kTileRows>(part, around, count, gated);
+  }
+
+  template <int kPixels, class Where>
+  void gate_by(const Part& part, const Where& around, int count, float* gated) const {
+    float* out = gated + part.first * kLanes;
+    for (int j = 0; j < part.pairs + part.mixed; ++j, out += kLanes) {
+      const bool pair = j < part.pairs;
+      const int first = pair ? j : 2 * part.pairs, second = part.pairs + j;
+      const Around here = around(first), there = around(pair ? second : first);
+      for (int x = 0; x < count; x += kPixels) {
+        Vec d1[kPixels], d2[kPixels];
+        convolve(part, first, here, x, d1);
+        if (pair) convolve(part, second, there, x, d2);
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; ++i) {
+          store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d1[i]) * (pair ? d2[i] : swap_halves(d1[i])));
+        }
       }
-      gate(part, j, first, second, count, gated);
     }
   }
 
-  // gelu(d1) * d2 for one vector of channels of `count` pixels of a row, rounded up to kPixels.
-  void gate(const Part& part, int j, const float* const (&first)[3], const float* const (&second)[3], int count,
-            float* gated) const {
-    const float *taps1 = part.dw + j * 9 * kLanes, *taps2 = taps1 + part.vecs * 9 * kLanes;
-    const Vec bias1 = load(part.dw_bias + j * kLanes), bias2 = load(part.dw_bias + (part.vecs + j) * kLanes);
-    float* out = gated + (part.first + j) * kLanes;
-    for (int x = 0; x < count; x += kPixels) {
-      const int64_t at = x * kLanes;
-      const float *lines1[] = {first[0] + at, first[1] + at, first[2] + at};
-      const float *lines2[] = {second[0] + at, second[1] + at, second[2] + at};
-      Vec d1[kPixels], d2[kPixels];
-      depthwise<kPixels, 3, 1>(lines1, kLanes, taps1, kLanes, bias1, d1);
-      depthwise<kPixels, 3, 1>(lines2, kLanes, taps2, kLanes, bias2, d2);
-#pragma GCC unroll 4
-      for (int i = 0; i < kPixels; ++i) store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d1[i]) * d2[i]);
-    }
+  template <int kPixels>
+  DITN_INLINE void convolve(const Part& part, int plane, const Around& around, int x, Vec (&d)[kPixels]) {
+    const int64_t at = x * kLanes;
+    const float* lines[] = {around.lines[0] + at, around.lines[1] + at, around.lines[2] + at};
+    depthwise<kPixels, 3, 1>(lines, kLanes, part.dw + plane * 9 * kLanes, kLanes, load(part.dw_bias + plane * kLanes), d);
   }
 
   Rows rows_;

@@ -28,17 +28,23 @@ static void inner_patch(Threads threads, Shape shape, const T* x, T* y, const At
     Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
     typename PatchAttention<P>::Scratch attention_scratch(rows, pixels);
     typename GatedFfn<P>::Patch ffn_scratch(rows, ffns ? ffns[0].expanded : 0, patch);
-    for (int64_t unit; units.next(unit);) {
-      const int64_t top = unit / across * patch, left = unit % across * patch;  // top counts through the batch
-      const auto pixel = [&](int i) {
-        return ((top + i / patch) * shape.width + left + i % patch) * static_cast<int64_t>(shape.channels);
+    // A patch asks for the next one's pixels before it is computed.
+    int64_t unit, following;
+    for (bool more = units.next(unit); more; unit = following) {
+      const auto pixel = [&](int64_t number, int i) {  // number / across counts patches through the batch
+        const int64_t row = number / across * patch + i / patch, column = number % across * patch + i % patch;
+        return (row * shape.width + column) * static_cast<int64_t>(shape.channels);
       };
-      for (int i = 0; i < pixels; ++i) copy_in(x + pixel(i), rows, stream + i * rows.stride);
+      more = units.next(following);
+      for (int i = 0; i < pixels; ++i) {
+        if (more) prefetch(x + pixel(following, i), rows);
+        copy_in(x + pixel(unit, i), rows, stream + i * rows.stride);
+      }
       for (int layer = 0; layer < layers; ++layer) {
         if (attentions) attention[layer].run(stream, norm, attention_scratch);
         if (ffns) ffn[layer].run_patch(stream, norm, ffn_scratch);
       }
-      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(i));
+      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(unit, i));
     }
   });
 }
@@ -78,7 +84,7 @@ static int64_t fma_loop(Threads threads, int64_t units) {
       const Vec factor = load(sink + unit * kLanes);
       Vec sums[kSums];
 #pragma GCC unroll 12
-      for (int i = 0; i < kSums; ++i) sums[i] = factor;
+      for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));  // all different, else one is computed for all
       for (int step = 0; step < kSteps; ++step) {
 #pragma GCC unroll 12
         for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], factor, factor);

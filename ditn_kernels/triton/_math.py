@@ -32,7 +32,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     if INTERPRETED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision=PRECISION)
+    if a.dtype == tl.float32 and PRECISION == "tf32x3" and not INTERPRETED:
+        a_high = high_bits(a)
+        b_high = high_bits(b)
+        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
+        acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
+        return tl.dot(a_high, b_high, acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def high_bits(x):
+    """float32 cut to the 10 bits of mantissa that TF32 keeps."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -108,12 +121,29 @@ def gelu(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def gelu_and_slope(x, dtype: tl.constexpr):
+    """gelu(x) as above, and its derivative Phi(x) + x phi(x)."""
+    if dtype == tl.float32:
+        share = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+    else:
+        share = 0.5 + 0.5 * _tanh_instruction(x * (0.7978845608028654 + 0.035677408136300125 * x * x))
+    return x * share, share + x * (0.3989422804014327 * tl.exp(-0.5 * x * x))
+
+
+@triton.jit
 def standardized(x, channel, C: tl.constexpr, eps):
     """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 behind them."""
+    centred, scale = moments(x, channel, C, eps)
+    return centred * scale[:, None]
+
+
+@triton.jit
+def moments(x, channel, C: tl.constexpr, eps):
+    """x - mean [N, C_PAD], 0 behind the C channels, and 1 / sqrt(var + eps) [N]."""
     mean = tl.sum(x, 1) / C
     centred = tl.where((channel < C)[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / C
-    return centred * (1 / tl.sqrt(variance + eps))[:, None]
+    return centred, 1 / tl.sqrt(variance + eps)
 
 
 @triton.jit
@@ -125,6 +155,43 @@ def normalize(x, channel, C: tl.constexpr, NORM: tl.constexpr):
         return rounded(standardized(x.to(tl.float32), channel, C, LAYER_NORM_EPS), x.dtype)
     else:
         return x
+
+
+@triton.jit
+def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
+    """The gradient of x from du, that of u = normalize(x), which is 0 from channel C on: float32 [..., C_PAD]."""
+    wide = u.to(tl.float32)
+    if NORM == "tanh":
+        return du * (1 - wide * wide)
+    elif NORM == "layernorm":
+        scale = moments(x.to(tl.float32), channel, C, LAYER_NORM_EPS)[1]
+        along = tl.sum(du * wide, 1) / C
+        return scale[:, None] * (du - (tl.sum(du, 1) / C)[:, None] - wide * along[:, None])
+    else:
+        return du
+
+
+@triton.jit
+def column_sums(x):
+    """[columns] of float32 x [rows, columns]. The interpreter adds one row after the other: in two steps, lest the
+    errors of all these additions show, of which a chip makes a tree."""
+    if INTERPRETED:
+        return tl.sum(tl.sum(tl.reshape(x, (x.shape[0] // 16, 16, x.shape[1])), 1), 0)
+    else:
+        return tl.sum(x, 0)
+
+
+@triton.jit
+def here(pointer):
+    """The same pointer, but the compiler cannot know: it computes the addresses that follow from it where they are
+    used. Otherwise it computes all of them once, in front of the loop over the tasks, and they take all registers."""
+    if INTERPRETED:
+        return pointer
+    else:
+        zero = tl.inline_asm_elementwise(
+            "mov.b32 $0, 0; // $1", "=r,r", [tl.program_id(0)], dtype=tl.int32, is_pure=False, pack=1
+        )
+        return pointer + 16 * zero
 
 
 @triton.jit

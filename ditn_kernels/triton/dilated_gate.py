@@ -8,8 +8,6 @@ two of channels, which are aligned, and in a frame of zeros, which spares the ta
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -147,37 +145,43 @@ def rows_apart(task, H, segments, APART: tl.constexpr):
 
 @triton.jit
 def _dilated_gate_near_fwd_kernel(
-    a_ptr,
-    dw5_weight_ptr,
-    dw5_bias_ptr,
-    near_ptr,
+    map_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
     H,
     W,
     segments,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    FRAME: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """near = dw5x5(a), into its frame.
+    """dw(map) + b, into a frame; forward near = dw5x5(a).
 
-    Grid: one program per piece of two neighbouring rows.
+    Grid: one program per piece of two rows, DILATION apart.
     """
-    dtype: tl.constexpr = near_ptr.dtype.element_ty
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    SEEN: tl.constexpr = SIZE // 2 * DILATION  # the map's own frame
     channel = tl.arange(0, C_PAD)
-    image, y, segment = rows_apart(tl.program_id(0), H, segments, 1)
+    image, y, segment = rows_apart(tl.program_id(0), H, segments, DILATION)
     left = segment * BLOCK_W
     column = tl.arange(0, BLOCK_W)
-    a_columns = W + 2 * NEAR
-    a_pixel = (image.to(tl.int64) * (H + 2 * NEAR) + y) * a_columns + left
-    a_ptr += a_pixel * C_PAD
+    map_columns = W + 2 * SEEN
+    map_pixel = (image.to(tl.int64) * (H + 2 * SEEN) + y) * map_columns + left
+    map_ptr += map_pixel * C_PAD
     nearest = tl.minimum(column, W - 1 - left)
-    upper, lower = depthwise_of_two_rows(a_ptr, a_columns, nearest, channel, dw5_weight_ptr, dw5_bias_ptr, C, 5, 1)
-    columns = W + 2 * FAR
-    near_pixel = (image.to(tl.int64) * (H + 2 * FAR) + y + FAR) * columns + left + FAR
-    pointers = near_ptr + near_pixel * C_PAD + column[:, None] * C_PAD + channel[None, :]
+    upper, lower = depthwise_of_two_rows(
+        map_ptr, map_columns, nearest, channel, weight_ptr, bias_ptr, C, SIZE, DILATION
+    )
+    columns = W + 2 * FRAME
+    pixel = (image.to(tl.int64) * (H + 2 * FRAME) + y + FRAME) * columns + left + FRAME
+    pointers = y_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :]
     inside = (column < W - left)[:, None]
-    tl.store(pointers, rounded(upper, dtype), inside)
-    tl.store(pointers + columns * C_PAD, rounded(lower, dtype), inside & (y + 1 < H))
+    tl.store(pointers, rounded(upper, dtype), inside & (y < H))
+    tl.store(pointers + DILATION * columns * C_PAD, rounded(lower, dtype), inside & (y + DILATION < H))
 
 
 @triton.jit
@@ -296,41 +300,70 @@ def forward(
     side = padded(channels)
     x = dense(x)
     y = torch.empty_like(x)
-    constants: dict[str, Any] = {"C": channels, "C_PAD": side}
-    # The lower of the last two rows may lie below the map: it reads on behind the frame, and is thrown away.
-    a = _framed(x, NEAR.value, 1)
-    near = _framed(x, FAR.value, DILATION.value)
-    g = x.new_empty(batch, height, width, side)
-
-    plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=side)
-    near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
-    args: tuple[Any, ...] = (a, near, height, width, near_rows)
-    plan.launch(near_rows + a_rows, *args, trips=(_frame_trips(height, width, plan.blocks["BLOCK_W"]),), C_PAD=side)
-
-    plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    tasks = batch * height * segments
-    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, height, width, segments, tasks)
-    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), NORM=norm, **constants)
-
-    plan = Plan(_dilated_gate_near_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    args = (a, dw5_weight.contiguous(), dw5_bias.contiguous(), near, height, width, segments)
-    plan.launch(batch * triton.cdiv(height, 2) * segments, *args, **constants)
-
+    a, g = branches(x, in_weight, in_bias, norm)
+    near = framed(x, FAR.value, DILATION.value)
+    clear_frames(x, a, near)
+    depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
     plan = Plan(_dilated_gate_out_fwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
     tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     args = (x, near, g, *weights, y, height, width, segments, tasks)
-    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), **constants)
+    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side)
     return y
 
 
-def _framed(x: Tensor, frame: int, rows_behind: int) -> Tensor:
-    """Memory for a map with a frame, and for some more rows behind the last image's."""
+def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """The maps a, in a frame that is not cleared, and g."""
     batch, channels, height, width = x.shape
-    rows = batch * (height + 2 * frame) + rows_behind if batch else 0
+    side = padded(channels)
+    a = framed(x, NEAR.value, 1)
+    g = x.new_empty(batch, height, width, side)
+    plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    tasks = batch * height * segments
+    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, height, width, segments, tasks)
+    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side, NORM=norm)
+    return a, g
+
+
+def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:
+    """y = dw(source) + b, for maps of the shape of x: `source` in the frame that the taps see, y in one of `frame`."""
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    plan = Plan(_dilated_gate_near_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    plan.launch(
+        batch * triton.cdiv(height, 2 * dilation) * dilation * segments,
+        source,
+        weight.contiguous(),
+        bias.contiguous(),
+        y,
+        height,
+        width,
+        segments,
+        C=channels,
+        C_PAD=side,
+        SIZE=weight.shape[0],
+        DILATION=dilation,
+        FRAME=frame,
+    )
+
+
+def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
+    """Zeros into the frames of a map in a frame of NEAR and of one in a frame of FAR, of the shape of x."""
+    batch, channels, height, width = x.shape
+    plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=padded(channels))
+    near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
+    trips = _frame_trips(height, width, plan.blocks["BLOCK_W"])
+    plan.launch(near_rows + a_rows, a, near, height, width, near_rows, trips=(trips,), C_PAD=padded(channels))
+
+
+def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
+    """Memory for a map of the shape of x in a frame. Of the last image's pairs of rows, `dilation` apart, both may lie
+    below it: they read on behind the frame, and are thrown away."""
+    batch, channels, height, width = x.shape
+    rows = batch * (height + 2 * frame) + 2 * dilation - 1 if batch else 0
     return x.new_empty(rows * (width + 2 * frame) * padded(channels))
 
 

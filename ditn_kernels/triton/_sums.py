@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of weights: sums over all pixels, with the same bits at every call."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton._math import here
+
+
+class Sums:
+    """A float32 row of memory for each program, in which it adds up what its own tasks contribute to the gradients of
+    the weights: in registers there is no room for that. The rows are added in the end, in an order that does not
+    depend on which program was faster.
+
+    `rows` holds, for each weight, its part of all rows: arguments of the kernel, which share the `stride` from one
+    program to the next.
+    """
+
+    def __init__(self, programs: int, *weights: Tensor) -> None:
+        # Each part begins at a multiple of 64 bytes.
+        sizes = [triton.cdiv(weight.numel(), 16) * 16 for weight in weights]
+        self._weights = weights
+        self._buffer = weights[0].new_zeros((programs, sum(sizes)), dtype=torch.float32)
+        self.rows = self._buffer.split(sizes, dim=1)
+        self.stride = sum(sizes)
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """The gradients, in the shapes and the dtype of the weights."""
+        total = self._buffer.sum(0).to(self._weights[0].dtype)
+        parts = total.split([row.shape[1] for row in self.rows])
+        return tuple(p[: w.numel()].view(w.shape) for p, w in zip(parts, self._weights, strict=True))
+
+
+@triton.jit
+def add(pointer, offsets, values, inside):
+    """Add to a program's sums. Another thread may have stored what is added to: between two additions to the same sums
+    there has to be a barrier."""
+    pointers = here(pointer) + offsets
+    tl.store(pointers, tl.load(pointers, inside, 0.0) + values, inside)
+
+
+@triton.jit
+def add_vector(pointer, vector, SIZE: tl.constexpr):
+    """`add` for the first SIZE values of a vector."""
+    index = tl.arange(0, vector.shape[0])
+    add(pointer, index, vector, index < SIZE)
+
+
+@triton.jit
+def add_matrix(pointer, matrix, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """`add` for the first ROWS x COLUMNS values of a matrix, the rows of whose sums are `stride` apart."""
+    row = tl.arange(0, matrix.shape[0])[:, None]
+    column = tl.arange(0, matrix.shape[1])[None, :]
+    add(pointer, row * stride + column, matrix, (row < ROWS) & (column < COLUMNS))

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient of dilated_gate in Triton: its maps once more, then the layers from the last to the first.
+
+What the forward kernels keep in memory between two depthwise convolutions lies there here too, and so do its
+gradients. The gradient of a depthwise convolution's input is the convolution of the output's gradient with the taps in
+reversed order: the forward kernel does it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton import dilated_gate
+from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._math import (
+    column_sums,
+    dot,
+    here,
+    load_square,
+    load_vector,
+    normalize,
+    normalize_backward,
+    rounded,
+)
+from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
+from ditn_kernels.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
+
+CANDIDATES = dilated_gate.CANDIDATES | {
+    "dilated_gate_out_bwd": {"BLOCK_W": (16, 32, 64)},
+    "dilated_gate_taps_bwd": {"BLOCK_W": (16, 32)},
+    "dilated_gate_in_bwd": {"BLOCK_W": (16, 32, 64)},
+}
+
+
+@triton.jit
+def _dilated_gate_out_bwd_kernel(
+    grad_ptr,
+    near_ptr,
+    g_ptr,
+    dw7_weight_ptr,
+    dw7_bias_ptr,
+    mix_weight_ptr,
+    mix_bias_ptr,
+    out_weight_ptr,
+    dg_ptr,
+    dfar_ptr,
+    dmix_weight_ptr,
+    dmix_bias_ptr,
+    dout_weight_ptr,
+    dout_bias_ptr,
+    H,
+    W,
+    segments,
+    tasks,
+    stride,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradients of W_out (g * (W_mix far + b_mix)) + b_out, far = dw7x7(near): those of g, of far and of weights.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth piece of two rows, three rows apart.
+    """
+    dtype: tl.constexpr = grad_ptr.dtype.element_ty
+    channel = tl.arange(0, C_PAD)
+    column = tl.arange(0, BLOCK_W)
+    row = tl.program_id(0).to(tl.int64) * stride
+    columns = W + 2 * FAR
+    zero = tl.zeros((BLOCK_W, C_PAD), tl.float32)
+    square = tl.zeros((C_PAD, C_PAD), tl.float32)
+    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1):
+        image, y, segment = rows_apart(task, H, segments, DILATION)
+        left = segment * BLOCK_W
+        framed = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
+        nearest = tl.minimum(column, W - 1 - left)
+        upper, lower = depthwise_of_two_rows(
+            near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
+        )
+        for is_lower in tl.static_range(2):
+            far = rounded(lower if is_lower else upper, dtype)  # [BLOCK_W, C_PAD]
+            below = is_lower * DILATION
+            pixel = (image.to(tl.int64) * H + y + below) * W + left
+            inside = ((column < W - left) & (y + below < H))[:, None]
+            far = tl.where(inside, far, 0.0)
+            offset = column[:, None] * C + channel[None, :]
+            grad = tl.load(grad_ptr + pixel * C + offset, inside & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
+            padded_offset = column[:, None] * C_PAD + channel[None, :]
+            g = tl.load(g_ptr + pixel * C_PAD + padded_offset, inside, 0.0).to(tl.float32)
+            mix_weight = load_square(here(mix_weight_ptr), C, channel, C)
+            mixed = dot(far, mix_weight, zero, PRECISION) + load_vector(mix_bias_ptr, channel, C)[None, :]
+            dout_weight = dot(tl.trans(rounded(g * mixed, dtype)), grad, square, PRECISION)
+            add_matrix(dout_weight_ptr + row, dout_weight, C, C, C)
+            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), C)
+            dgated = dot(grad, tl.trans(load_square(here(out_weight_ptr), C, channel, C)), zero, PRECISION)
+            tl.store(dg_ptr + pixel * C_PAD + padded_offset, rounded(dgated * mixed, dtype), inside)
+            dmixed = dgated * g
+            add_vector(dmix_bias_ptr + row, column_sums(dmixed), C)
+            dmixed = rounded(dmixed, dtype)
+            add_matrix(dmix_weight_ptr + row, dot(tl.trans(far), dmixed, square, PRECISION), C, C, C)
+            dfar = dot(dmixed, tl.trans(mix_weight), zero, PRECISION)
+            framed_pixel = framed + (FAR + below) * columns + FAR
+            tl.store(dfar_ptr + framed_pixel * C_PAD + padded_offset, rounded(dfar, dtype), inside)
+            tl.debug_barrier()
+
+
+@triton.jit
+def _dilated_gate_taps_bwd_kernel(
+    map_ptr,
+    dy_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    H,
+    W,
+    segments,
+    tasks,
+    stride,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_PAD: tl.constexpr,
+    DILATION: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """dw[i, j] = sum over all pixels of dy[y, x] map[y + DILATION i, x + DILATION j], db = sum of dy; both maps framed.
+
+    Grid: SIZE times as many programs as share the tasks, one for each row of taps; each takes every so-manieth piece
+    of a row.
+    """
+    FRAME: tl.constexpr = SIZE // 2 * DILATION
+    i = tl.program_id(0) % SIZE
+    program = tl.program_id(0) // SIZE
+    channel = tl.arange(0, C_PAD)
+    column = tl.arange(0, BLOCK_W)
+    tap = tl.arange(0, SIZE_PAD)
+    columns = W + 2 * FRAME
+    dy_offset = column[:, None] * C_PAD + channel[None, :]
+    map_offset = (tap * (DILATION * C_PAD))[:, None, None] + dy_offset[None, :, :]
+    dweight = tl.zeros((SIZE_PAD, BLOCK_W, C_PAD), tl.float32)
+    dbias = tl.zeros((BLOCK_W, C_PAD), tl.float32)
+    for task in tl.range(program, tasks, tl.num_programs(0) // SIZE, num_stages=1):
+        line = task // segments
+        left = task % segments * BLOCK_W
+        pixel = ((line // H).to(tl.int64) * (H + 2 * FRAME) + line % H) * columns + left
+        inside = column < W - left
+        dy = tl.load(dy_ptr + (pixel + FRAME * columns + FRAME) * C_PAD + dy_offset, inside[:, None], 0.0)
+        dy = dy.to(tl.float32)  # [BLOCK_W, C_PAD]
+        taps_inside = (tap < SIZE)[:, None, None] & inside[None, :, None]
+        taps = tl.load(map_ptr + (pixel + i * DILATION * columns) * C_PAD + map_offset, taps_inside, 0.0)
+        dweight += dy[None, :, :] * taps.to(tl.float32)  # [SIZE_PAD, BLOCK_W, C_PAD]
+        dbias += dy
+    row = program.to(tl.int64) * stride
+    offset = (i * SIZE + tap)[:, None] * C + channel[None, :]
+    inside = (tap < SIZE)[:, None] & (channel < C)[None, :]
+    tl.store(dweight_ptr + row + offset, tl.sum(dweight, 1), inside)
+    tl.store(dbias_ptr + row + channel, tl.sum(dbias, 0), (channel < C) & (i == 0))
+
+
+@triton.jit
+def _dilated_gate_in_bwd_kernel(
+    grad_ptr,
+    x_ptr,
+    da_ptr,
+    dg_ptr,
+    in_weight_ptr,
+    dx_ptr,
+    din_weight_ptr,
+    din_bias_ptr,
+    pixels,
+    tasks,
+    stride,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradients of x + ..., a, g = W_in norm(x) + b_in, from those of the sum, of a and of g.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth block of pixels.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    channel = tl.arange(0, C_PAD)
+    pixel = tl.arange(0, BLOCK_W)
+    row = tl.program_id(0).to(tl.int64) * stride
+    square = tl.zeros((C_PAD, C_PAD), tl.float32)
+    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
+        first = tl.cast(task, tl.int64) * BLOCK_W
+        shown = (pixel < pixels - first)[:, None]
+        inside = shown & (channel < C)[None, :]
+        offset = pixel[:, None] * C + channel[None, :]
+        x = tl.load(x_ptr + first * C + offset, inside, 0.0)  # [BLOCK_W, C_PAD]
+        u = normalize(x, channel, C, NORM)
+        du = tl.zeros((BLOCK_W, C_PAD), tl.float32)
+        for half in tl.static_range(2):
+            branch_ptr = dg_ptr if half else da_ptr
+            dy = tl.load(branch_ptr + first * C_PAD + pixel[:, None] * C_PAD + channel[None, :], shown, 0.0)
+            add_matrix(din_weight_ptr + row + half * C, dot(tl.trans(u), dy, square, PRECISION), 2 * C, C, C)
+            add_vector(din_bias_ptr + row + half * C, column_sums(dy.to(tl.float32)), C)
+            weight = load_square(here(in_weight_ptr) + half * C, 2 * C, channel, C)
+            du = dot(dy, tl.trans(weight), du, PRECISION)
+        grad = tl.load(grad_ptr + first * C + offset, inside, 0.0).to(tl.float32)
+        dx = grad + normalize_backward(du, x, u, channel, C, NORM)
+        tl.store(dx_ptr + first * C + offset, rounded(dx, dtype), inside)
+        tl.debug_barrier()
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw5_weight: Tensor,
+    dw5_bias: Tensor,
+    dw7_weight: Tensor,
+    dw7_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+) -> tuple[Tensor, ...]:
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    grad, x = dense(grad), dense(x)
+    no_bias = x.new_zeros(channels)
+
+    a, g = dilated_gate.branches(x, in_weight, in_bias, norm)
+    near = dilated_gate.framed(x, FAR.value, DILATION.value)
+    dilated_gate.clear_frames(x, a, near)
+    dilated_gate.depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
+
+    dfar = dilated_gate.framed(x, FAR.value, DILATION.value)
+    dnear = dilated_gate.framed(x, NEAR.value, 1)
+    dilated_gate.clear_frames(x, dnear, dfar)
+    dg = torch.empty_like(g)
+    plan = Plan(_dilated_gate_out_bwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    programs = plan.programs(tasks)
+    sums = Sums(programs, mix_weight, mix_bias, out_weight, out_bias)
+    weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight))
+    args = (grad, near, g, *weights, dg, dfar, *sums.rows, height, width, segments, tasks, sums.stride)
+    plan.launch(programs, *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side)
+    dmix_weight, dmix_bias, dout_weight, dout_bias = sums.totals()
+    del g
+
+    ddw7_weight, ddw7_bias = _taps(x, near, dfar, dw7_weight, dw7_bias, DILATION.value)
+    dilated_gate.depthwise(x, dfar, dw7_weight.flip(0, 1), no_bias, dnear, dilation=DILATION.value, frame=NEAR.value)
+    del near, dfar
+    ddw5_weight, ddw5_bias = _taps(x, a, dnear, dw5_weight, dw5_bias, 1)
+    da = torch.empty_like(dg)
+    dilated_gate.depthwise(x, dnear, dw5_weight.flip(0, 1), no_bias, da, dilation=1, frame=0)
+    del a, dnear
+
+    dx = torch.empty_like(x)
+    plan = Plan(_dilated_gate_in_bwd_kernel, x, channels=side)
+    pixels = batch * height * width
+    tasks = triton.cdiv(pixels, plan.blocks["BLOCK_W"])
+    programs = plan.programs(tasks)
+    sums = Sums(programs, in_weight, in_bias)
+    args = (grad, x, da, dg, in_weight.contiguous(), dx, *sums.rows, pixels, tasks, sums.stride)
+    plan.launch(programs, *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side, NORM=norm)
+    depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
+    return dx, *sums.totals(), *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
+
+
+def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> tuple[Tensor, ...]:
+    """The gradients of the weight and bias of a depthwise convolution of `source`, from dy, that of its result."""
+    batch, channels, height, width = x.shape
+    size, side = weight.shape[0], padded(channels)
+    plan = Plan(_dilated_gate_taps_bwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    tasks = batch * height * segments
+    programs = triton.cdiv(plan.programs(tasks), size)
+    sums = Sums(programs, weight, bias)
+    plan.launch(
+        size * programs,
+        source,
+        dy,
+        *sums.rows,
+        height,
+        width,
+        segments,
+        tasks,
+        sums.stride,
+        tasks=size * tasks,
+        trips=(1,),
+        C=channels,
+        C_PAD=side,
+        SIZE=size,
+        SIZE_PAD=triton.next_power_of_2(size),
+        DILATION=dilation,
+    )
+    return sums.totals()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradient of tanh_affine in Triton: one pass over the pixels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._math import column_sums, dot, normalize, normalize_backward, rounded
+from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
+
+
+@triton.jit
+def _tanh_affine_bwd_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    dx_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    pixels,
+    blocks,
+    stride,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    D: tl.constexpr,
+    D_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dx = (1 - u^2) (g W^T), dW = sum u^T g, db = sum g, where u = tanh(x).
+
+    Grid: as many programs as the chip holds; each takes every so-manieth block of pixels.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    channel = tl.arange(0, C_PAD)
+    output = tl.arange(0, D_PAD)
+    inside = (channel < C)[:, None] & (output < D)[None, :]
+    row = tl.program_id(0).to(tl.int64) * stride
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        pixel = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        shown = (pixel < pixels)[:, None]
+        grad = tl.load(grad_ptr + pixel[:, None] * D + output[None, :], shown & (output < D)[None, :], 0.0)
+        offset = pixel[:, None] * C + channel[None, :]
+        x = tl.load(x_ptr + offset, shown & (channel < C)[None, :], 0.0)  # [BLOCK_N, C_PAD]
+        u = normalize(x, channel, C, "tanh")
+        # Read anew for every block: kept, it would take registers that are short.
+        weight = tl.load(weight_ptr + channel[:, None] * D + output[None, :], inside, 0.0)  # [C_PAD, D_PAD]
+        du = dot(grad, tl.trans(weight), tl.zeros(u.shape, tl.float32), PRECISION)
+        dx = normalize_backward(du, x, u, channel, C, "tanh")
+        tl.store(dx_ptr + offset, rounded(dx, dtype), shown & (channel < C)[None, :])
+        dweight = dot(tl.trans(u), grad, tl.zeros(weight.shape, tl.float32), PRECISION)
+        add_matrix(dweight_ptr + row, dweight, D, C, D)
+        add_vector(dbias_ptr + row, column_sums(grad.to(tl.float32)), D)
+        tl.debug_barrier()
+
+
+def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    channels, outputs = weight.shape
+    grad, x = dense(grad), dense(x)
+    dx = torch.empty_like(x)
+    plan = Plan(_tanh_affine_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
+    pixels = x.numel() // channels
+    blocks = triton.cdiv(pixels, plan.blocks["BLOCK_N"])
+    programs = plan.programs(blocks)
+    sums = Sums(programs, weight, bias)
+    plan.launch(
+        programs,
+        grad,
+        x,
+        weight.contiguous(),
+        dx,
+        *sums.rows,
+        pixels,
+        blocks,
+        sums.stride,
+        tasks=blocks,
+        trips=(1,),
+        C=channels,
+        C_PAD=padded(channels),
+        D=outputs,
+        D_PAD=padded(outputs),
+    )
+    return dx, *sums.totals()
