@@ -121,7 +121,8 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"is not built: {' '.join(command[:1])} failed:\n{result.stderr[-4000:]}")
 
 
-setup(
-    ext_modules=[Extension("ditn_kernels._C", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("ditn_kernels._C", sources=[])],
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    )

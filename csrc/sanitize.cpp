@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs every kernel of this CPU's level on awkward sizes, for the sanitizers (`make sanitize`): memory that is touched
 // outside its allocation, undefined arithmetic, races; for every type of activations. Fails itself where 1 and 3 threads
-// give different bits or a result is not finite. That results are right is tested from Python.
+// give different bits or a result is not finite. That results are right is tested from Python: on the levels that the machine
+// has through torch, on others by what `sanitize --digest CHANNELS` prints, which two levels must agree on.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -46,6 +47,21 @@ struct Type<float16> {
 
 bool finite(float value) { return std::isfinite(value); }
 
+double number(float value) { return value; }
+
+double number(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+
+double number(float16 value) {
+  const int exponent = value.bits >> 10 & 31, mantissa = value.bits & 1023;
+  const double size = exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+  return value.bits >> 15 ? -size : size;
+}
+
 template <class T>
 bool finite(T value) {
   return (value.bits & Type<T>::kExponent) != Type<T>::kExponent;
@@ -76,6 +92,20 @@ class Tensors {
   uint32_t state_ = 1;
 };
 
+bool digest = false;
+
+// The sum of a result's sizes, and one in which each value counts by its place.
+template <class T>
+void print_digest(const char* name, const Shape& shape, const std::vector<T>& values) {
+  double sizes = 0, places = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    sizes += std::abs(number(values[i]));
+    places += number(values[i]) * (static_cast<double>(i * 37 % 101) / 50 - 1);
+  }
+  std::printf("%s %ldx%ldx%ld %s %.9g %.9g\n", name, static_cast<long>(shape.height), static_cast<long>(shape.width),
+              static_cast<long>(shape.channels), Type<T>::kName, sizes, places);
+}
+
 // One allocation per result.
 template <class T>
 using Results = std::vector<T*>;
@@ -101,6 +131,7 @@ void check(const char* name, const Shape& shape, const std::vector<int64_t>& cou
   for (size_t i = 0; i < alone.size(); ++i) {
     good = good && std::memcmp(alone[i].data(), together[i].data(), alone[i].size() * sizeof(T)) == 0;
     for (const T value : alone[i]) good = good && finite(value);
+    if (digest) print_digest(name, shape, alone[i]);
   }
   if (good) return;
   std::printf("%s %ldx%ldx%ldx%d %s: results differ or are not finite\n", name, static_cast<long>(shape.batch),
@@ -213,10 +244,12 @@ void map_backward(Shape shape, Norm norm) {
                });
 }
 
+std::vector<int> all_channels = {1, 7, 60, 128};
+
 // On every norm, odd numbers of channels, patch sizes, and maps that no tile divides.
 void every_size(const std::function<void(Shape, int, Norm)>& patches, const std::function<void(Shape, Norm)>& map) {
   for (const Norm norm : {Norm::kNone, Norm::kTanh, Norm::kLayerNorm}) {
-    for (const int channels : {1, 7, 60, 128}) {
+    for (const int channels : all_channels) {
       for (const int patch : {4, 8, 16}) patches({2, patch, 2 * patch, channels}, patch, norm);
       for (const auto& [height, width] : {std::pair<int, int>{1, 1}, {3, 99}, {17, 31}, {37, 5}}) {
         map({2, height, width, channels}, norm);
@@ -233,7 +266,11 @@ void every_size(const Kernels<T>& kernels) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+  if (count == 3 && std::strcmp(arguments[1], "--digest") == 0) {
+    digest = true;
+    all_channels = {std::atoi(arguments[2])};
+  }
   every_size(level().for_float);
   every_size(level().for_bfloat16);
   every_size(level().for_float16);
@@ -242,6 +279,7 @@ int main() {
     const std::vector<float> x{-INFINITY, -1e30f, -1.0f, 0.0f, NAN, 1e-40f, 1.0f, 1e30f, INFINITY};
     std::vector<float> y(x.size());
     level().function(name, x.data(), y.data(), static_cast<int64_t>(x.size()));
+    if (digest) print_digest<float>(name, {1, 1, 1, 1}, {y[0], y[2], y[3], y[6]});
   }
   std::printf("%s: clean\n", level().name);
 }

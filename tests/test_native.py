@@ -237,16 +237,17 @@ def test_every_level_passes_the_operator_tests(level: str) -> None:
     assert result.returncode == 0, result.stdout
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed
-    forward = 3 * sum(len(op.samples) for op in REGISTRY.values())  # float32, float16, bfloat16
+    forward = sum(len(op.samples) for op in REGISTRY.values())
     backward = sum(sample.name != "empty" for op in REGISTRY.values() if op.backward for sample in op.samples)
-    assert int(passed[1]) == forward + backward
+    assert int(passed[1]) == 3 * (forward + backward)  # float32, float16, bfloat16
 
 
 @needs_library
 @pytest.mark.parametrize("level", levels())
 def test_halves_are_read_and_rounded_as_torch_does(level: str) -> None:
     """The sum of two channels is exact in float32 for these numbers; its rounding to 16 bits must be torch's, bit for
-    bit. Every finite number of 16 bits comes in that is not subnormal, as dot products take those for zero."""
+    bit. Every finite number of 16 bits comes in that is not subnormal, as AVX512-BF16 takes those for zero. Four rows
+    apart, since the convolution adds and subtracts neighbours before it multiplies."""
     code = """
 import torch
 bits = torch.arange(-(2**15), 2**15, dtype=torch.int32)
@@ -258,8 +259,9 @@ for dtype in (torch.bfloat16, torch.float16):
     assert len(a) > 55_000, len(a)
     weight = torch.zeros(3, 3, 2, 1, dtype=dtype)
     weight[1, 1] = 1
-    image = torch.stack((a, b), dim=-1).reshape(1, -1, 1, 2)
-    got = torch.ops.ditn_native.image_head(image, weight, torch.zeros(1, dtype=dtype)).flatten()
+    image = torch.zeros(1, 4 * len(a), 1, 2, dtype=dtype)
+    image[0, ::4, 0] = torch.stack((a, b), dim=-1)
+    got = torch.ops.ditn_native.image_head(image, weight, torch.zeros(1, dtype=dtype))[0, ::4].flatten()
     want = (a.float() + b.float()).to(dtype)
     assert torch.equal(got.view(torch.int16), want.view(torch.int16)), got[got != want]
     special = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=dtype)

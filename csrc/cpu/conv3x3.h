@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // 3x3 convolution of the lines of a strip, by Winograd's minimal filtering F(2x2, 3x3): two by two results from four by
 // four pixels take 16 products of matrices and not 36. Its transforms are sums and halves, which cost less of float32 than
-// one chain of 9 * inputs roundings would.
+// one chain of 9 * inputs roundings would. Of bfloat16 they would cost too much, so these products are always of floats.
 #pragma once
 
 #include "gemm.h"
@@ -9,14 +9,13 @@
 
 namespace ditn::DITN_LEVEL {
 
-template <class P>
 class Conv3x3 {
  public:
   // weight [3, 3, inputs, outputs]; output n is the weight's order(n)
   template <class Order>
   Conv3x3(const float* weight, const float* bias, int inputs, int outputs, const Order& order)
       : inputs_(inputs), outputs_(outputs), bias_(outputs_.stride), zeros_(outputs_.stride), products_(16, [&](int i) {
-          return new PackedAs<P>(inputs, outputs_.vecs, [&](int k, int n) {
+          return new Packed(inputs, outputs_.vecs, [&](int k, int n) {
             return n < outputs ? filter(weight + static_cast<int64_t>(k) * outputs + order(n),
                                         static_cast<int64_t>(inputs) * outputs, i / 4, i % 4)
                                : 0.0f;
@@ -39,9 +38,8 @@ class Conv3x3 {
       const int left = count - at < 2 * kTiles ? count - at : 2 * kTiles, tiles = (left + 1) / 2;
       for (int j = 0; j < inputs_.vecs; ++j) transform_in(map, j, row, column + at, tiles, s.v + j * kLanes);
       for (int i = 0; i < 16; ++i) {
-        P::pack_along(s.v + i * step(inputs_), tiles, inputs_.stride, inputs_.stride);
-        product<P>(rows_of(s.v + i * step(inputs_), inputs_.stride), round_up(tiles, 4), products_[i].right(), outputs_.vecs,
-                   zeros_, false, {s.m + i * step(outputs_), outputs_.stride});
+        product(rows_of(s.v + i * step(inputs_), inputs_.stride), round_up(tiles, 4), products_[i].right(), outputs_.vecs,
+                zeros_, false, {s.m + i * step(outputs_), outputs_.stride});
       }
       for (int j = 0; j < outputs_.vecs; ++j) {
         transform_out(s.m + j * kLanes, tiles, load(bias_ + j * kLanes), out + at * outputs_.stride + j * kLanes);
@@ -130,7 +128,7 @@ class Conv3x3 {
 
   Rows inputs_, outputs_;
   Buffer bias_, zeros_;
-  Several<PackedAs<P>> products_;
+  Several<Packed> products_;
 };
 
 }  // namespace ditn::DITN_LEVEL

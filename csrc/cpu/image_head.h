@@ -10,13 +10,12 @@ namespace ditn::DITN_LEVEL {
 template <class T>
 static void image_head(Threads threads, Shape shape, const T* image, T* y, const float* weight, const float* bias,
                        int outputs) {
-  using P = typename Multiplied<T>::As;
-  const Conv3x3<P> conv(weight, bias, shape.channels, outputs, [](int n) { return n; });
+  const Conv3x3 conv(weight, bias, shape.channels, outputs, [](int n) { return n; });
   const Rows in(shape.channels), out(outputs);
   const Strips strips(shape, threads.count());
   share(threads, strips.count(), [&](Units& units) {
     Lines map(in.vecs, 4, 1);
-    typename Conv3x3<P>::Scratch s(conv);
+    Conv3x3::Scratch s(conv);
     Buffer result(2 * conv.kLine * out.stride);
     for (Strip strip; strips.next(units, strip);) {
       map.start(strip, shape.width);

@@ -10,17 +10,16 @@ namespace ditn::DITN_LEVEL {
 // y is [B, H * s, W * s, colours], with colours * s * s outputs of the second convolution.
 template <class T>
 static void image_tail(Threads threads, Shape shape, const T* x, const T* skip, T* y, const Tail& w) {
-  using P = typename Multiplied<T>::As;
   const int scale = w.upscale, colours = w.outputs / (scale * scale), channels = shape.channels;
   const Rows rows(channels), piece(scale * colours);
-  const Conv3x3<P> body(w.body_weight, w.body_bias, channels, channels, [](int n) { return n; });
-  const Conv3x3<P> up(w.up_weight, w.up_bias, channels, w.outputs, [&](int n) {
+  const Conv3x3 body(w.body_weight, w.body_bias, channels, channels, [](int n) { return n; });
+  const Conv3x3 up(w.up_weight, w.up_bias, channels, w.outputs, [&](int n) {
     return n % colours * scale * scale + n / colours;
   });
   const Strips strips(shape, threads.count());
   share(threads, strips.count(), [&](Units& units) {
     Lines map(rows.vecs, 4, 2), deep(rows.vecs, 6, 1);
-    typename Conv3x3<P>::Scratch body_scratch(body), up_scratch(up);
+    Conv3x3::Scratch body_scratch(body), up_scratch(up);
     Buffer result(2 * body.kLine * (rows.stride > up.outputs().stride ? rows.stride : up.outputs().stride));
 
     // Rows `row` and row + 1 of conv3x3(x) + skip.
