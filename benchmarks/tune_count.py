@@ -15,7 +15,6 @@ from benchmarks import cases, sass
 from benchmarks.tuning import Task, patch, short, tasks
 from ditn_kernels import Op
 from ditn_kernels.triton._config import Config, Row, lookup
-from ditn_kernels.triton._launch import Launch
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
@@ -60,24 +59,25 @@ def judge(task: Task, capability: int, config: Config, *, every_norm: bool = Fal
     norms = ("tanh", "layernorm") if every_norm and "norm" in task.sample.options else ()
     others = [replace(task, sample=replace(task.sample, options={**task.sample.options, "norm": n})) for n in norms]
     try:
-        counts, *more = ([count_on(launch, capability) for launch in one.launches(capability, config)]
-                         for one in (task, *others))  # fmt: skip
+        own = counts(task, capability, config)
+        every = own + [one for other in others for one in counts(other, capability, config)]
     except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
         return None
-    every = sum(more, counts)
     resident = min(one.resident_warps for one in every)
     return Verdict(
         replace(config, programs=max(resident // config.num_warps, 1)),
         fits=all(one.fits for one in every),
         stack=max(one.stack for one in every),
         shared=max(one.shared for one in every),
-        cycles=sass.cycles(counts, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
+        cycles=sass.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
         resident_warps=resident,
     )
 
 
-def count_on(launch: Launch, capability: int) -> sass.Count:
-    return replace(sass.count(launch, ALIKE.get(capability, capability)), capability=capability)
+def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
+    same_code = ALIKE.get(capability, capability)
+    launches = task.launches(capability, config)
+    return [replace(sass.count(launch, same_code), capability=capability) for launch in launches]
 
 
 def count(
@@ -171,4 +171,6 @@ def first_clean(task: Task, capability: int, order: Iterable[Config]) -> Verdict
             found.append(verdict)
         if found and (found[-1].clean or len(found) == _TRIES):
             break
+    if not found:
+        raise ValueError(f"{task.kernel} {task.dtype} {dict(task.shape)}: no candidate compiles for sm_{capability}")
     return found[-1] if found[-1].clean else min(found, key=lambda verdict: verdict.key)
