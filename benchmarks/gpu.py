@@ -7,8 +7,8 @@ Contestants: the published formula in eager PyTorch, unfolded and contiguous; th
 channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
 max-autotune; the fused network, and replayed from a CUDA graph. TF32 is off. Each is compared with float64 before it is
 timed: at most twice the error of the published formula in its dtype. Latency is from the call to the finished result,
-median and quartiles of interleaved rounds. The picture is padded to the patch grid beforehand, so that nobody pays for
-that. Peak memory is what a call allocates; null where it was set aside in advance.
+median and quartiles of interleaved rounds; "host" is until the call returns. The picture is padded to the patch grid
+beforehand, so that nobody pays for that. Peak memory is what a call allocates; null where it was set aside in advance.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def rows(calls: Mapping[str, Call], what: str, rounds: int) -> list[dict[str, An
     found = []
     for name, call in calls.items():
         row: dict[str, Any] = {"what": what, "contestant": name} | gpu.summary(times[name])
+        row["host_ms"] = gpu.host_milliseconds(call, rounds)
         row["peak_bytes"] = None if name.endswith(OWN_MEMORY) else gpu.peak_bytes(call)
         found.append(row)
     return found
@@ -146,7 +147,7 @@ def table(found: list[dict[str, Any]]) -> str:
         memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:8.0f} MiB"
         lines.append(
             f"{row['what']:>18} {row['contestant']:26}{ms:9.3f} ms ({low:.3f}..{high:.3f}) {1e3 / ms:8.1f} per s "
-            f"{base[row['what']]['median_ms'] / ms:6.2f} x {BASE} {memory}"
+            f"host {row['host_ms']:.3f} ms {base[row['what']]['median_ms'] / ms:6.2f} x {BASE} {memory}"
         )
     return "\n".join(lines)
 

@@ -223,7 +223,7 @@ def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[i
 def _waits(loop: frozenset[int], instructions: dict[int, tuple[str, str]]) -> bool:
     """Whether a loop only asks the hardware again and again whether something has happened."""
     asks = ("SYNCS", "NANOSLEEP", "UTCATOMSWS")
-    return len(loop) < 16 and any(instructions[address][0].startswith(asks) for address in loop)
+    return len(loop) < 10 and any(instructions[address][0].startswith(asks) for address in loop)
 
 
 def natural_loops(instructions: dict[int, tuple[str, str]]) -> list[frozenset[int]]:

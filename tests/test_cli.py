@@ -260,6 +260,7 @@ def test_info(capsys) -> None:
 
 
 def test_verify_passes_and_notices(weights, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which would be minutes of interpreting
     assert main(["verify", "--model", weights]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:1] + lines[-3:]] == [

@@ -194,9 +194,9 @@ def test_maps_that_no_tile_divides() -> None:
 @needs_library
 @pytest.mark.parametrize("op", [op for op in TRAINED if op.name != "inner_patch_attention"], ids=lambda op: op.name)
 def test_gradients_on_maps_that_no_tile_divides(op) -> None:
-    """Sizes around the 16 x 24 tiles and 64-pixel runs, and batches around the images that are taken at a time."""
+    """Sizes around the 16 x 48 tiles and 64-pixel runs, and more images than are taken at a time."""
     sample = next(sample for sample in op.samples if not sample.options.get("patch_size"))
-    sizes = ((2, 1, 1), (2, 16, 24), (1, 17, 25), (2, 18, 26), (1, 15, 49), (1, 33, 129), (3, 64, 64))
+    sizes = ((2, 1, 1), (2, 16, 48), (1, 17, 49), (2, 18, 50), (1, 15, 97), (1, 33, 129), (3, 64, 40))
     for batch, height, width in sizes:
         axes = {**sample.axes, "B": batch, "C": 12, "E": 20, "H": height, "W": width}
         args = op.inputs(type(sample)("size", axes, sample.options))
@@ -204,7 +204,7 @@ def test_gradients_on_maps_that_no_tile_divides(op) -> None:
         result = op.reference(*leaves, **sample.options)
         expected = torch.autograd.grad(result, leaves, result.detach().flip(2))
         for name, got, want in zip(op.axes, gradients(op, list(args.values())), expected, strict=True):
-            # float32 sums of up to 12,288 terms: a hundred units in the last place of the largest value.
+            # float32 sums of up to 7,680 terms: a hundred units in the last place of the largest value.
             bound = 100 * torch.finfo(torch.float32).eps * float(want.abs().max())
             torch.testing.assert_close(
                 got.double(), want, rtol=0, atol=bound, msg=f"{op.name} {height}x{width} d{name}"
