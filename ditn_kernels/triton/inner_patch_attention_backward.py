@@ -219,6 +219,10 @@ def _inner_patch_attention_qkv_bwd_kernel(
         du = project_backward(
             dv, u, qkv_weight_ptr + 2 * C, du, dqkv_weight_ptr + 2 * C, dqkv_bias_ptr + 2 * C, channel, C, PRECISION
         )
+        # Read once more: kept, they would take registers that are short.
+        x = tl.load(x_ptr + corner + offset, inside, 0.0)
+        u = normalize(x, channel, C, NORM)
+        grad = tl.load(grad_ptr + corner + offset, inside, 0.0)
         dx = grad.to(tl.float32) + normalize_backward(tl.trans(du), x, u, channel, C, NORM)
         tl.store(dx_ptr + corner + offset, rounded(dx, dtype), inside)
         tl.debug_barrier()
