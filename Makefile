@@ -5,9 +5,14 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.*; platform_system == 'Linux'
 
-.PHONY: help demo test test-all sanitize lint format wheel clean
+# On a machine with a GPU its own python runs, from the source tree: no environment, no network. Tests share the GPU if
+# pytest-xdist is there, since most of their time goes into compiling kernels.
+ON_GPU := PYTHONPATH=. $(PYTHON)
+SEVERAL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8 --dist loadgroup)
+
+.PHONY: help demo test test-all sanitize gpu gpu-test gpu-sanitize gpu-bench gpu-bench-ops gpu-tune lint format wheel clean
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 # torch comes first and alone: what follows finds it installed, and --no-build-isolation keeps a second one out.
 .venv/installed: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
@@ -29,6 +34,24 @@ test-all: .venv/installed  ## all tests
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	csrc/sanitize.sh
+
+gpu: gpu-test gpu-sanitize gpu-bench  ## on a GPU, with its own python: tests, sanitizer, DITN-Real x4 at two sizes
+
+gpu-test:  ## on a GPU: every operator, maps beyond 2^31 elements, CUDA graphs, the official images
+	$(ON_GPU) -m pytest $(SEVERAL) tests/test_ops.py tests/test_dispatch.py tests/test_gpu.py
+
+gpu-sanitize:  ## on a GPU: every Triton kernel under compute-sanitizer, if that is installed
+	$(ON_GPU) -m benchmarks.sanitize
+
+gpu-bench:  ## on a GPU: DITN-Real x4 against eager and compiled PyTorch, inference and training
+	$(ON_GPU) -m benchmarks.gpu --training
+
+gpu-bench-ops:  ## on a GPU: each operator, by each backend, against the chip's roof
+	$(ON_GPU) -m benchmarks.ops --dtypes float16
+
+gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/triton/configs
+	$(ON_GPU) -m benchmarks.tune --own-shapes --dtypes float16 --minutes 8 \
+		--ops inner_patch_stage gated_ffn dilated_gate image_tail inner_patch_attention image_head
 
 lint: .venv/installed  ## formatting, ruff, mypy
 	$(BIN)/ruff format --check .

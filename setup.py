@@ -23,10 +23,12 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 PROJECT = Path(__file__).parent
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
 LEVELS = {
     "x86_64": {
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": AVX512,
+        "avx512bf16": [*AVX512, "-mavx512bf16"],
     },
     "aarch64": {"neon": []},
 }
@@ -119,7 +121,8 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"is not built: {' '.join(command[:1])} failed:\n{result.stderr[-4000:]}")
 
 
-setup(
-    ext_modules=[Extension("ditn_kernels._C", sources=[])],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("ditn_kernels._C", sources=[])],
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    )

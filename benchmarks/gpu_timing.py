@@ -86,6 +86,18 @@ def latencies(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return found
 
 
+def host_milliseconds(call: Callable[[], Any], rounds: int) -> float:
+    """Median time until the call has queued its work and returns."""
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    torch.cuda.synchronize()
+    return statistics.median(times)
+
+
 def peak_bytes(call: Callable[[], Any]) -> int:
     """The most that the call has allocated at once, besides what was there before."""
     torch.cuda.synchronize()

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from benchmarks import cases
 from benchmarks import gpu_timing as gpu
-from ditn_kernels import REGISTRY, Op
+from benchmarks.compare import assert_as_good
+from ditn_kernels import REGISTRY, Op, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
-from tests.compare import assert_as_good
 
 Call = Callable[[], Any]
 
@@ -35,7 +35,7 @@ def contestants(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[
     for backend in op.backends:
         if not reasons_against(op, backend, args):
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
-    if op.layers is not None:
+    if op.layers is not None and explain(op, *args.values(), backend="triton").chosen:
         yield LAYERS, lambda: op.layers(*args.values(), backend="triton")  # type: ignore[misc]
     if compiled:
         function = torch.compile(op.reference, mode="max-autotune-no-cudagraphs", dynamic=False)

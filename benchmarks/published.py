@@ -40,6 +40,8 @@ def reflect(image: Tensor, grid: int) -> Tensor:
     """Pad right and bottom by walking back and forth over the image, one pixel at a time."""
     for axis in (2, 3):
         size = image.shape[axis]
+        if size % grid == 0:
+            continue
         position, direction, order = 0, 1, []
         for _ in range(-(-size // grid) * grid):
             order.append(position)
@@ -118,4 +120,4 @@ def _itls(state: State, prefix: str, patches: Tensor) -> Tensor:
 
 def _count(state: State, prefix: str) -> int:
     numbers = (key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix))
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return max([0, *(int(number) + 1 for number in numbers if number.isdigit())])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`: rewritten, or with --check compared.
+"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
 
     python -m benchmarks.report [--check]
 
-`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`.
+`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`,
+`results/cpu-*.json` by `benchmarks.cpu`.
 A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
 """
 
@@ -15,6 +16,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ditn_kernels import REGISTRY
+from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -50,7 +56,62 @@ def speed() -> str:
     return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(machines))}."])
 
 
-BLOCKS = {"quality": quality, "speed": speed}
+def support() -> str:
+    """Which backend runs which operator in which dtypes, from the operators' own tables."""
+    names = list(dict.fromkeys(name for op in REGISTRY.values() for name in op.backends if name != "torch"))
+    lines = [f"| operator | {' | '.join(f'`{name}`' for name in names)} |", f"|---|{'---|' * len(names)}"]
+    for op in REGISTRY.values():
+        cells = (_dtypes(op.backends.get(name), differentiable=op.backward is not None) for name in names)
+        lines.append(f"| `{op.name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _dtypes(support: Support | None, *, differentiable: bool) -> str:
+    if support is None:
+        return "its layers"
+    forward, backward = (", ".join(_SHORT[dtype] for dtype in some) for some in (support.dtypes, support.backward))
+    return f"{forward}; gradients {backward or 'by `torch`'}" if differentiable else forward
+
+
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def cpu() -> str:
+    """The C++ kernels against other ways to run the network: a table for each model, a column for each run."""
+    blocks = []
+    for path in sorted(RESULTS.glob("cpu-*.json")):
+        result = _load(path)
+        runs, machine = result["runs"], result["machine"]
+        names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
+        heads = [f"{run['size']}{' training' * (run['task'] == 'training')}, {run['threads']} thr." for run in runs]
+        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
+        lines += [f"| {name} | {' | '.join(_seconds(run, name) for run in runs)} |" for name in names]
+        lines.append(f"| fused float32's share of the float32 peak | {' | '.join(map(_share, runs))} |")
+        used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino"))
+        blocks.append("\n".join([*lines, "", f"Measured on: {machine['cpu']}, {used}, {machine['date']}."]))
+    return "\n\n".join(blocks)
+
+
+def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
+    return next((row for row in run["rows"] if row["contestant"] == name), {})
+
+
+def _seconds(run: dict[str, Any], name: str) -> str:
+    """Median, spread, how many times longer than fused float32, peak memory."""
+    row = _row(run, name)
+    if not row:
+        return ""
+    low, high = row["quartiles_s"]
+    ratio = row["median_s"] / _row(run, "fused float32")["median_s"]
+    return f"{row['median_s']:.3f} s ({low:.3f} to {high:.3f}), {ratio:.2f} x, {row['extra_bytes'] / 2**20:.0f} MiB"
+
+
+def _share(run: dict[str, Any]) -> str:
+    share = _row(run, "fused float32").get("share_of_peak")
+    return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
+
+
+BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
 
 
 def rewritten(text: str) -> str:
@@ -75,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = readme.read_text(encoding="utf-8")
     after = rewritten(before)
     if args.check and after != before:
-        print("README.md differs from benchmarks/results; run `make format`", file=sys.stderr)
+        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
         return 1
     if after != before:
         readme.write_text(after, encoding="utf-8")

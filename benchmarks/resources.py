@@ -12,6 +12,7 @@ max(instructions / 2.5, multiply-adds / the chip's rate / 0.7), which are added 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -60,13 +61,16 @@ class Case:
 
 
 def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: str) -> Iterator[Case]:
-    """Every operator with Triton kernels, in both directions."""
-    for op in REGISTRY.values():
+    """Every operator with Triton kernels, in both directions, on the chips that the operator's table admits."""
+    for op in (op for op in REGISTRY.values() if "triton" in op.backends):
+        support = op.backends["triton"]
         chosen = cases.framed_samples(op) if samples == "network" else [one for one in op.samples if one.axes["B"]]
-        for dtype in dtypes if "triton" in op.backends else ():
-            for backward in (False, True) if dtype in op.backends["triton"].backward else (False,):
-                for sample in chosen:
-                    yield from (Case(op.name, backward, sample, dtype, one) for one in capabilities)
+        for dtype, backward in itertools.product(dtypes, (False, True)):
+            if dtype not in (support.backward if backward else support.dtypes):
+                continue
+            major, minor = support.capability(backward=backward) or (0, 0)
+            chips = [one for one in capabilities if one >= 10 * major + minor]
+            yield from (Case(op.name, backward, *rest) for rest in itertools.product(chosen, [dtype], chips))
 
 
 def counts(case: Case) -> list[sass.Count]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ from triton.compiler import ASTSource
 
 from ditn_kernels.triton._launch import Launch
 
+# What is compiled here is not what a user waits for.
+logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
 CACHE = Path(__file__).parent.parent / "build" / "sass"
 _OWN_SOURCE = Path(__file__).read_bytes()
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -200,8 +203,7 @@ def macs_of(name: str) -> int:
 def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[int, float]:
     """How often each instruction is executed by one warp of every program, over the whole launch."""
     weights = dict.fromkeys(instructions, float(launch.programs))
-    # A loop of two instructions waits for the hardware.
-    loops = [loop for loop in natural_loops(instructions) if len(loop) > 2]
+    loops = [loop for loop in natural_loops(instructions) if not _waits(loop, instructions)]
     if launch.trips[:1] == (1,):
         # The largest loop goes over the tasks; those outside of it are done once per program and count as one round.
         over_tasks = max(loops, key=len)
@@ -216,6 +218,12 @@ def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[i
         for address in loop:
             weights[address] *= rounds
     return weights
+
+
+def _waits(loop: frozenset[int], instructions: dict[int, tuple[str, str]]) -> bool:
+    """Whether a loop only asks the hardware again and again whether something has happened."""
+    asks = ("SYNCS", "NANOSLEEP", "UTCATOMSWS")
+    return len(loop) < 10 and any(instructions[address][0].startswith(asks) for address in loop)
 
 
 def natural_loops(instructions: dict[int, tuple[str, str]]) -> list[frozenset[int]]:

@@ -3,6 +3,7 @@
 
     python -m benchmarks.tune                 on a GPU: measures
     python -m benchmarks.tune --count         anywhere: compiles for every chip and counts (`benchmarks.sass`)
+    python -m benchmarks.tune --mend          the same, only for lines that spill or do not fit
 
 Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages,
 and what the tables hold already.
@@ -23,7 +24,7 @@ from multiprocessing import get_context
 
 from benchmarks import cases
 from benchmarks import gpu_timing as gpu
-from benchmarks.tune_count import count
+from benchmarks.tune_count import count, mend
 from benchmarks.tune_measure import measure
 from benchmarks.tuning import write
 from ditn_kernels import REGISTRY
@@ -34,22 +35,24 @@ from ditn_kernels.triton._config import Row
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", action="store_true", help="compile and count instead of measuring")
+    parser.add_argument("--mend", action="store_true", help="count, and replace only what spills or does not fit")
     parser.add_argument("--ops", nargs="+", choices=REGISTRY, default=list(REGISTRY))
     parser.add_argument("--own-shapes", action="store_true", help="only the shapes of the network")
-    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES), help="to measure")
+    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
     parser.add_argument("--minutes", type=float, default=60, help="to measure for; other lines stay (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once, to count")
     args = parser.parse_args()
     if interpreted():
         raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
-    if not args.count:
+    if not (args.count or args.mend):
         gpu.require_gpu()
     until = time.monotonic() + 60 * args.minutes
     for op in (REGISTRY[name] for name in args.ops if "triton" in REGISTRY[name].backends):
         rows: dict[str, list[Row]] = {}
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            if args.count:
-                found = count(op, pool, own_shapes_only=args.own_shapes)
+            if args.count or args.mend:
+                choose = mend if args.mend else count
+                found = choose(op, pool, own_shapes_only=args.own_shapes, dtypes=args.dtypes)
             else:
                 found = measure(op, own_shapes_only=args.own_shapes, dtypes=args.dtypes, until=until)
             for kernel, row in found:

@@ -14,14 +14,22 @@ import triton
 from benchmarks import cases, sass
 from benchmarks.tuning import Task, patch, short, tasks
 from ditn_kernels import Op
-from ditn_kernels._op import NORMS
-from ditn_kernels.triton._config import Config, Row
+from ditn_kernels.triton._config import Config, Row, lookup
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
+# The same code as sm_80's: what was counted there holds within these chips' limits.
+ALIKE = {86: 80, 89: 80}
 # For which chips other shapes than the network's get lines; the others find them there.
 SHAPES_ON = (80, 90)
-_TRIES = 8
+# More stages are tried for as many of the best with one stage.
+_BEST = 2
+_TRIES = 10
+# Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only the one that
+# takes least shared memory, of which this chip has little, is compiled.
+OLDEST = 75
+# What is mended: the other chips find these lines.
+MENDED_ON = (80, 86, 89, 90)
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
 
@@ -33,6 +41,7 @@ class Verdict:
     config: Config
     fits: bool
     stack: int
+    shared: int
     cycles: float
     resident_warps: int
 
@@ -47,57 +56,121 @@ class Verdict:
 
 def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
     """None if the kernel cannot be compiled like this. With every norm, what it takes is the most that one takes."""
-    norms = NORMS if every_norm and "norm" in task.sample.options else ()
+    norms = ("tanh", "layernorm") if every_norm and "norm" in task.sample.options else ()
     others = [replace(task, sample=replace(task.sample, options={**task.sample.options, "norm": n})) for n in norms]
     try:
-        counts = [sass.count(launch, capability) for launch in task.launches(capability, config)]
-        all_counts = [
-            sass.count(launch, capability) for one in (task, *others) for launch in one.launches(capability, config)
-        ]
+        own = counts(task, capability, config)
+        every = own + [one for other in others for one in counts(other, capability, config)]
     except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
         return None
-    resident = min(one.resident_warps for one in all_counts)
+    resident = min(one.resident_warps for one in every)
     return Verdict(
         replace(config, programs=max(resident // config.num_warps, 1)),
-        fits=all(one.fits for one in all_counts),
-        stack=max(one.stack for one in all_counts),
-        cycles=sass.cycles(counts, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
+        fits=all(one.fits for one in every),
+        stack=max(one.stack for one in every),
+        shared=max(one.shared for one in every),
+        cycles=sass.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
         resident_warps=resident,
     )
 
 
-def count(op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool) -> Iterator[tuple[str, Row]]:
+def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
+    same_code = ALIKE.get(capability, capability)
+    launches = task.launches(capability, config)
+    return [replace(sass.count(launch, same_code), capability=capability) for launch in launches]
+
+
+def count(
+    op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
+) -> Iterator[tuple[str, Row]]:
     """The lines of the tables of an operator's kernels, and the kernels' names."""
     orders: dict[tuple[str, str, int, int], list[Verdict]] = {}
     for task, like in tasks(op, own_shapes_only=own_shapes_only):
-        own = task is like
-        for ranked in sorted(set(RANKED.values())) if own else ():
-            options = task.options()
-            found = pool.map(judge, *zip(*((task, ranked, option) for option in options), strict=True))
-            order = sorted(filter(None, found), key=lambda verdict: verdict.key)
-            orders[task.kernel, task.dtype, patch(task.sample), ranked] = order
-        chips = [chip for chip in RANKED if own or chip in SHAPES_ON]
-        order_of = [orders[task.kernel, task.dtype, patch(like.sample), RANKED[chip]] for chip in chips]
+        if task.dtype not in dtypes:
+            continue
+        chips = [chip for chip in RANKED if task.sample is like.sample or chip in SHAPES_ON]
+        keys = [(like.kernel, like.dtype, patch(like.sample), RANKED[chip]) for chip in chips]
+        for key in keys:
+            if key not in orders:
+                orders[key] = order(like, key[-1], pool)
+        order_of = [
+            [verdict.config for verdict in by_shared(orders[key], chip)] for key, chip in zip(keys, chips, strict=True)
+        ]
         for chip, chosen in zip(chips, pool.map(first_clean, [task] * len(chips), chips, order_of), strict=True):
-            note = "" if chosen.clean else f", SPILLS {chosen.stack} bytes" if chosen.fits else ", DOES NOT FIT"
-            print(
-                f"{task.kernel} {task.dtype} {dict(task.shape)} sm_{chip}: {short(chosen.config)}, "
-                f"{chosen.cycles:.0f} cycles, {chosen.resident_warps} warps{note}",
-                flush=True,
-            )
+            say(task, chip, chosen)
             yield task.kernel, Row(chip, task.dtype, task.shape, chosen.config, "counted")
 
 
-def first_clean(task: Task, capability: int, order: Iterable[Verdict]) -> Verdict:
+def mend(
+    op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
+) -> Iterator[tuple[str, Row]]:
+    """The lines whose configuration spills or does not fit, with the nearest that does neither."""
+    wanted = [
+        (task, chip)
+        for task, like in tasks(op, own_shapes_only=own_shapes_only)
+        for chip in MENDED_ON
+        if task.dtype in dtypes
+    ]
+    orders = [nearest_first(task, chip) for task, chip in wanted]
+    chosen = pool.map(first_clean, *zip(*wanted, strict=True), orders)
+    for (task, chip), configs, verdict in zip(wanted, orders, chosen, strict=True):
+        if verdict.config != replace(configs[0], programs=verdict.config.programs):
+            say(task, chip, verdict)
+            yield task.kernel, Row(chip, task.dtype, task.shape, verdict.config, "counted")
+
+
+def nearest_first(task: Task, capability: int) -> list[Config]:
+    """All candidates, beginning with the table's."""
+    known = lookup(task.kernel, capability=capability, dtype=task.dtype, shape=task.shape)
+
+    def distance(config: Config) -> float:
+        apart = sum(
+            abs(math.log2(max(size, 0.5) / max(known.blocks.get(name, size), 0.5)))
+            for name, size in config.blocks.items()
+        )
+        return apart + abs(math.log2(config.num_warps / known.num_warps)) + (config.num_stages != known.num_stages) / 2
+
+    return sorted(task.options(), key=distance)
+
+
+def say(task: Task, capability: int, chosen: Verdict) -> None:
+    note = "" if chosen.clean else f", SPILLS {chosen.stack} bytes" if chosen.fits else ", DOES NOT FIT"
+    print(
+        f"{task.kernel} {task.dtype} {dict(task.shape)} sm_{capability}: {short(chosen.config)}, "
+        f"{chosen.cycles:.0f} cycles, {chosen.resident_warps} warps{note}",
+        flush=True,
+    )
+
+
+def order(task: Task, capability: int, pool: ProcessPoolExecutor) -> list[Verdict]:
+    """The candidates, best first."""
+    options = task.options()
+
+    def judged(chosen: list[Config]) -> list[Verdict]:
+        found = pool.map(judge, [task] * len(chosen), [capability] * len(chosen), chosen)
+        return sorted(filter(None, found), key=lambda verdict: verdict.key)
+
+    single = judged([option for option in options if option.num_stages == 1])
+    best = [(one.config.num_warps, one.config.blocks) for one in single[:_BEST]]
+    more = judged([o for o in options if o.num_stages > 1 and (not best or (o.num_warps, o.blocks) in best)])
+    return sorted(single + more, key=lambda verdict: verdict.key)
+
+
+def by_shared(order: list[Verdict], capability: int) -> list[Verdict]:
+    """The order for a chip: its own or that of the nearest; for the oldest, what takes least shared memory."""
+    return sorted(order, key=lambda verdict: verdict.shared)[:1] if capability == OLDEST else order
+
+
+def first_clean(task: Task, capability: int, order: Iterable[Config]) -> Verdict:
     """The first of the candidates that neither spills nor is too large here, or the one that comes nearest to it among
     the first few."""
     found: list[Verdict] = []
-    for verdict in order:
-        if len(found) == _TRIES:
+    for config in order:
+        verdict = judge(task, capability, config, every_norm=ALIKE.get(capability, capability) in RANKED.values())
+        if verdict is not None:
+            found.append(verdict)
+        if found and (found[-1].clean or len(found) == _TRIES):
             break
-        again = judge(task, capability, verdict.config, every_norm=True)
-        if again is not None:
-            found.append(again)
-            if again.clean:
-                return again
-    return min(found, key=lambda verdict: verdict.key)
+    if not found:
+        raise ValueError(f"{task.kernel} {task.dtype} {dict(task.shape)}: no candidate compiles for sm_{capability}")
+    return found[-1] if found[-1].clean else min(found, key=lambda verdict: verdict.key)

@@ -13,11 +13,11 @@ import triton
 
 from benchmarks import cases
 from benchmarks import gpu_timing as gpu
+from benchmarks.compare import assert_as_good
 from benchmarks.tuning import Task, short, tasks
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels.triton._config import Config, Row
 from ditn_kernels.triton._launch import configured
-from tests.compare import assert_as_good
 
 # What Triton raises for a candidate that cannot be compiled, or launched for want of registers or shared memory.
 REFUSED = (triton.CompilationError, triton.runtime.errors.PTXASError, triton.OutOfResources, RuntimeError)

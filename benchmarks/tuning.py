@@ -6,12 +6,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ditn_kernels.triton
-from benchmarks import cases
+from benchmarks import cases, sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 from ditn_kernels.triton._config import Config, Row, nearest, table
@@ -67,19 +67,26 @@ def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
 
 
 def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
-    """Each kernel, shape and dtype, with the task whose order of candidates holds for it; own orders first."""
+    """Each kernel, shape and dtype, with the task whose order of candidates holds for it, which comes first. bfloat16
+    takes float16's order, and any shape that of the network's nearest."""
     support = op.backends["triton"]
+    samples = cases.framed_samples(op)
+    others = [] if own_shapes_only else [s for channels in CHANNELS for s in cases.samples_of(op, channels)]
+    others = [s for s in others if (s.axes, s.options) not in [(own.axes, own.options) for own in samples]]
+    seen: set[str] = set()
     for backward, dtypes in ((False, support.dtypes), (True, support.backward)):
-        kernels = cases.candidates(op, backward=backward) if dtypes else ()
+        # A backward that recomputes may launch kernels of the forward, too.
+        kernels = [name for name in cases.candidates(op, backward=backward) if name not in seen] if dtypes else []
+        seen.update(kernels)
         named = [name for name, dtype in cases.DTYPES.items() if dtype in dtypes]
         for kernel, dtype in itertools.product(kernels, named):
-            own = [Task(op.name, kernel, backward, s, dtype) for s in cases.framed_samples(op)]
-            yield from ((task, task) for task in own)
-            for channels in () if own_shapes_only else CHANNELS:
-                for sample in cases.samples_of(op, channels):
-                    if not any((t.sample.axes, t.sample.options) == (sample.axes, sample.options) for t in own):
-                        like = min(own, key=lambda task: abs(patch(task.sample) - patch(sample)))
-                        yield replace(like, sample=sample), like
+            ranked = "float16" if dtype == "bfloat16" and "float16" in named else dtype
+            likes = [Task(op.name, kernel, backward, sample, ranked) for sample in samples]
+            for like in likes:
+                yield (like if dtype == ranked else replace(like, dtype=dtype)), like
+            for sample in others:
+                like = min(likes, key=lambda task: abs(patch(task.sample) - patch(sample)))
+                yield replace(like, dtype=dtype, sample=sample), like
 
 
 def patch(sample: Sample) -> int:
@@ -93,16 +100,21 @@ def short(config: Config) -> str:
     return f"{blocks or 'no blocks'}, {config.num_warps} warps, {config.num_stages} stages"
 
 
-def without_redundant(rows: list[Row]) -> list[Row]:
-    """As few of the lines as give every one of them its configuration."""
-    kept = list(rows)
-    for row in sorted(rows, key=lambda row: (-row.capability, row.dtype, -sum(row.shape.values()))):
-        fewer = [other for other in kept if other is not row]
-        alike = [other for other in rows if other.dtype == row.dtype]
-        if fewer and all(
-            nearest(fewer, capability=one.capability, dtype=one.dtype, shape=one.shape).config == one.config
-            for one in alike
-        ):
+def without_redundant(rows: list[Row], chips: Collection[int]) -> list[Row]:
+    """Few of the lines, with which every chip finds for every dtype and shape of theirs what it finds with all: all
+    lines of a shape are left out together where that can be, then single ones."""
+    shapes = [dict(pairs) for pairs in dict.fromkeys(tuple(row.shape.items()) for row in rows)]
+    queries = list(itertools.product(chips, dict.fromkeys(row.dtype for row in rows), shapes))
+
+    def found(table: list[Row]) -> list[Config]:
+        return [nearest(table, capability=chip, dtype=dtype, shape=shape).config for chip, dtype, shape in queries]
+
+    wanted, kept = found(rows), list(rows)
+    largest = sorted(rows, key=lambda row: (-sum(row.shape.values()), -row.capability))
+    groups = [[other for other in rows if (other.dtype, other.shape) == (row.dtype, row.shape)] for row in largest]
+    for group in (*groups, *([row] for row in largest)):
+        fewer = [row for row in kept if row not in group]
+        if fewer and found(fewer) == wanted:
             kept = fewer
     return kept
 
@@ -120,7 +132,7 @@ def write(kernel: str, rows: list[Row]) -> None:
         if there is None or not there.source.startswith("measured") or row.source.startswith("measured"):
             known[_key(row)] = row
     sorted_rows = sorted(known.values(), key=lambda row: (row.dtype, *row.shape.values(), row.capability))
-    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows))
+    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows, sass.CHIPS))
     path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only file that knows torch: `ditn_native::*` on LibTorch's stable ABI. Tensors are dense float32 on the CPU,
-// activations [B, H, W, C]; shapes and types were checked by whoever calls (ditn_kernels/_library.py).
+// The only file that knows torch: `ditn_native::*` on LibTorch's stable ABI. Tensors are dense on the CPU, activations
+// [B, H, W, C]; shapes and types were checked by whoever calls (ditn_kernels/_library.py).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,46 @@ namespace {
 using torch::stable::Tensor;
 using namespace ditn;
 
-const float* data(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
+using torch::headeronly::ScalarType;
+using torch::stable::empty_like;
+
+template <class T = float>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T = float>
+T* out(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
 
 // The part of a stacked weight that belongs to one layer.
 const float* data(const Tensor& t, int64_t layer) { return data(t) + layer * (t.numel() / t.size(0)); }
+
+// Weights become float32, as the kernels take them.
+template <class... Weights>
+void widen(Weights&... weights) {
+  const auto one = [](Tensor& t) {
+    if (t.scalar_type() != ScalarType::Float) t = torch::stable::to(t, ScalarType::Float);
+  };
+  (one(weights), ...);
+}
+
+// Calls work with the kernels for the type of x.
+template <class Work>
+void with_kernels(const Tensor& x, const Work& work) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return work(level().for_float);
+    case ScalarType::BFloat16:
+      return work(level().for_bfloat16);
+    case ScalarType::Half:
+      return work(level().for_float16);
+    default:
+      throw std::runtime_error("ditn_native computes float32, bfloat16 and float16, not scalar type " +
+                               std::to_string(static_cast<int>(x.scalar_type())));
+  }
+}
 
 Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
 
@@ -40,12 +77,16 @@ void run_on_torch(int64_t most, void (*work)(void*), void* argument) {
   if (failure) std::rethrow_exception(failure);
 }
 
-constexpr Threads kThreads{run_on_torch};
+int64_t count_of_torch() { return torch::stable::get_num_threads(); }
+
+constexpr Threads kThreads{run_on_torch, count_of_torch};
 
 Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
                          Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
                          Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
+  widen(qkv_weight, qkv_bias, temperature, attn_out_weight, attn_out_bias, in_weight, in_bias, dw_weight, dw_bias,
+        ffn_out_weight, ffn_out_bias);
+  Tensor y = empty_like(x);
   std::vector<Attention> attentions;
   std::vector<Ffn> ffns;
   const int64_t layers = qkv_weight.size(0);
@@ -55,33 +96,39 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
     ffns.push_back({data(in_weight, i), data(in_bias, i), data(dw_weight, i), data(dw_bias, i), data(ffn_out_weight, i),
                     data(ffn_out_bias, i), static_cast<int>(ffn_out_weight.size(1))});
   }
-  level().kernels->inner_patch(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), attentions.data(),
-                               ffns.data(), static_cast<int>(layers), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), attentions.data(), ffns.data(),
+                        static_cast<int>(layers), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  });
   return y;
 }
 
 Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
                              Tensor out_bias, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
+  widen(qkv_weight, qkv_bias, temperature, out_weight, out_bias);
+  Tensor y = empty_like(x);
   const Attention attention{data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)};
-  level().kernels->inner_patch(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), &attention, nullptr,
-                               1, static_cast<Norm>(norm), static_cast<int>(patch_size));
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), &attention, nullptr, 1, static_cast<Norm>(norm),
+                        static_cast<int>(patch_size));
+  });
   return y;
 }
 
 Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
+  widen(in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias);
+  Tensor y = empty_like(x);
   const Ffn ffn{data(in_weight), data(in_bias), data(dw_weight), data(dw_bias), data(out_weight), data(out_bias),
                 static_cast<int>(out_weight.size(0))};
-  float* out = static_cast<float*>(y.mutable_data_ptr());
-  const Kernels& kernels = *level().kernels;
-  if (patch_size) {
-    kernels.inner_patch(kThreads, shape_of(x), data(x), out, nullptr, &ffn, 1, static_cast<Norm>(norm),
-                        static_cast<int>(patch_size));
-  } else {
-    kernels.spatial(kThreads, shape_of(x), data(x), out, nullptr, &ffn, 1, static_cast<Norm>(norm));
-  }
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    if (patch_size) {
+      kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), nullptr, &ffn, 1, static_cast<Norm>(norm),
+                          static_cast<int>(patch_size));
+    } else {
+      kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), nullptr, &ffn, 1, static_cast<Norm>(norm));
+    }
+  });
   return y;
 }
 
@@ -89,7 +136,9 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
                      Tensor dw7_weight, Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor gate_out_weight,
                      Tensor gate_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
                      Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm) {
-  Tensor y = torch::stable::empty_like(x);
+  widen(gate_in_weight, gate_in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, gate_out_weight,
+        gate_out_bias, in_weight, in_bias, dw_weight, dw_bias, ffn_out_weight, ffn_out_bias);
+  Tensor y = empty_like(x);
   std::vector<Gate> gates;
   std::vector<Ffn> ffns;
   const int64_t layers = in_weight.size(0);
@@ -100,18 +149,22 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
     ffns.push_back({data(in_weight, i), data(in_bias, i), data(dw_weight, i), data(dw_bias, i), data(ffn_out_weight, i),
                     data(ffn_out_bias, i), static_cast<int>(ffn_out_weight.size(1))});
   }
-  level().kernels->spatial(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), gates.data(),
-                           ffns.data(), static_cast<int>(layers), static_cast<Norm>(norm));
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), gates.data(), ffns.data(), static_cast<int>(layers),
+                    static_cast<Norm>(norm));
+  });
   return y;
 }
 
 Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
                     Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
-  Tensor y = torch::stable::empty_like(x);
+  widen(in_weight, in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias);
+  Tensor y = empty_like(x);
   const Gate gate{data(in_weight),  data(in_bias),    data(dw5_weight), data(dw5_bias),   data(dw7_weight),
                   data(dw7_bias),   data(mix_weight), data(mix_bias),   data(out_weight), data(out_bias)};
-  level().kernels->spatial(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), &gate, nullptr, 1,
-                           static_cast<Norm>(norm));
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), &gate, nullptr, 1, static_cast<Norm>(norm));
+  });
   return y;
 }
 
@@ -121,41 +174,47 @@ Tensor map_like(const Tensor& x, int64_t height, int64_t width, int64_t channels
 }
 
 Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+  widen(weight, bias);
   const int64_t outputs = weight.size(3);
   Tensor y = map_like(image, image.size(1), image.size(2), outputs);
-  level().kernels->image_head(kThreads, shape_of(image), data(image), static_cast<float*>(y.mutable_data_ptr()), data(weight),
-                              data(bias), static_cast<int>(outputs));
+  with_kernels(image, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.image_head(kThreads, shape_of(image), data<T>(image), out<T>(y), data(weight), data(bias),
+                       static_cast<int>(outputs));
+  });
   return y;
 }
 
 Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
                   int64_t upscale) {
+  widen(body_weight, body_bias, up_weight, up_bias);
   const int64_t outputs = up_weight.size(3);
   Tensor y = map_like(x, x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale));
   const Tail tail{data(body_weight), data(body_bias),           data(up_weight),
                   data(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
-  level().kernels->image_tail(kThreads, shape_of(x), data(x), data(skip), static_cast<float*>(y.mutable_data_ptr()), tail);
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.image_tail(kThreads, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), tail);
+  });
   return y;
 }
 
 Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
+  widen(weight, bias);
   const int64_t outputs = weight.size(1);
   Tensor y = map_like(x, x.size(1), x.size(2), outputs);
-  level().kernels->tanh_affine(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), data(weight),
-                               data(bias), static_cast<int>(outputs));
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.tanh_affine(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), static_cast<int>(outputs));
+  });
   return y;
 }
 
 Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
-  Tensor y = torch::stable::empty_like(x);
-  level().kernels->layer_norm2d(kThreads, shape_of(x), data(x), static_cast<float*>(y.mutable_data_ptr()), data(weight),
-                                data(bias), static_cast<float>(eps));
+  widen(weight, bias);
+  Tensor y = empty_like(x);
+  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
+    kernels.layer_norm2d(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), static_cast<float>(eps));
+  });
   return y;
 }
-
-float* out(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-using torch::stable::empty_like;
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inner_patch_attention_backward(
     Tensor grad, Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight, Tensor out_bias,
@@ -238,10 +297,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> image_tail_backward(T
 }
 
 Tensor function(std::string name, Tensor x) {
-  Tensor y = torch::stable::empty_like(x);
-  level().kernels->function(name.c_str(), data(x), static_cast<float*>(y.mutable_data_ptr()), x.numel());
+  Tensor y = empty_like(x);
+  level().function(name.c_str(), data(x), out<float>(y), x.numel());
   return y;
 }
+
+int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
 
 }  // namespace
 
@@ -287,7 +348,10 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
       "image_tail_backward(Tensor grad, Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, "
       "Tensor up_bias, int upscale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("function(str name, Tensor x) -> Tensor");
+  m.def("fma_loop(int units) -> int");
 }
+
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) { m.impl("fma_loop", TORCH_BOX(&fma_loop)); }
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));

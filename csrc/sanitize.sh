@@ -11,14 +11,16 @@ common="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all"
 for sanitizer in address,undefined thread; do
   compile() { "${CXX:-g++}" $common -fsanitize=$sanitizer "$@"; }
   if [ "$(uname -m)" = x86_64 ]; then
+    avx512="-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -w"
     for stem in kernels backward; do
-      compile -DDITN_LEVEL=avx2 -mavx2 -mfma -c cpu/$stem.cpp -o "$build/$stem-avx2.o" &
-      compile -DDITN_LEVEL=avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -w -c cpu/$stem.cpp \
-        -o "$build/$stem-avx512.o"
+      compile -DDITN_LEVEL=avx2 -mavx2 -mfma -mf16c -c cpu/$stem.cpp -o "$build/$stem-avx2.o" &
+      compile -DDITN_LEVEL=avx512 $avx512 -c cpu/$stem.cpp -o "$build/$stem-avx512.o" &
+      compile -DDITN_LEVEL=avx512bf16 $avx512 -mavx512bf16 -c cpu/$stem.cpp -o "$build/$stem-avx512bf16.o"
       wait
     done
     levels=avx2
-    if grep -q avx512vl /proc/cpuinfo; then levels="avx2 avx512"; fi
+    if grep -q avx512vl /proc/cpuinfo; then levels="$levels avx512"; fi
+    if grep -q avx512_bf16 /proc/cpuinfo; then levels="$levels avx512bf16"; fi
     compile sanitize.cpp cpu/level.cpp "$build"/*.o -o "$build/sanitize" -pthread
   else
     for stem in kernels backward; do compile -DDITN_LEVEL=neon -c cpu/$stem.cpp -o "$build/$stem-neon.o"; done

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -32,9 +31,7 @@ class Captured:
     ones replay it. The graphs share their memory; the nine shapes that were used last are kept. All are recorded anew
     after a parameter has changed.
 
-    Where a shape cannot be recorded, a RuntimeWarning says why, and the model runs as usual.
-
-    Raises ValueError if the model is not on a CUDA device.
+    Raises ValueError if the model is not on a CUDA device, RuntimeError with the reason if it cannot be recorded.
     """
 
     def __init__(self, model: DITN) -> None:
@@ -43,7 +40,7 @@ class Captured:
             raise ValueError(f"a CUDA graph needs a CUDA device, the model is on {device}")
         self._model, self._device = model, device
         self._operands: object = None
-        self._recorded: OrderedDict[_Key, _Recorded | None] = OrderedDict()
+        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
 
     def __call__(self, image: Tensor) -> Tensor:
         with torch.inference_mode(), torch.cuda.device(self._device):
@@ -58,14 +55,12 @@ class Captured:
                     self._recorded.popitem(last=False)
             self._recorded.move_to_end(key)
             recorded = self._recorded[key]
-            if recorded is None:
-                return self._model(image)  # type: ignore[no-any-return]
             recorded.image.copy_(image)
             recorded.graph.replay()
             # The next replay overwrites the result.
             return recorded.result.clone()
 
-    def _record(self, image: Tensor) -> _Recorded | None:
+    def _record(self, image: Tensor) -> _Recorded:
         still = image.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -80,8 +75,5 @@ class Captured:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            message = f"an image of {list(image.shape)} runs without a CUDA graph, recording failed: {reason}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-            return None
+            raise RuntimeError(f"this model cannot be recorded as a CUDA graph: {error}") from error
         return _Recorded(graph, still, result)

@@ -11,24 +11,24 @@ from ditn_kernels import explain, spatial_stage
 
 # Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the picture.
 FIXED = 96 * 2**20
-_LANES = 16  # of the widest vectors that the C++ kernels pad channels to
 
 
 def bytes_per_pixel(model: DITN) -> int:
     """Peak bytes of activations per input pixel, for the backend that runs this model here and now."""
     config = model.config
     itemsize = next(model.parameters()).element_size()
-    tail = 4 * config.dim + 2 * config.out_channels * config.upscale**2
+    result = 2 * config.out_channels * config.upscale**2
     if _stages_run_in_cpp(model):
         # The stream at the head (kept for the skip), before, inside and behind the SALs, and, from the second UFONE on,
-        # before the UFONE; and the dilated gate's two maps, of whole vectors.
-        maps = 4 + (config.ufones > 1)
-        body = maps * config.dim + 2 * (-(-config.dim // _LANES) * _LANES)
+        # before the UFONE. All else is lines and patches.
+        body = (4 + (config.ufones > 1)) * config.dim
+        tail = 2 * config.dim + result
     else:
         # Plain PyTorch is at its peak inside a gated FFN: the hidden map (two halves) before and behind its depthwise
         # convolution, beside the stream before and behind the stage, the normalised stream and the skip. It needs the
         # most of all backends, and stands for those without a figure of their own.
         body = 4 * config.dim + 4 * config.hidden
+        tail = 4 * config.dim + result
     return (max(body, tail) + config.in_channels) * itemsize
 
 

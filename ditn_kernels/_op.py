@@ -24,8 +24,8 @@ NORMS = ("tanh", "layernorm", "none")
 class Support:
     """What one backend can run of one operator. An empty field means no restriction.
 
-    `min_capability` is a CUDA compute capability, (8, 0) for Ampere. `backward` holds the dtypes for which the
-    backend computes gradients.
+    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
+    the dtypes for which the backend computes gradients.
     """
 
     devices: tuple[str, ...] = ()
@@ -34,6 +34,11 @@ class Support:
     max_channels: int | None = None
     patch_sizes: tuple[int, ...] = ()
     min_capability: tuple[int, int] | None = None
+    min_capability_backward: tuple[int, int] | None = None
+
+    def capability(self, *, backward: bool) -> tuple[int, int] | None:
+        """The least compute capability, if that matters."""
+        return (backward and self.min_capability_backward) or self.min_capability
 
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
         """Every reason why these arguments cannot run here; empty if they can."""
@@ -53,10 +58,11 @@ class Support:
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")
-        if self.min_capability is not None and x.device.type == "cuda":
+        needed = self.capability(backward=backward)
+        if needed is not None and x.device.type == "cuda":
             capability = torch.cuda.get_device_capability(x.device)
-            if capability < self.min_capability:
-                reasons.append(f"needs compute capability {self.min_capability}, {x.device} has {capability}")
+            if capability < needed:
+                reasons.append(f"needs compute capability {needed}, {x.device} has {capability}")
         return reasons
 
 
@@ -147,7 +153,7 @@ class Op:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Arguments for a sample on a device (PyTorch's default one unless named): activations of unit variance,
-        channels-last; weights that keep it roughly so.
+        channels-last; weights that keep it roughly so; the sample's options, and defaults for others.
 
         Drawn in float64 on the CPU and then cast, so that every dtype and device sees the same numbers.
         """
@@ -167,7 +173,7 @@ class Op:
             if axes.startswith("B "):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             args[name] = tensor
-        return args | dict(sample.options)
+        return self.named(args.values(), sample.options)
 
     def cost(self, args: Mapping[str, Any]) -> Cost:
         """The least work for these arguments: each tensor read once, the result written once."""
@@ -180,12 +186,14 @@ class Op:
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
-TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES)
+# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
 # A stage keeps a whole patch in registers.
 TRITON_STAGE = replace(TRITON_FORWARD, patch_sizes=(4, 8))
 
 # What the C++ kernels for the CPU take.
-CPU_FORWARD = Support(devices=("cpu",), dtypes=(torch.float32,), max_channels=128, patch_sizes=(4, 8, 16))
+_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
 CPU = replace(CPU_FORWARD, backward=(torch.float32,))
 CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

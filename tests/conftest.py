@@ -23,9 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Where new tensors are made during the test. TF32 is off, since plain PyTorch is what results are held to."""
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain PyTorch, which results are held to, in full float32; its convolutions would not be on a GPU."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest, without_tf32: None) -> Iterator[torch.device]:
+    """Where new tensors are made during the test."""
     with torch.device(request.config.getoption("--device")) as chosen:
         yield chosen
 

@@ -17,24 +17,36 @@ from ditn_kernels import REGISTRY
 from ditn_kernels.triton._config import Config, Row, nearest
 
 PROJECT = Path(__file__).parent.parent
-DTYPES = ("float16", "bfloat16", "float32")
 OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
 # DESIGN's budget for a 960x540 frame in 3 ms on an H100, in cycles per 64 pixels.
 BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}
-# (Names of chips, samples): what `make test` compiles, and what `make test-all` compiles besides.
-QUICK = ("75 80 90", "network")
-SLOW = [("86 89 100 120", "network"), ("75 80 86 89 90 100 120", "all")]
+# (Chips, dtypes, samples). `make test` compiles what differs most in code, `make test-all` the rest as far as minutes
+# allow; every combination there is takes `python -m benchmarks.resources` over an hour.
+QUICK = [
+    ("75", "float16", "network"),
+    ("80", "float16 float32", "network"),
+    ("90", "float16 bfloat16", "network"),
+]
+SLOW = [
+    ("80 90", "float16 bfloat16 float32", "network"),
+    ("86 89 100 120", "float16", "network"),
+    ("80 90", "float16", "all"),
+]
 
 
 @cache
-def compiled(chips: str, samples: str) -> list[dict]:
+def compiled(chips: str, dtypes: str, samples: str) -> list[dict]:
     """What `python -m benchmarks.resources` finds. It keeps its counts until a kernel or a configuration changes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    options = ["--capabilities", *chips.split(), "--dtypes", *DTYPES, "--samples", samples, "--json", "/dev/stdout"]
-    command = [sys.executable, "-m", "benchmarks.resources", "--quiet", *options]
+    options = ["--capabilities", *chips.split(), "--dtypes", *dtypes.split(), "--samples", samples]
+    command = [sys.executable, "-m", "benchmarks.resources", "--quiet", *options, "--json", "/dev/stdout"]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
     found: list[dict] = json.loads(result.stdout)["results"]
     return found
+
+
+def quick() -> list[dict]:
+    return [result for build in QUICK for result in compiled(*build)]
 
 
 def check(results: list[dict]) -> None:
@@ -52,19 +64,19 @@ def check(results: list[dict]) -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_shipped_configurations(operator: str) -> None:
-    check([result for result in compiled(*QUICK) if result["operator"] == operator])
+    check([result for result in quick() if result["operator"] == operator])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chips", "samples"), SLOW, ids=str)
+@pytest.mark.parametrize("build", SLOW, ids=lambda build: build[-1])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_shipped_configurations_elsewhere(operator: str, chips: str, samples: str) -> None:
-    check([result for result in compiled(chips, samples) if result["operator"] == operator])
+def test_shipped_configurations_everywhere(operator: str, build: tuple[str, str, str]) -> None:
+    check([result for result in compiled(*build) if result["operator"] == operator])
 
 
 @pytest.mark.parametrize(("operator", "budget"), BUDGETS.items())
 def test_estimated_cycles_on_an_h100(operator: str, budget: int) -> None:
-    of_operator = [result for result in compiled(*QUICK) if result["operator"] == operator and not result["backward"]]
+    of_operator = [result for result in quick() if result["operator"] == operator and not result["backward"]]
     found = [result for result in of_operator if (result["dtype"], result["capability"]) == ("float16", 90)]
     assert found
     for result in found:
@@ -76,7 +88,7 @@ def test_no_work_is_lost_by_the_count(operator: str) -> None:
     """The products of matrices, by hand, are between 3 C^2 and all of the operator's work; tiles are larger than that
     by what pads 60 channels to 64 and by borders that neighbours share, a factor of 3 at most."""
     op = REGISTRY[operator]
-    for result in compiled(*QUICK):
+    for result in quick():
         launches = [launch for launch in result["launches"] if launch["has_dot"]]
         if result["operator"] != operator or result["backward"] or not launches or result["capability"] < 80:
             continue
@@ -104,4 +116,5 @@ def test_the_nearest_line_of_a_table() -> None:
     assert warps(75, "float16", 64, 8) == 1  # older than all lines: the oldest
     assert warps(90, "float16", 64, 16) == 3  # the shape before the chip
     assert warps(90, "float16", 16, 12) == 3  # a line that is larger rather than a nearer one that is smaller
-    assert warps(90, "float32", 64, 16) == 4  # the dtype before the shape
+    assert warps(90, "float32", 64, 16) == 3  # and before the dtype
+    assert warps(90, "float32", 64, 8) == 4  # the dtype before the chip

@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
-from compare import assert_as_good
 
 import ditn_kernels
+from benchmarks.compare import assert_as_good
 from ditn_kernels import REGISTRY, BackendError, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._op import Op, Support

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compare import assert_as_good
 from torch import Tensor
 
 import ditn_kernels
 from benchmarks import published
+from benchmarks.compare import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 
@@ -161,8 +161,8 @@ def test_backends_backward(op: Op, sample, dtype: torch.dtype) -> None:
     for seed in range(4 if any(single) else 1):
         inputs = op.inputs(sample, dtype=dtype, seed=seed)
         args = [inputs[name] for name in op.axes]
-        drawn = torch.randn(op.reference(*args, **options).shape, generator=torch.Generator().manual_seed(seed))
-        grad = drawn.to(args[0])
+        shape, generator = op.reference(*args, **options).shape, torch.Generator().manual_seed(seed)
+        grad = torch.randn(shape, generator=generator, device="cpu").to(args[0])
         found["exact"].append(autograd(torch.float64, grad, args))
         found["plain"].append(autograd(dtype, grad, args))
         for name in backends:

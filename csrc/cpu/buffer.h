@@ -11,26 +11,31 @@
 
 namespace ditn::DITN_LEVEL {
 
-// Floats, zeroed, 64-byte aligned. One allocation per purpose, so that AddressSanitizer guards each.
-class Buffer {
+DITN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Zeroed, 64-byte aligned. One allocation per purpose, so that AddressSanitizer guards each.
+template <class T>
+class Array {
  public:
-  explicit Buffer(int64_t count) {
-    const int64_t bytes = (count * static_cast<int64_t>(sizeof(float)) + 127) / 64 * 64;
-    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
+  explicit Array(int64_t count) {
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
     std::memset(data_, 0, bytes);
   }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+  ~Array() { std::free(data_); }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  Array(Array&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
 
-  operator float*() { return data_; }
-  operator const float*() const { return data_; }
+  operator T*() { return data_; }
+  operator const T*() const { return data_; }
 
  private:
-  float* data_;
+  T* data_;
 };
+
+using Buffer = Array<float>;
 
 // `count` objects that need not be movable, each from make(i).
 template <class T>
@@ -47,6 +52,7 @@ class Several {
   }
   Several(const Several&) = delete;
   Several& operator=(const Several&) = delete;
+  int count() const { return count_; }
   const T& operator[](int i) const { return *all_[i]; }
 
  private:

@@ -1,50 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // y = x + W_out (g * (W_mix far + b_mix)) + b_out with a, g = W_in norm(x) + b_in and far = dw7x7(dw5x5(a)), dilation 3.
 //
-// An output pixel sees 11 pixels far, so tiles would compute most of `a` several times. Instead `a` and its 5x5 go
-// through memory once, in maps with a border of zeros as wide as the next convolution reaches; everything else is done
-// for 64 pixels at a time.
+// An output pixel sees 11 pixels far. Down a strip of the map, five lines of `a` and nineteen of its 5x5 are kept, as
+// planes of one vector per pixel, and neither is ever whole; everything else is done for one line at a time.
 #pragma once
 
-#include "bordered_map.h"
+#include "depthwise.h"
 #include "gemm.h"
+#include "strips.h"
 
 namespace ditn::DITN_LEVEL {
 
-// kSize x kSize taps on `count` pixels of a row, at corner and right of it; weights [taps, stride]. kTileRows pixels are
-// summed at once and each pixel read is used for all of them: 33 loads for the 56 FMAs of a row of the 7x7, not 63.
-template <int kSize, int kDilation>
-DITN_INLINE void depthwise_row(const float* corner, int64_t row, const Rows& rows, const float* weights, const float* bias,
-                               int count, float* out) {
-  constexpr int kRead = kTileRows + (kSize - 1) * kDilation;
-  const int stride = rows.stride;
-  for (int x = 0; x < count; x += kTileRows) {
-    for (int j = 0; j < rows.vecs; ++j) {
-      const float* from = corner + x * stride + j * kLanes;
-      const float* w = weights + j * kLanes;
-      Vec acc[kTileRows];
-#pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i) acc[i] = load(bias + j * kLanes);
-      for (int dy = 0; dy < kSize; ++dy, from += kDilation * row, w += kSize * stride) {
-        Vec tap[kSize];
-#pragma GCC unroll 7
-        for (int dx = 0; dx < kSize; ++dx) tap[dx] = load(w + dx * stride);
-#pragma GCC unroll 26
-        for (int read = 0; read < kRead; ++read) {
-          const Vec pixel = load(from + read * stride);
-#pragma GCC unroll 7
-          for (int dx = 0; dx < kSize; ++dx) {
-            const int i = read - dx * kDilation;
-            if (i >= 0 && i < kTileRows) acc[i] = fma(tap[dx], pixel, acc[i]);
-          }
-        }
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i) store(out + (x + i) * stride + j * kLanes, acc[i]);
-    }
-  }
-}
-
+template <class P>
 class MapGate {
  public:
   MapGate(const Gate& w, int channels)
@@ -62,64 +29,96 @@ class MapGate {
         dw5_bias_(padded(w.dw5_bias, channels)),
         dw7_bias_(padded(w.dw7_bias, channels)) {}
 
-  // The maps between the steps. Their borders are zero and stay so: one pair serves every layer.
-  struct Maps {
-    Maps(const Shape& shape, const Rows& rows) : a(shape, rows, 2), near(shape, rows, 9) {}
-    BorderedMap a, near;
-  };
-
-  void run(const Threads& threads, const Shape& shape, const float* x, float* y, Norm norm, Maps& maps) const {
-    BorderedMap &a = maps.a, &near = maps.near;
-    each_run(threads, shape, [&](Units& units, const Runs& runs) {
+  template <class T>
+  void run(const Threads& threads, const Shape& shape, const T* x, T* y, Norm norm) const {
+    const Strips strips(shape, threads.count());
+    share(threads, strips.count(), [&](Units& units) {
+      Lines a(rows_.vecs, 5, kNear + kFar), near(rows_.vecs, 19, kFar);
       Scratch s(rows_);
-      for (Run run; runs.next(units, run);) {
-        normalized(x + run.pixel * rows_.channels, run.count, norm, s.u);
-        product(rows_of(s.u, rows_.stride), round_up(run.count, 4), a_.right(), rows_.vecs, a_bias_, false,
-                {s.v, rows_.stride});
-        put(s.v, run, a);
-      }
-    });
-    each_run(threads, shape, [&](Units& units, const Runs& runs) {
-      Scratch s(rows_);
-      for (Run run; runs.next(units, run);) {
-        depthwise_row<5, 1>(a.at(run.b, run.row - 2, run.left - 2), a.row(), rows_, dw5_, dw5_bias_, run.count, s.v);
-        put(s.v, run, near);
-      }
-    });
-    each_run(threads, shape, [&](Units& units, const Runs& runs) {
-      Scratch s(rows_);
-      for (Run run; runs.next(units, run);) {
-        const int count = round_up(run.count, 4);
-        const float* pixels = x + run.pixel * rows_.channels;
-        const float* corner = near.at(run.b, run.row - 9, run.left - 9);
-        depthwise_row<7, 3>(corner, near.row(), rows_, dw7_, dw7_bias_, run.count, s.v);
-        product(rows_of(s.v, rows_.stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, rows_.stride});
-        normalized(pixels, run.count, norm, s.u);
-        product(rows_of(s.u, rows_.stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, rows_.stride});
-        for (int i = 0; i < count * rows_.stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
-        product(rows_of(s.v, rows_.stride), count, out_.right(), rows_.vecs, out_bias_, false, {s.w, rows_.stride});
-        for (int i = 0; i < run.count; ++i) {
-          const int64_t at = i * static_cast<int64_t>(rows_.channels);
-          add_out(s.w + i * rows_.stride, pixels + at, rows_, y + run.pixel * rows_.channels + at);
+      const int64_t way = shape.width * shape.channels;
+      const auto inside = [&](int64_t row) { return row >= 0 && row < shape.height; };
+      for (Strip strip; strips.next(units, strip);) {
+        a.start(strip, shape.width);
+        near.start(strip, shape.width);
+        for (int64_t row = strip.top - kFar; row < strip.bottom + kFar; ++row) {
+          // `row` is the next line of the 5x5, which needs two more of `a`.
+          for (int64_t next = row == strip.top - kFar ? row - kNear : row + kNear; next <= row + kNear; ++next) {
+            if (inside(next)) {
+              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, way, next, norm, s, a);
+            } else {
+              a.clear(next);
+            }
+          }
+          if (inside(row)) {
+            convolve_near(row, a, near);
+          } else {
+            near.clear(row);
+          }
+          if (row < strip.top + kFar) continue;
+          const int64_t at = pixel_of(shape, strip.b, row - kFar, strip.left) * shape.channels;
+          leave(x + at, way, row - kFar, strip, norm, s, near, y + at);
         }
       }
     });
   }
 
  private:
+  static constexpr int kNear = 2, kFar = 9;  // how far the convolutions reach
+  static constexpr int kLine = kStrip + 2 * (kNear + kFar) + kTileRows;
+
   struct Scratch {
-    explicit Scratch(const Rows& rows) : u(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride) {}
+    explicit Scratch(const Rows& rows) : u(kLine * rows.stride), v(kLine * rows.stride), w(kLine * rows.stride) {}
     Buffer u, v, w;
   };
 
-  void put(const float* row, const Run& run, BorderedMap& map) const {
-    std::memcpy(map.at(run.b, run.row, run.left), row, sizeof(float) * static_cast<size_t>(run.count * rows_.stride));
+  // a = W_a norm(x) + b_a
+  template <class T>
+  void enter(const T* x, int64_t way, int64_t row, Norm norm, Scratch& s, Lines& a) const {
+    normalized<P>(x, way, a.count(), rows_, norm, s.u);
+    product<P>(rows_of(s.u, rows_.stride), round_up(a.count(), 4), a_.right(), rows_.vecs, a_bias_, false,
+               {a.at(0, row, a.first()), kLanes, a.plane()});
+    a.trim(row);
   }
 
-  void normalized(const float* pixels, int count, Norm norm, float* u) const {
-    for (int i = 0; i < count; ++i) {
-      copy_in(pixels + i * rows_.channels, rows_, u + i * rows_.stride);
-      normalize(u + i * rows_.stride, rows_, norm, u + i * rows_.stride);
+  void convolve_near(int64_t row, Lines& a, Lines& near) const {
+    for (int j = 0; j < rows_.vecs; ++j) {
+      line<kTileRows, 5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(),
+                            near.at(j, row, near.first()), kLanes);
+    }
+    near.trim(row);
+  }
+
+  template <class T>
+  void leave(const T* x, int64_t way, int64_t row, const Strip& strip, Norm norm, Scratch& s, Lines& near, T* y) const {
+    const int pixels = static_cast<int>(strip.right - strip.left), count = round_up(pixels, 4), stride = rows_.stride;
+    for (int j = 0; j < rows_.vecs; ++j) {
+      line<2 * kTileRows, 7, 3>(near, j, row - kFar, strip.left - kFar, dw7_, dw7_bias_, pixels, s.v + j * kLanes, stride);
+    }
+    P::pack_along(s.v, pixels, stride, stride);
+    product<P>(rows_of(s.v, stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, stride});
+    normalized<P>(x, way, pixels, rows_, norm, s.u);
+    product<P>(rows_of(s.u, stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, stride});
+    for (int i = 0; i < count * stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
+    P::pack_along(s.v, pixels, stride, stride);
+    product<P>(rows_of(s.v, stride), count, out_.right(), rows_.vecs, out_bias_, false, {s.w, stride});
+    for (int i = 0; i < pixels; ++i) {
+      add_out(s.w + i * stride, x + i * rows_.channels, rows_, y + i * rows_.channels);
+    }
+  }
+
+  // One vector of channels of `count` pixels of a row, rounded up to kPixels, by taps whose first is at (row, column).
+  template <int kPixels, int kSize, int kDilation>
+  static void line(Lines& from, int j, int64_t row, int64_t column, const float* taps, const float* bias, int count, float* out,
+                   int64_t step) {
+    const int64_t tap_step = from.planes() * kLanes;
+    const float* lines[kSize];
+    for (int dy = 0; dy < kSize; ++dy) lines[dy] = from.at(j, row + dy * kDilation, column);
+    for (int x = 0; x < count; x += kPixels) {
+      Vec acc[kPixels];
+      depthwise<kPixels, kSize, kDilation>(lines, kLanes, taps + j * kLanes, tap_step, load(bias + j * kLanes), acc);
+#pragma GCC unroll 16
+      for (int i = 0; i < kPixels; ++i) store(out + (x + i) * step, acc[i]);
+      for (const float*& p : lines) p += kPixels * kLanes;
     }
   }
 
@@ -132,7 +131,7 @@ class MapGate {
   }
 
   Rows rows_;
-  Packed a_, g_, mix_, out_;
+  PackedAs<P> a_, g_, mix_, out_;
   Buffer a_bias_, g_bias_, mix_bias_, out_bias_, dw5_, dw7_, dw5_bias_, dw7_bias_;
 };
 

@@ -6,7 +6,9 @@
 // time, so that the four maps stay in L3; everything else is done for 64 pixels at a time.
 #pragma once
 
-#include "dilated_gate.h"
+#include "bordered_map.h"
+#include "depthwise.h"
+#include "gemm.h"
 #include "norm_backward.h"
 #include "sums.h"
 

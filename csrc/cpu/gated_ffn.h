@@ -1,147 +1,191 @@
 // SPDX-License-Identifier: Apache-2.0
-// W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in u + b_in) + b_dw, for one window: a patch, or a tile of the map.
+// y = x + W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in norm(x) + b_in) + b_dw, inside patches or on the whole map.
 //
-// The hidden map exists for a slice of channels at a time, in planes of one vector per pixel with a border of one pixel:
-// 4 planes of 18 x 32 pixels are 147 kB, which stay in L2 while the 3x3 taps read them.
+// The hidden map is never whole: a patch has a slice of its channels at a time, in L1; a map has three lines of it, in L2.
+// Either way it lies in planes of one vector per pixel, where the taps find their neighbours, with zeros around.
 #pragma once
 
+#include "depthwise.h"
 #include "gemm.h"
-#include "norm.h"
+#include "strips.h"
 
 namespace ditn::DITN_LEVEL {
 
-// A window of height x width pixels and the planes around it: `pitch` columns, height + 2 rows.
-struct Window {
-  int height, width, pitch;
-  int pixels() const { return height * width; }
-  int64_t plane() const { return static_cast<int64_t>(height + 2) * pitch * kLanes; }
-};
-
-class WindowFfn {
+template <class P>
+class GatedFfn {
  public:
-  static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
-
-  WindowFfn(const Ffn& w, int channels)
+  GatedFfn(const Ffn& w, int channels)
       : rows_(channels),
-        slices_((vecs_for(w.expanded) + kSlice - 1) / kSlice),
-        parts_(slices_, [&](int i) { return new Part(w, rows_, i); }),
+        gated_(vecs_for(w.expanded) * kLanes),
+        parts_((vecs_for(w.expanded) + kSlice - 1) / kSlice, [&](int i) { return new Part(w, rows_, i * kSlice); }),
+        out_(w.expanded, rows_.vecs, [&](int k, int n) {
+          return n < channels ? w.out_weight[static_cast<int64_t>(k) * channels + n] : 0.0f;
+        }),
         out_bias_(padded(w.out_bias, channels)) {}
 
-  struct Scratch {
-    Scratch(const Rows& rows, const Window& most)
-        : u(static_cast<int64_t>(most.height + 2) * most.pitch * rows.stride),
-          hidden(2 * kSlice * most.plane()),
-          gated(static_cast<int64_t>(round_up(most.pixels(), 4)) * kSlice * kLanes),
-          y(static_cast<int64_t>(round_up(most.pixels(), 4)) * rows.stride),
-          zeros(rows.stride) {}
-    Buffer u, hidden, gated, y, zeros;
+  // A patch of size x size pixels: planes with a border of one pixel, which stays zero.
+  struct Patch {
+    Patch(const Rows& rows, int expanded, int size)
+        : size(size), pitch(size + 2), plane(static_cast<int64_t>(pitch) * pitch * kLanes), hidden(2 * kSlice * plane),
+          u(static_cast<int64_t>(size) * size * rows.stride),
+          gated(static_cast<int64_t>(size) * size * vecs_for(expanded) * kLanes) {}
+    int size, pitch;
+    int64_t plane;
+    Buffer hidden, u, gated;
   };
 
-  // s.u holds the normalised pixels of a patch, [pixels, stride]. The border of s.hidden is zero and stays so.
-  // Afterwards s.y holds the result, [pixels, stride].
-  void run_patch(const Window& window, Scratch& s) const {
-    for (int i = 0; i < slices_; ++i) {
-      float* inside = s.hidden + (window.pitch + 1) * kLanes;
-      product(rows_of(s.u, rows_.stride), window.pixels(), parts_[i].in.right(), 2 * parts_[i].vecs, parts_[i].in_bias,
-              false, {inside, kLanes, window.plane(), window.width, static_cast<int64_t>(window.pitch) * kLanes});
-      finish(i, window, s);
+  // x: [pixels, stride], updated in place.
+  void run_patch(float* x, Norm norm, Patch& s) const {
+    const int pixels = s.size * s.size, stride = rows_.stride, row = s.pitch * kLanes;
+    for (int i = 0; i < pixels; ++i) normalize(x + i * stride, rows_, norm, s.u + i * stride);
+    P::pack_along(s.u, pixels, stride, stride);
+    for (int i = 0; i < parts_.count(); ++i) {
+      const Part& part = parts_[i];
+      product<P>(rows_of(s.u, stride), pixels, part.in.right(), part.planes(), part.in_bias, false,
+                 {s.hidden + row + kLanes, kLanes, s.plane, s.size, row});
+      for (int r = 0; r < s.size; ++r) {
+        gate(part, [&](int plane) {
+          const float* top = s.hidden + plane * s.plane + r * row;
+          return Around{{top, top + row, top + 2 * row}};
+        }, s.size, s.gated + r * s.size * gated_);
+      }
     }
+    P::pack_along(s.gated, pixels, gated_, gated_);
+    product<P>(rows_of(s.gated, gated_), pixels, out_.right(), rows_.vecs, out_bias_, false, {s.u, stride});
+    for (int i = 0; i < pixels * stride; i += kLanes) store(x + i, load(x + i) + load(s.u + i));
   }
 
-  // s.u holds the pixels of the window and its border, [height + 2, pitch, stride]; outside(row, column) tells of
-  // a border pixel whether it lies outside the map, where the hidden map is zero.
-  template <class Outside>
-  void run_tile(const Window& window, const Outside& outside, Scratch& s) const {
-    const int all = (window.height + 2) * window.pitch;
-    for (int i = 0; i < slices_; ++i) {
-      const int planes = 2 * parts_[i].vecs;
-      product(rows_of(s.u, rows_.stride), all, parts_[i].in.right(), planes, parts_[i].in_bias, false,
-              {s.hidden, kLanes, window.plane()});
-      for (int r = 0; r < window.height + 2; ++r) {
-        for (int c = 0; c < window.width + 2; ++c) {
-          const bool border = r == 0 || c == 0 || r == window.height + 1 || c == window.width + 1;
-          if (!border || !outside(r, c)) continue;
-          for (int j = 0; j < planes; ++j) store(s.hidden + j * window.plane() + (r * window.pitch + c) * kLanes, splat(0.0f));
+  template <class T>
+  void run_map(const Threads& threads, const Shape& shape, const T* x, T* y, Norm norm) const {
+    const Strips strips(shape, threads.count());
+    share(threads, strips.count(), [&](Units& units) {
+      Lines hidden(planes(), 3, 1);
+      Buffer u(kLine * rows_.stride), gated(kLine * gated_);
+      for (Strip strip; strips.next(units, strip);) {
+        hidden.start(strip, shape.width);
+        for (int64_t row = strip.top - 1; row <= strip.bottom; ++row) {
+          if (row < 0 || row >= shape.height) {
+            hidden.clear(row);
+          } else {
+            const T* pixels = x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels;
+            normalized<P>(pixels, shape.width * shape.channels, hidden.count(), rows_, norm, u);
+            expand(u, row, hidden);
+          }
+          if (row <= strip.top) continue;
+          const int count = static_cast<int>(strip.right - strip.left);
+          for (int i = 0; i < parts_.count(); ++i) {
+            gate(parts_[i], [&](int plane) {
+              const int at = 2 * parts_[i].first + plane;
+              return Around{{hidden.at(at, row - 2, strip.left - 1), hidden.at(at, row - 1, strip.left - 1),
+                             hidden.at(at, row, strip.left - 1)}};
+            }, count, gated);
+          }
+          P::pack_along(gated, count, gated_, gated_);
+          product<P>(rows_of(gated, gated_), round_up(count, 4), out_.right(), rows_.vecs, out_bias_, false, {u, rows_.stride});
+          const int64_t at = pixel_of(shape, strip.b, row - 1, strip.left) * shape.channels;
+          for (int i = 0; i < count; ++i) {
+            add_out(u + i * rows_.stride, x + at + i * rows_.channels, rows_, y + at + i * rows_.channels);
+          }
         }
       }
-      finish(i, window, s);
-    }
+    });
   }
 
  private:
-  // The weights of one slice: `vecs` vectors of the first half, then as many of the second.
+  static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
+  static constexpr int kLine = kStrip + 2 + kTileRows;
+
+  // The weights of one slice: planes of `pairs` vectors of the first half, as many of the second, and, where what is left
+  // fills half a vector at most, one `mixed` plane with both halves' rest.
   struct Part {
-    Part(const Ffn& w, const Rows& rows, int slice)
-        : first(slice * kSlice),
-          vecs(vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first : kSlice),
-          in(rows.channels, 2 * vecs, [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * w.expanded, n, w.expanded); }),
-          in_bias(2 * vecs * kLanes),
-          dw(9 * 2 * vecs * kLanes),
-          dw_bias(2 * vecs * kLanes),
-          out(vecs * kLanes, rows.vecs, [&](int k, int n) {
-            const int e = first * kLanes + k;
-            return e < w.expanded && n < rows.channels ? w.out_weight[static_cast<int64_t>(e) * rows.channels + n] : 0.0f;
-          }) {
-      for (int n = 0; n < 2 * vecs * kLanes; ++n) {
-        in_bias[n] = both(w.in_bias, n, w.expanded);
-        dw_bias[n] = both(w.dw_bias, n, w.expanded);
+    Part(const Ffn& w, const Rows& rows, int begin)
+        : expanded(w.expanded),
+          first(begin),
+          mixed(w.expanded / kLanes - first < kSlice && w.expanded % kLanes > 0 && w.expanded % kLanes <= kLanes / 2),
+          pairs(static_cast<int>(smaller(kSlice, (mixed ? w.expanded / kLanes : vecs_for(w.expanded)) - first))),
+          in(rows.channels, planes(),
+             [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * expanded, n); }),
+          in_bias(planes() * kLanes),
+          dw(9 * planes() * kLanes),
+          dw_bias(planes() * kLanes) {
+      for (int n = 0; n < planes() * kLanes; ++n) {
+        in_bias[n] = both(w.in_bias, n);
+        dw_bias[n] = both(w.dw_bias, n);
         for (int tap = 0; tap < 9; ++tap) {
-          dw[(n / kLanes * 9 + tap) * kLanes + n % kLanes] = both(w.dw_weight + tap * 2 * w.expanded, n, w.expanded);
+          dw[(n / kLanes * 9 + tap) * kLanes + n % kLanes] = both(w.dw_weight + tap * 2 * expanded, n);
         }
       }
     }
+    int planes() const { return 2 * pairs + mixed; }
     // Element n of this slice of a row [2E].
-    float both(const float* row, int n, int expanded) const {
-      const int half = n / (vecs * kLanes), e = first * kLanes + n % (vecs * kLanes);
-      return e < expanded ? row[half * expanded + e] : 0.0f;
+    float both(const float* row, int n) const {
+      const bool rest = n >= 2 * pairs * kLanes;
+      const int size = rest ? kLanes / 2 : pairs * kLanes, at = rest ? n - 2 * pairs * kLanes : n;
+      const int e = (first + (rest ? pairs : 0)) * kLanes + at % size;
+      return e < expanded ? row[at / size * expanded + e] : 0.0f;
     }
 
-    int first, vecs;
-    Packed in;
-    Buffer in_bias, dw, dw_bias;  // dw: [2 * vecs, 9, kLanes]
-    Packed out;
+    int expanded, first, mixed, pairs;
+    PackedAs<P> in;
+    Buffer in_bias, dw, dw_bias;  // dw: [planes, 9, kLanes]
   };
 
-  // The taps, the gate and the slice's share of the last product.
-  void finish(int slice, const Window& window, Scratch& s) const {
-    const Part& part = parts_[slice];
-    const int row = part.vecs * kLanes;
-    for (int j = 0; j < part.vecs; ++j) {
-      const float* planes[2] = {s.hidden + j * window.plane(), s.hidden + (part.vecs + j) * window.plane()};
-      gate(window, planes, part.dw + j * 9 * kLanes, part.dw + (part.vecs + j) * 9 * kLanes,
-           load(part.dw_bias + j * kLanes), load(part.dw_bias + (part.vecs + j) * kLanes), s.gated + j * kLanes, row);
-    }
-    product(rows_of(s.gated, row), round_up(window.pixels(), 4), part.out.right(), rows_.vecs,
-            slice ? static_cast<const float*>(s.zeros) : static_cast<const float*>(out_bias_), slice > 0, {s.y, rows_.stride});
+  int planes() const {
+    const Part& last = parts_[parts_.count() - 1];
+    return 2 * last.first + last.planes();
   }
 
-  static void gate(const Window& window, const float* const planes[2], const float* first_taps, const float* second_taps,
-                   Vec first_bias, Vec second_bias, float* out, int64_t out_row) {
-    const int64_t pitch = static_cast<int64_t>(window.pitch) * kLanes;
-    Vec w1[9], w2[9];
-#pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) {
-      w1[tap] = load(first_taps + tap * kLanes);
-      w2[tap] = load(second_taps + tap * kLanes);
+  // The hidden line of a row from its normalised pixels. Slices lie one behind the other.
+  void expand(const float* u, int64_t row, Lines& hidden) const {
+    for (int i = 0; i < parts_.count(); ++i) {
+      const Part& part = parts_[i];
+      product<P>(rows_of(u, rows_.stride), round_up(hidden.count(), 4), part.in.right(), part.planes(), part.in_bias, false,
+                 {hidden.at(2 * part.first, row, hidden.first()), kLanes, hidden.plane()});
     }
-    for (int r = 0; r < window.height; ++r) {
-      const float *a = planes[0] + r * pitch, *b = planes[1] + r * pitch;
-      for (int c = 0; c < window.width; ++c, a += kLanes, b += kLanes, out += out_row) {
-        Vec d1 = first_bias, d2 = second_bias;
-#pragma GCC unroll 9
-        for (int tap = 0; tap < 9; ++tap) {
-          const int64_t at = tap / 3 * pitch + tap % 3 * kLanes;
-          d1 = fma(w1[tap], load(a + at), d1);
-          d2 = fma(w2[tap], load(b + at), d2);
+    hidden.trim(row);
+  }
+
+  // Three lines of a plane, from the column left of the first result.
+  struct Around {
+    const float* lines[3];
+  };
+
+  // gelu(d1) * d2 for a slice of `count` pixels of a row, rounded up to four; around(plane) is where they are.
+  template <class Where>
+  void gate(const Part& part, const Where& around, int count, float* gated) const {
+    count % kTileRows ? gate_by<4>(part, around, count, gated) : gate_by<kTileRows>(part, around, count, gated);
+  }
+
+  template <int kPixels, class Where>
+  void gate_by(const Part& part, const Where& around, int count, float* gated) const {
+    float* out = gated + part.first * kLanes;
+    for (int j = 0; j < part.pairs + part.mixed; ++j, out += kLanes) {
+      const bool pair = j < part.pairs;
+      const int first = pair ? j : 2 * part.pairs, second = part.pairs + j;
+      const Around here = around(first), there = around(pair ? second : first);
+      for (int x = 0; x < count; x += kPixels) {
+        Vec d1[kPixels], d2[kPixels];
+        convolve(part, first, here, x, d1);
+        if (pair) convolve(part, second, there, x, d2);
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; ++i) {
+          store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d1[i]) * (pair ? d2[i] : swap_halves(d1[i])));
         }
-        store(out, gelu(d1) * d2);
       }
     }
+  }
+
+  template <int kPixels>
+  DITN_INLINE void convolve(const Part& part, int plane, const Around& around, int x, Vec (&d)[kPixels]) {
+    const int64_t at = x * kLanes;
+    const float* lines[] = {around.lines[0] + at, around.lines[1] + at, around.lines[2] + at};
+    depthwise<kPixels, 3, 1>(lines, kLanes, part.dw + plane * 9 * kLanes, kLanes, load(part.dw_bias + plane * kLanes), d);
   }
 
   Rows rows_;
-  int slices_;
+  int gated_;  // floats of a pixel behind the gate
   Several<Part> parts_;
+  PackedAs<P> out_;
   Buffer out_bias_;
 };
 

@@ -3,14 +3,15 @@
 //
 // A is a few dozen pixels by at most a few hundred channels and sits in L1; B is packed into panels of at most
 // three vectors, so that one panel (60 x 48 floats: 11.5 kB) stays in L1 for all rows. A tile of 8 x 3 vectors
-// takes 11 loads for 24 FMAs per step: the FMA units are the bound.
+// takes 11 loads for 24 FMAs per step: the FMA units are the bound. Elements are words of the arithmetic P.
 #pragma once
 
+#include "arithmetic.h"
 #include "buffer.h"
 
 namespace ditn::DITN_LEVEL {
 
-// A: element (r, k) is at data[r * row + k * step].
+// A: word (r, k) is at data[r * row + k * step].
 struct Left {
   const float* data;
   int64_t row, step;
@@ -19,15 +20,15 @@ struct Left {
 DITN_INLINE Left rows_of(const float* p, int64_t row) { return {p, row, 1}; }
 DITN_INLINE Left columns_of(const float* p, int64_t row) { return {p, 1, row}; }
 
-// B: packed panels, or (stride > 0) a plain matrix whose rows are `stride` elements apart. `steps` is its depth.
+// B: packed panels, or (stride > 0) a plain matrix whose rows are `stride` words apart. `steps` is its depth in words.
 struct Right {
   const float* data;
   int steps;
   int64_t stride;
 
   const float* panel(int vec) const {
-    const int64_t elements = static_cast<int64_t>(vec) * kLanes;
-    return stride > 0 ? data + elements : data + elements * steps;
+    const int64_t words = static_cast<int64_t>(vec) * kLanes;
+    return stride > 0 ? data + words : data + words * steps;
   }
 };
 
@@ -43,7 +44,7 @@ struct Out {
 // Panels of three; four vectors are two and two, since a panel of one loads more than it multiplies.
 DITN_INLINE int panel_width(int vecs_left) { return vecs_left == 4 ? 2 : vecs_left < 3 ? vecs_left : 3; }
 
-template <int kRows, int kVecs>
+template <class P, int kRows, int kVecs>
 DITN_INLINE void tile(const Left& a, int first_row, const float* b, int64_t b_step, int steps, const float* bias,
                       bool add, float* c, int64_t c_row, int64_t c_vec) {
   Vec acc[kRows][kVecs];
@@ -64,7 +65,7 @@ DITN_INLINE void tile(const Left& a, int first_row, const float* b, int64_t b_st
     for (int r = 0; r < kRows; ++r) {
       const Vec u = splat(left[r * a.row]);
 #pragma GCC unroll 3
-      for (int j = 0; j < kVecs; ++j) acc[r][j] = fma(u, w[j], acc[r][j]);
+      for (int j = 0; j < kVecs; ++j) acc[r][j] = P::multiply_add(u, w[j], acc[r][j]);
     }
     left += a.step;
     b += b_step;
@@ -76,22 +77,23 @@ DITN_INLINE void tile(const Left& a, int first_row, const float* b, int64_t b_st
   }
 }
 
-template <int kVecs>
+template <class P, int kVecs>
 DITN_INLINE void panel(const Left& a, int rows, const float* b, int64_t b_step, int steps, const float* bias, bool add,
                        const Out& c, float* column) {
   for (int r = 0; r < rows;) {
     float* corner = column + r / c.group * c.group_stride + r % c.group * c.row;
     if (rows - r >= kTileRows && c.group >= kTileRows) {
-      tile<kTileRows, kVecs>(a, r, b, b_step, steps, bias, add, corner, c.row, c.vec);
+      tile<P, kTileRows, kVecs>(a, r, b, b_step, steps, bias, add, corner, c.row, c.vec);
       r += kTileRows;
     } else {
-      tile<4, kVecs>(a, r, b, b_step, steps, bias, add, corner, c.row, c.vec);
+      tile<P, 4, kVecs>(a, r, b, b_step, steps, bias, add, corner, c.row, c.vec);
       r += 4;
     }
   }
 }
 
 // `rows` is a multiple of 4 (all buffers are padded to that), and so is c.group.
+template <class P = Single>
 __attribute__((noinline)) static void product(const Left& a, int rows, const Right& b, int vecs, const float* bias,
                                               bool add, const Out& c) {
   for (int v = 0; v < vecs;) {
@@ -100,35 +102,40 @@ __attribute__((noinline)) static void product(const Left& a, int rows, const Rig
     const int64_t step = b.stride > 0 ? b.stride : width * kLanes;
     float* column = c.data + v * c.vec;
     const float* offset = bias + v * kLanes;
-    if (width == 3) panel<3>(a, rows, right, step, b.steps, offset, add, c, column);
-    if (width == 2) panel<2>(a, rows, right, step, b.steps, offset, add, c, column);
-    if (width == 1) panel<1>(a, rows, right, step, b.steps, offset, add, c, column);
+    if (width == 3) panel<P, 3>(a, rows, right, step, b.steps, offset, add, c, column);
+    if (width == 2) panel<P, 2>(a, rows, right, step, b.steps, offset, add, c, column);
+    if (width == 1) panel<P, 1>(a, rows, right, step, b.steps, offset, add, c, column);
     v += width;
   }
 }
 
 // A weight matrix in the order in which product() reads it.
-class Packed {
+template <class P>
+class PackedAs {
  public:
   // value(k, n) is the weight from input k to output n, for n < vecs * kLanes.
   template <class Value>
-  Packed(int depth, int vecs, const Value& value)
-      : depth_(depth), data_(static_cast<int64_t>(depth) * vecs * kLanes) {
+  PackedAs(int depth, int vecs, const Value& value)
+      : steps_((depth + P::kPack - 1) / P::kPack), data_(static_cast<int64_t>(steps_) * vecs * kLanes) {
     float* out = data_;
     for (int v = 0; v < vecs;) {
       const int width = panel_width(vecs - v);
-      for (int k = 0; k < depth; ++k) {
-        for (int lane = 0; lane < width * kLanes; ++lane) *out++ = value(k, v * kLanes + lane);
+      for (int k = 0; k < steps_; ++k) {
+        for (int n = v * kLanes; n < (v + width) * kLanes; ++n) {
+          *out++ = P::word([&](int i) { return i < depth ? value(i, n) : 0.0f; }, k);
+        }
       }
       v += width;
     }
   }
 
-  Right right() const { return {data_, depth_, 0}; }
+  Right right() const { return {data_, steps_, 0}; }
 
  private:
-  int depth_;
+  int steps_;
   Buffer data_;
 };
+
+using Packed = PackedAs<Single>;
 
 }  // namespace ditn::DITN_LEVEL

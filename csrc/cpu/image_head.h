@@ -7,17 +7,28 @@
 namespace ditn::DITN_LEVEL {
 
 // shape is the image's; y has `outputs` channels.
-static void image_head(Threads threads, Shape shape, const float* image, float* y, const float* weight, const float* bias,
+template <class T>
+static void image_head(Threads threads, Shape shape, const T* image, T* y, const float* weight, const float* bias,
                        int outputs) {
-  const Conv3x3 conv(weight, bias, shape.channels, outputs);
-  BorderedMap map(shape, Rows(shape.channels), 1);
-  fill(threads, shape, image, map);
-  each_run(threads, shape, [&](Units& units, const auto& runs) {
-    Buffer tap(kRun * conv.outputs().stride), out(kRun * conv.outputs().stride);
-    for (Run run; runs.next(units, run);) {
-      conv.run(map, run, tap, out);
-      for (int i = 0; i < run.count; ++i) {
-        copy_out(out + i * conv.outputs().stride, conv.outputs(), y + (run.pixel + i) * outputs);
+  const Conv3x3 conv(weight, bias, shape.channels, outputs, [](int n) { return n; });
+  const Rows in(shape.channels), out(outputs);
+  const Strips strips(shape, threads.count());
+  share(threads, strips.count(), [&](Units& units) {
+    Lines map(in.vecs, 4, 1);
+    Conv3x3::Scratch s(conv);
+    Buffer result(2 * conv.kLine * out.stride);
+    for (Strip strip; strips.next(units, strip);) {
+      map.start(strip, shape.width);
+      for (int64_t row = strip.top - 2; row < strip.bottom; row += 2) {
+        for (int64_t next = row + 1; next < row + 3; ++next) enter(image, shape, strip, next, map);
+        if (row < strip.top) continue;
+        const int count = static_cast<int>(strip.right - strip.left);
+        conv.run(map, row, strip.left, count, s, result);
+        for (int64_t r = row; r < row + 2 && r < strip.bottom; ++r) {
+          const float* from = result + (r - row) * conv.kLine * out.stride;
+          T* to = y + pixel_of(shape, strip.b, r, strip.left) * outputs;
+          for (int i = 0; i < count; ++i) copy_out(from + i * out.stride, out, to + i * static_cast<int64_t>(outputs));
+        }
       }
     }
   });

@@ -15,8 +15,8 @@ static void image_head_backward(Threads threads, Shape shape, const float* grad,
   each_group(shape, [&](Shape group, int64_t first) {
     const int64_t pixels = first * shape.height * shape.width;
     const Runs runs(group);
-    fill(threads, group, image + pixels * shape.channels, map);
-    fill(threads, {group.batch, group.height, group.width, outputs}, grad + pixels * outputs, g);
+    map.fill(threads, group, image + pixels * shape.channels);
+    g.fill(threads, {group.batch, group.height, group.width, outputs}, grad + pixels * outputs);
     sums.add(threads, runs.count(), [&](SharedUnits& units) {
       const Rows& rows = conv.inputs();
       Buffer tap(kRun * rows.stride), out(kRun * rows.stride);

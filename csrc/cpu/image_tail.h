@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = pixel_shuffle(conv3x3(conv3x3(x) + skip)): the shuffle is where the second convolution stores.
+// y = pixel_shuffle(conv3x3(conv3x3(x) + skip)). The second convolution's outputs are put into the order [dy, dx, colour],
+// so that the shuffle is where their pieces are stored. What lies between the convolutions is never whole.
 #pragma once
 
 #include "conv3x3.h"
@@ -7,36 +8,55 @@
 namespace ditn::DITN_LEVEL {
 
 // y is [B, H * s, W * s, colours], with colours * s * s outputs of the second convolution.
-static void image_tail(Threads threads, Shape shape, const float* x, const float* skip, float* y, const Tail& w) {
-  const int scale = w.upscale, colours = w.outputs / (scale * scale);
-  const Rows rows(shape.channels);
-  const Conv3x3 body(w.body_weight, w.body_bias, shape.channels, shape.channels);
-  const Conv3x3 up(w.up_weight, w.up_bias, shape.channels, w.outputs);
-  BorderedMap map(shape, rows, 1), deep(shape, rows, 1);
-  fill(threads, shape, x, map);
-  each_run(threads, shape, [&](Units& units, const auto& runs) {
-    Buffer tap(kRun * rows.stride), out(kRun * rows.stride), before(rows.stride);
-    for (Run run; runs.next(units, run);) {
-      body.run(map, run, tap, out);
-      for (int i = 0; i < run.count; ++i) {
-        copy_in(skip + (run.pixel + i) * shape.channels, rows, before);
-        float* pixel = deep.at(run.b, run.row, run.left + i);
-        for (int j = 0; j < rows.stride; j += kLanes) store(pixel + j, load(out + i * rows.stride + j) + load(before + j));
-      }
-    }
+template <class T>
+static void image_tail(Threads threads, Shape shape, const T* x, const T* skip, T* y, const Tail& w) {
+  const int scale = w.upscale, colours = w.outputs / (scale * scale), channels = shape.channels;
+  const Rows rows(channels), piece(scale * colours);
+  const Conv3x3 body(w.body_weight, w.body_bias, channels, channels, [](int n) { return n; });
+  const Conv3x3 up(w.up_weight, w.up_bias, channels, w.outputs, [&](int n) {
+    return n % colours * scale * scale + n / colours;
   });
-  each_run(threads, shape, [&](Units& units, const auto& runs) {
-    Buffer tap(kRun * up.outputs().stride), out(kRun * up.outputs().stride);
-    for (Run run; runs.next(units, run);) {
-      up.run(deep, run, tap, out);
-      for (int i = 0; i < run.count; ++i) {
-        const float* from = out + i * up.outputs().stride;
-        for (int dy = 0; dy < scale; ++dy) {
-          float* to = y + (((run.b * shape.height + run.row) * scale + dy) * shape.width + run.left + i) * scale * colours;
-          for (int dx = 0; dx < scale; ++dx) {
-            for (int c = 0; c < colours; ++c) to[dx * colours + c] = from[(c * scale + dy) * scale + dx];
+  const Strips strips(shape, threads.count());
+  share(threads, strips.count(), [&](Units& units) {
+    Lines map(rows.vecs, 4, 2), deep(rows.vecs, 6, 1);
+    Conv3x3::Scratch body_scratch(body), up_scratch(up);
+    Buffer result(2 * body.kLine * (rows.stride > up.outputs().stride ? rows.stride : up.outputs().stride));
+
+    // Rows `row` and row + 1 of conv3x3(x) + skip.
+    const auto deepen = [&](const Strip& strip, int64_t row) {
+      body.run(map, row, deep.first(), deep.count(), body_scratch, result);
+      for (int64_t r = row; r < row + 2; ++r) {
+        enter(skip, shape, strip, r, deep);
+        if (r < 0 || r >= shape.height) continue;
+        for (int j = 0; j < rows.vecs; ++j) {
+          float* line = deep.at(j, r, deep.first());
+          const float* from = result + (r - row) * body.kLine * rows.stride + j * kLanes;
+          for (int i = 0; i < deep.count(); ++i) {
+            store(line + i * kLanes, load(line + i * kLanes) + load(from + i * rows.stride));
           }
         }
+      }
+    };
+    const auto shuffle = [&](const Strip& strip, int64_t row) {
+      const int count = static_cast<int>(strip.right - strip.left);
+      up.run(deep, row, strip.left, count, up_scratch, result);
+      for (int64_t r = row; r < row + 2 && r < strip.bottom; ++r) {
+        for (int i = 0; i < count; ++i) {
+          const float* from = result + ((r - row) * up.kLine + i) * up.outputs().stride;
+          for (int dy = 0; dy < scale; ++dy) {
+            T* to = y + (((strip.b * shape.height + r) * scale + dy) * shape.width + strip.left + i) * scale * colours;
+            copy_out(from + dy * piece.channels, piece, to);
+          }
+        }
+      }
+    };
+    for (Strip strip; strips.next(units, strip);) {
+      map.start(strip, shape.width);
+      deep.start(strip, shape.width);
+      for (int64_t row = strip.top - 4; row < strip.bottom + 2; row += 2) {
+        for (int64_t next = row + 1; next < row + 3; ++next) enter(x, shape, strip, next, map);
+        if (row >= strip.top - 2) deepen(strip, row);
+        if (row >= strip.top + 2) shuffle(strip, row - 2);
       }
     }
   });

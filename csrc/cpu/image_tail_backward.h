@@ -10,7 +10,7 @@ static void image_tail_backward(Threads threads, Shape shape, const float* grad,
                                 float* dx, float* dskip, const TailOf<float>& gradient) {
   const int scale = w.upscale, colours = w.outputs / (scale * scale);
   const Rows rows(shape.channels), shuffled(w.outputs);
-  const Conv3x3 body(w.body_weight, w.body_bias, shape.channels, shape.channels);
+  const DirectConv3x3 body(w.body_weight, w.body_bias, shape.channels, shape.channels);
   const Conv3x3Backward body_back(w.body_weight, shape.channels, shape.channels);
   const Conv3x3Backward up_back(w.up_weight, shape.channels, w.outputs);
   const Shape most = group_of_images(shape);
@@ -19,7 +19,7 @@ static void image_tail_backward(Threads threads, Shape shape, const float* grad,
   each_group(shape, [&](const Shape& group, int64_t first) {
     const int64_t pixels = first * shape.height * shape.width;
     const Runs runs(group);
-    fill(threads, group, x + pixels * shape.channels, map);
+    map.fill(threads, group, x + pixels * shape.channels);
     each_run(threads, group, [&](Units& units, const Runs&) {
       Buffer tap(kRun * rows.stride), out(kRun * rows.stride), before(rows.stride);
       for (Run run; runs.next(units, run);) {

@@ -10,6 +10,7 @@
 
 namespace ditn::DITN_LEVEL {
 
+template <class P>
 class PatchAttention {
  public:
   PatchAttention(const Attention& w, int channels, int pixels)
@@ -40,16 +41,22 @@ class PatchAttention {
   void run(float* x, Norm norm, Scratch& s) const {
     const int stride = rows_.stride, channels = rows_.channels, row = 3 * stride, padded_channels = round_up(channels, 4);
     for (int t = 0; t < pixels_; ++t) normalize(x + t * stride, rows_, norm, s.u + t * stride);
-    product(rows_of(s.u, stride), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false, {s.qkv, row});
+    P::pack_along(s.u, pixels_, stride, stride);
+    product<P>(rows_of(s.u, stride), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false, {s.qkv, row});
     inverse_lengths(s.qkv, s.lengths);
     inverse_lengths(s.qkv + stride, s.lengths + stride);
-    product(columns_of(s.qkv, row), padded_channels, {s.qkv + stride, pixels_, row}, rows_.vecs, s.zeros, false,
-            {s.scores, stride});
+    P::pack_across(s.qkv, pixels_, row, 2 * stride);
+    product<P>(columns_of(s.qkv, P::kPack * row), padded_channels,
+               {s.qkv + stride, pixels_ / P::kPack, P::kPack * row}, rows_.vecs, s.zeros, false, {s.scores, stride});
     for (int i = 0; i < channels; ++i) softmax(s.scores + i * stride, temperature_ * s.lengths[i], s.lengths + stride);
-    product(columns_of(s.scores, stride), padded_channels, out_.right(), rows_.vecs, s.zeros, false, {s.map, stride});
+    P::pack_across(s.scores, channels, stride, stride);
+    product<P>(columns_of(s.scores, P::kPack * stride), padded_channels, out_.right(), rows_.vecs, s.zeros, false,
+               {s.map, stride});
+    P::pack_across(s.map, channels, stride, stride);
+    P::pack_along(s.qkv + 2 * stride, pixels_, row, stride);
     // Not added to x as it goes: 60 roundings at the size of x would cost more digits than one.
-    product(rows_of(s.qkv + 2 * stride, row), pixels_, {s.map, channels, stride}, rows_.vecs, out_bias_, false,
-            {s.u, stride});
+    product<P>(rows_of(s.qkv + 2 * stride, row), pixels_,
+               {s.map, (channels + P::kPack - 1) / P::kPack, P::kPack * stride}, rows_.vecs, out_bias_, false, {s.u, stride});
     for (int i = 0; i < pixels_ * stride; i += kLanes) store(x + i, load(x + i) + load(s.u + i));
   }
 
@@ -60,15 +67,19 @@ class PatchAttention {
     return channel < rows_.channels ? row[n / rows_.stride * rows_.channels + channel] : 0.0f;
   }
 
-  // 1 / max(|t|, 1e-12) of each channel over the pixels.
+  // 1 / max(|t|, 1e-12) of each channel over the pixels. Four sums, since one would wait for itself.
   void inverse_lengths(const float* t, float* out) const {
     for (int j = 0; j < rows_.vecs; ++j) {
-      Vec squares = splat(0.0f);
-      for (int p = 0; p < pixels_; ++p) {
-        const Vec v = load(t + p * 3 * rows_.stride + j * kLanes);
-        squares = fma(v, v, squares);
+      Vec squares[] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+      for (int p = 0; p < pixels_; p += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const Vec v = load(t + (p + i) * 3 * rows_.stride + j * kLanes);
+          squares[i] = fma(v, v, squares[i]);
+        }
       }
-      store(out + j * kLanes, splat(1.0f) / max(splat(1e-12f), sqrt(squares)));
+      const Vec total = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+      store(out + j * kLanes, splat(1.0f) / max(splat(1e-12f), sqrt(total)));
     }
   }
 
@@ -94,7 +105,7 @@ class PatchAttention {
   Rows rows_;
   int pixels_;
   float temperature_;
-  Packed qkv_, out_;
+  PackedAs<P> qkv_, out_;
   Buffer qkv_bias_, out_bias_;
   Buffer behind_;  // [stride]: 0 for a channel, -infinity behind the last, so that no padding is the maximum
 };

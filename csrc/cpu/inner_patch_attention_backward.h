@@ -199,7 +199,7 @@ class PatchAttentionBackward {
 
   void turn(const float* from, float* to) const {
     for (int i = 0; i < rows_.channels; ++i) {
-      for (int j = 0; j < rows_.channels; ++j) to[j * rows_.stride + i] = from[i * rows_.stride + j];
+      for (int j = 0; j < rows_.channels; ++j) to[i * rows_.stride + j] = from[j * rows_.stride + i];
     }
   }
 
@@ -222,14 +222,17 @@ static void inner_patch_attention_backward(Threads threads, Shape shape, const f
   Sums sums(patches, attention.sums());
   sums.add(threads, patches, [&](SharedUnits& units) {
     PatchAttentionBackward::Scratch s(rows, pixels);
+    const int64_t row = shape.width * shape.channels, width = static_cast<int64_t>(patch) * shape.channels;
     for (int64_t unit; units.next(unit);) {
-      const int64_t top = unit / across * patch, left = unit % across * patch;  // top counts through the batch
-      const auto pixel = [&](int i) {
-        return ((top + i / patch) * shape.width + left + i % patch) * static_cast<int64_t>(shape.channels);
-      };
+      const auto corner = [&](int64_t u) { return u / across * patch * row + u % across * width; };
+      const auto pixel = [&](int i) { return corner(unit) + i / patch * row + i % patch * static_cast<int64_t>(shape.channels); };
       for (int i = 0; i < pixels; ++i) {
         copy_in(x + pixel(i), rows, s.x + i * rows.stride);
         copy_in(grad + pixel(i), rows, s.g + i * rows.stride);
+      }
+      if (unit + 1 < patches) {
+        prefetch(x + corner(unit + 1), row, patch, width);
+        prefetch(grad + corner(unit + 1), row, patch, width);
       }
       attention.run(norm, s, units.sums());
       for (int i = 0; i < pixels; ++i) add_out(s.g + i * rows.stride, grad + pixel(i), rows, dx + pixel(i));

@@ -13,88 +13,57 @@
 namespace ditn::DITN_LEVEL {
 
 // A patch is read once, goes through all layers in L1 and L2, and is written once.
-static void inner_patch(Threads threads, Shape shape, const float* x, float* y, const Attention* attentions, const Ffn* ffns,
+template <class T>
+static void inner_patch(Threads threads, Shape shape, const T* x, T* y, const Attention* attentions, const Ffn* ffns,
                         int layers, Norm norm, int patch) {
   const Rows rows(shape.channels);
-  const Window window{patch, patch, patch + 2};
-  const int pixels = window.pixels();
-  const Several<PatchAttention> attention(attentions ? layers : 0, [&](int i) {
-    return new PatchAttention(attentions[i], shape.channels, pixels);
+  const int pixels = patch * patch;
+  using P = typename Multiplied<T>::As;
+  const Several<PatchAttention<P>> attention(attentions ? layers : 0, [&](int i) {
+    return new PatchAttention<P>(attentions[i], shape.channels, pixels);
   });
-  const Several<WindowFfn> ffn(ffns ? layers : 0, [&](int i) { return new WindowFfn(ffns[i], shape.channels); });
+  const Several<GatedFfn<P>> ffn(ffns ? layers : 0, [&](int i) { return new GatedFfn<P>(ffns[i], shape.channels); });
   const int64_t across = shape.width / patch, down = shape.height / patch;
   share(threads, shape.batch * down * across, [&](Units& units) {
     Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
-    PatchAttention::Scratch attention_scratch(rows, pixels);
-    WindowFfn::Scratch ffn_scratch(rows, window);
-    for (int64_t unit; units.next(unit);) {
-      const int64_t top = unit / across * patch, left = unit % across * patch;  // top counts through the batch
-      const auto pixel = [&](int i) {
-        return ((top + i / patch) * shape.width + left + i % patch) * static_cast<int64_t>(shape.channels);
+    typename PatchAttention<P>::Scratch attention_scratch(rows, pixels);
+    typename GatedFfn<P>::Patch ffn_scratch(rows, ffns ? ffns[0].expanded : 0, patch);
+    // A patch asks for the next one's pixels before it is computed.
+    int64_t unit, following;
+    for (bool more = units.next(unit); more; unit = following) {
+      const auto pixel = [&](int64_t number, int i) {  // number / across counts patches through the batch
+        const int64_t row = number / across * patch + i / patch, column = number % across * patch + i % patch;
+        return (row * shape.width + column) * static_cast<int64_t>(shape.channels);
       };
-      for (int i = 0; i < pixels; ++i) copy_in(x + pixel(i), rows, stream + i * rows.stride);
+      more = units.next(following);
+      for (int i = 0; i < pixels; ++i) {
+        if (more) prefetch(x + pixel(following, i), rows);
+        copy_in(x + pixel(unit, i), rows, stream + i * rows.stride);
+      }
       for (int layer = 0; layer < layers; ++layer) {
         if (attentions) attention[layer].run(stream, norm, attention_scratch);
-        if (!ffns) continue;
-        for (int i = 0; i < pixels; ++i) normalize(stream + i * rows.stride, rows, norm, ffn_scratch.u + i * rows.stride);
-        ffn[layer].run_patch(window, ffn_scratch);
-        for (int i = 0; i < pixels * rows.stride; i += kLanes) store(stream + i, load(stream + i) + load(ffn_scratch.y + i));
+        if (ffns) ffn[layer].run_patch(stream, norm, ffn_scratch);
       }
-      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(i));
+      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(unit, i));
     }
   });
 }
 
-// Tiles of 16 x 30 pixels: with their border 18 x 32, a multiple of four in every row.
-static void map_ffn(const Threads& threads, const Shape& shape, const float* x, float* y, const WindowFfn& ffn, Norm norm) {
-  constexpr int kHeight = 16, kWidth = 30, kPitch = 32;
-  const Rows rows(shape.channels);
-  const int64_t across = (shape.width + kWidth - 1) / kWidth, down = (shape.height + kHeight - 1) / kHeight;
-  share(threads, shape.batch * down * across, [&](Units& units) {
-    WindowFfn::Scratch s(rows, {kHeight, kWidth, kPitch});
-    for (int64_t unit; units.next(unit);) {
-      const int64_t b = unit / (down * across), top = unit / across % down * kHeight, left = unit % across * kWidth;
-      const int64_t below = shape.height - top, right = shape.width - left;
-      const Window window{static_cast<int>(below < kHeight ? below : kHeight), static_cast<int>(right < kWidth ? right : kWidth),
-                          kPitch};
-      const auto pixel = [&](int64_t r, int64_t c) {
-        return ((b * shape.height + top + r) * shape.width + left + c) * shape.channels;
-      };
-      const auto outside = [&](int r, int c) {
-        return top + r - 1 < 0 || top + r - 1 >= shape.height || left + c - 1 < 0 || left + c - 1 >= shape.width;
-      };
-      for (int r = 0; r < window.height + 2; ++r) {
-        for (int c = 0; c < window.width + 2; ++c) {
-          if (outside(r, c)) continue;
-          float* u = s.u + (r * kPitch + c) * rows.stride;
-          copy_in(x + pixel(r - 1, c - 1), rows, u);
-          normalize(u, rows, norm, u);
-        }
-      }
-      ffn.run_tile(window, outside, s);
-      for (int i = 0; i < window.pixels(); ++i) {
-        const int64_t at = pixel(i / window.width, i % window.width);
-        add_out(s.y + i * rows.stride, x + at, rows, y + at);
-      }
-    }
-  });
-}
-
-static void spatial(Threads threads, Shape shape, const float* x, float* y, const Gate* gates, const Ffn* ffns, int layers,
+template <class T>
+static void spatial(Threads threads, Shape shape, const T* x, T* y, const Gate* gates, const Ffn* ffns, int layers,
                     Norm norm) {
+  using P = typename Multiplied<T>::As;
   if (layers == 0) {
-    std::memcpy(y, x, sizeof(float) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
+    std::memcpy(y, x, sizeof(T) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
     return;
   }
   // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
-  Buffer between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
-  const Shape nothing{0, 0, 0, shape.channels};
-  MapGate::Maps maps(gates ? shape : nothing, Rows(shape.channels));
+  Array<T> between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
   for (int i = 0; i < layers; ++i) {
-    const float* in = i ? y : x;
-    float* gated = ffns ? static_cast<float*>(between) : y;
-    if (gates) MapGate(gates[i], shape.channels).run(threads, shape, in, gated, norm, maps);
-    if (ffns) map_ffn(threads, shape, gates ? gated : in, y, WindowFfn(ffns[i], shape.channels), norm);
+    const T* in = i ? y : x;
+    T* gated = ffns ? static_cast<T*>(between) : y;
+    if (gates) MapGate<P>(gates[i], shape.channels).run(threads, shape, in, gated, norm);
+    if (ffns) GatedFfn<P>(ffns[i], shape.channels).run_map(threads, shape, gates ? gated : in, y, norm);
   }
 }
 
@@ -106,7 +75,36 @@ static void function(const char* name, const float* x, float* y, int64_t count) 
   }
 }
 
-extern const Kernels kernels;
-const Kernels kernels = {inner_patch, spatial, image_head, image_tail, tanh_affine, layer_norm2d, function};
+// As many independent sums as hide the latency of two FMA units in the registers of any level.
+static int64_t fma_loop(Threads threads, int64_t units) {
+  constexpr int kSums = 12, kSteps = 1 << 17;
+  Buffer sink(units * kLanes);
+  share(threads, units, [&](Units& mine) {
+    for (int64_t unit; mine.next(unit);) {
+      const Vec factor = load(sink + unit * kLanes);
+      Vec sums[kSums];
+#pragma GCC unroll 12
+      for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));  // all different, else one is computed for all
+      for (int step = 0; step < kSteps; ++step) {
+#pragma GCC unroll 12
+        for (int i = 0; i < kSums; ++i) sums[i] = fma(sums[i], factor, factor);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < kSums; ++i) store(sink + unit * kLanes, load(sink + unit * kLanes) + sums[i]);
+    }
+  });
+  return units * kSteps * kSums * kLanes * 2;
+}
+
+template <class T>
+constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, image_tail<T>, tanh_affine<T>, layer_norm2d<T>};
+
+#define DITN_TEXT(name) #name
+#define DITN_NAME(name) DITN_TEXT(name)
+
+extern const Backward backward;
+extern const Level level;
+const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, &backward, function,
+                     fma_loop};
 
 }  // namespace ditn::DITN_LEVEL

@@ -6,6 +6,14 @@
 
 namespace ditn {
 
+// Types of activations in memory besides float. Weights are always float, and so are sums.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
 enum class Norm : int64_t { kNone, kTanh, kLayerNorm };
 
 // Dense maps [batch, height, width, channels].
@@ -14,9 +22,11 @@ struct Shape {
   int channels;
 };
 
-// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have.
+// run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have; count() is how many
+// threads there are.
 struct Threads {
   void (*run)(int64_t most, void (*work)(void*), void* argument);
+  int64_t (*count)();
 };
 
 // Weights are input-major; every bias is there. Value is const float for weights, float for their gradients.
@@ -56,16 +66,16 @@ using Ffn = FfnOf<const float>;
 using Gate = GateOf<const float>;
 using Tail = TailOf<const float>;
 
-// One instruction-set level: the same functions, compiled for it. Results do not depend on the threads. A null pointer
-// for the attentions, the gates or the ffns leaves them out.
+// The kernels for activations of one type. Results do not depend on the threads. A null pointer for the attentions, the
+// gates or the ffns leaves them out.
+template <class T>
 struct Kernels {
-  void (*inner_patch)(Threads, Shape, const float* x, float* y, const Attention*, const Ffn*, int layers, Norm, int patch);
-  void (*spatial)(Threads, Shape, const float* x, float* y, const Gate*, const Ffn*, int layers, Norm);
-  void (*image_head)(Threads, Shape, const float* image, float* y, const float* weight, const float* bias, int outputs);
-  void (*image_tail)(Threads, Shape, const float* x, const float* skip, float* y, const Tail&);
-  void (*tanh_affine)(Threads, Shape, const float* x, float* y, const float* weight, const float* bias, int outputs);
-  void (*layer_norm2d)(Threads, Shape, const float* x, float* y, const float* weight, const float* bias, float eps);
-  void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
+  void (*inner_patch)(Threads, Shape, const T* x, T* y, const Attention*, const Ffn*, int layers, Norm, int patch);
+  void (*spatial)(Threads, Shape, const T* x, T* y, const Gate*, const Ffn*, int layers, Norm);
+  void (*image_head)(Threads, Shape, const T* image, T* y, const float* weight, const float* bias, int outputs);
+  void (*image_tail)(Threads, Shape, const T* x, const T* skip, T* y, const Tail&);
+  void (*tanh_affine)(Threads, Shape, const T* x, T* y, const float* weight, const float* bias, int outputs);
+  void (*layer_norm2d)(Threads, Shape, const T* x, T* y, const float* weight, const float* bias, float eps);
 };
 
 // Gradients of the operators of the same names, from that of their result, grad, and their arguments.
@@ -85,13 +95,19 @@ struct Backward {
                      const TailOf<float>&);
 };
 
-// The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is
-// unknown, was not compiled in, or needs instructions that this CPU lacks.
+// One instruction-set level: the same functions, compiled for it.
 struct Level {
   const char* name;
-  const Kernels* kernels;
+  Kernels<float> for_float;
+  Kernels<bfloat16> for_bfloat16;
+  Kernels<float16> for_float16;
   const Backward* backward;
+  void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
+  int64_t (*fma_loop)(Threads, int64_t units);  // nothing but FMAs in registers; returns floating-point operations
 };
+
+// The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is
+// unknown, was not compiled in, or needs instructions that this CPU lacks.
 const Level& level();
 
 }  // namespace ditn

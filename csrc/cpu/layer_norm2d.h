@@ -2,11 +2,12 @@
 // y = weight * (x - mean) / sqrt(var + eps) + bias over the channels of every pixel
 #pragma once
 
-#include "bordered_map.h"
+#include "runs.h"
 
 namespace ditn::DITN_LEVEL {
 
-static void layer_norm2d(Threads threads, Shape shape, const float* x, float* y, const float* weight, const float* bias,
+template <class T>
+static void layer_norm2d(Threads threads, Shape shape, const T* x, T* y, const float* weight, const float* bias,
                          float eps) {
   const Rows rows(shape.channels);
   const Buffer scale = padded(weight, shape.channels), offset = padded(bias, shape.channels);

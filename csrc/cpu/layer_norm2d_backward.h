@@ -2,8 +2,8 @@
 // Gradients of y = weight * (x - mean) / sqrt(var + eps) + bias
 #pragma once
 
-#include "bordered_map.h"
 #include "norm_backward.h"
+#include "runs.h"
 #include "sums.h"
 
 namespace ditn::DITN_LEVEL {

@@ -10,36 +10,37 @@ namespace ditn {
 
 #if defined(__x86_64__)
 namespace avx2 {
-extern const Kernels kernels;
-extern const Backward backward;
+extern const Level level;
 }
 namespace avx512 {
-extern const Kernels kernels;
-extern const Backward backward;
+extern const Level level;
+}
+namespace avx512bf16 {
+extern const Level level;
 }
 #else
 namespace neon {
-extern const Kernels kernels;
-extern const Backward backward;
+extern const Level level;
 }
 #endif
 
 namespace {
 
 struct Candidate {
-  Level level;
+  const Level& level;
   bool runs;
 };
 
-Level choose() {
+const Level& choose() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  const Candidate candidates[] = {{{"avx512", &avx512::kernels, &avx512::backward}, avx512}, {{"avx2", &avx2::kernels, &avx2::backward}, avx2}};
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  const Candidate candidates[] = {{avx512bf16::level, avx512bf16}, {avx512::level, avx512}, {avx2::level, avx2}};
 #else
-  const Candidate candidates[] = {{{"neon", &neon::kernels, &neon::backward}, true}};
+  const Candidate candidates[] = {{neon::level, true}};
 #endif
   const char* forced = std::getenv("DITN_CPU_LEVEL");
   const std::string wanted = forced ? forced : "";
@@ -58,7 +59,7 @@ Level choose() {
 }  // namespace
 
 const Level& level() {
-  static const Level chosen = choose();
+  static const Level& chosen = choose();
   return chosen;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "buffer.h"
+#include "half.h"
 #include "math.h"
 
 namespace ditn::DITN_LEVEL {
@@ -17,16 +18,19 @@ struct Rows {
   int lanes(int vec) const { return channels - vec * kLanes < kLanes ? channels - vec * kLanes : kLanes; }
 };
 
-DITN_INLINE void copy_in(const float* pixel, const Rows& rows, float* row) {
+template <class T>
+DITN_INLINE void copy_in(const T* pixel, const Rows& rows, float* row) {
   for (int j = 0; j < rows.vecs; ++j) store(row + j * kLanes, load_first(pixel + j * kLanes, rows.lanes(j)));
 }
 
-DITN_INLINE void copy_out(const float* row, const Rows& rows, float* pixel) {
+template <class T>
+DITN_INLINE void copy_out(const float* row, const Rows& rows, T* pixel) {
   for (int j = 0; j < rows.vecs; ++j) store_first(pixel + j * kLanes, load(row + j * kLanes), rows.lanes(j));
 }
 
 // pixel_out = pixel_in + row
-DITN_INLINE void add_out(const float* row, const float* pixel_in, const Rows& rows, float* pixel_out) {
+template <class T>
+DITN_INLINE void add_out(const float* row, const T* pixel_in, const Rows& rows, T* pixel_out) {
   for (int j = 0; j < rows.vecs; ++j) {
     const int n = rows.lanes(j);
     store_first(pixel_out + j * kLanes, load_first(pixel_in + j * kLanes, n) + load(row + j * kLanes), n);

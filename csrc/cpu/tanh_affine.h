@@ -2,15 +2,17 @@
 // y = W tanh(x) + b at every pixel
 #pragma once
 
-#include "bordered_map.h"
 #include "gemm.h"
+#include "runs.h"
 
 namespace ditn::DITN_LEVEL {
 
-static void tanh_affine(Threads threads, Shape shape, const float* x, float* y, const float* weight, const float* bias,
+template <class T>
+static void tanh_affine(Threads threads, Shape shape, const T* x, T* y, const float* weight, const float* bias,
                         int outputs) {
   const Rows in(shape.channels), out(outputs);
-  const Packed packed(shape.channels, out.vecs, [&](int k, int n) { return n < outputs ? weight[k * outputs + n] : 0.0f; });
+  using P = typename Multiplied<T>::As;
+  const PackedAs<P> packed(shape.channels, out.vecs, [&](int k, int n) { return n < outputs ? weight[k * outputs + n] : 0.0f; });
   const Buffer offset = padded(bias, outputs);
   each_run(threads, shape, [&](Units& units, const auto& runs) {
     Buffer u(kRun * in.stride), v(kRun * out.stride);
@@ -19,7 +21,8 @@ static void tanh_affine(Threads threads, Shape shape, const float* x, float* y, 
         copy_in(x + (run.pixel + i) * shape.channels, in, u + i * in.stride);
         normalize(u + i * in.stride, in, Norm::kTanh, u + i * in.stride);
       }
-      product(rows_of(u, in.stride), round_up(run.count, 4), packed.right(), out.vecs, offset, false, {v, out.stride});
+      P::pack_along(u, run.count, in.stride, in.stride);
+      product<P>(rows_of(u, in.stride), round_up(run.count, 4), packed.right(), out.vecs, offset, false, {v, out.stride});
       for (int i = 0; i < run.count; ++i) copy_out(v + i * out.stride, out, y + (run.pixel + i) * outputs);
     }
   });

@@ -2,9 +2,9 @@
 // Gradients of y = W tanh(x) + b
 #pragma once
 
-#include "bordered_map.h"
 #include "gemm.h"
 #include "norm_backward.h"
+#include "runs.h"
 #include "sums.h"
 
 namespace ditn::DITN_LEVEL {

@@ -39,6 +39,7 @@ DITN_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 DITN_INLINE Vec sqrt(Vec v) { return _mm512_sqrt_ps(v); }
 DITN_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) { return _mm512_scalef_ps(v, exponent); }
+DITN_INLINE Vec swap_halves(Vec v) { return _mm512_shuffle_f32x4(v, v, 0x4e); }
 DITN_INLINE float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 DITN_INLINE float maximum(Vec v) { return _mm512_reduce_max_ps(v); }
 
@@ -72,6 +73,7 @@ DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) {
   const __m256i b = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
   return v * _mm256_castsi256_ps(a) * _mm256_castsi256_ps(b);
 }
+DITN_INLINE Vec swap_halves(Vec v) { return _mm256_permute2f128_ps(v, v, 1); }
 DITN_INLINE float sum(Vec v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -118,6 +120,7 @@ DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) {
   const Vec b = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23));
   return v * a * b;
 }
+DITN_INLINE Vec swap_halves(Vec v) { return vextq_f32(v, v, 2); }
 DITN_INLINE float sum(Vec v) { return vaddvq_f32(v); }
 DITN_INLINE float maximum(Vec v) { return vmaxvq_f32(v); }
 

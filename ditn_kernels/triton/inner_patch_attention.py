@@ -16,8 +16,19 @@ from torch import Tensor
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
 
-CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128, 256)}}
+CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128, 256), "KEEP_WEIGHTS": (1, 0)}}
 NORMALIZE_EPS = tl.constexpr(1e-12)
+
+
+@triton.jit
+def load_weights(qkv_weight_ptr, out_weight_ptr, channel, C: tl.constexpr):
+    """The weights of q, k, v and of the result, each [C_PAD, C_PAD]."""
+    return (
+        load_square(qkv_weight_ptr, 3 * C, channel, C),
+        load_square(qkv_weight_ptr + C, 3 * C, channel, C),
+        load_square(qkv_weight_ptr + 2 * C, 3 * C, channel, C),
+        load_square(out_weight_ptr, C, channel, C),
+    )
 
 
 @triton.jit
@@ -63,21 +74,21 @@ def _inner_patch_attention_fwd_kernel(
     C_PAD: tl.constexpr,
     PATCH: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    KEEP_WEIGHTS: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """x + W_o (softmax(t qn kn^T) v) + b_o in every patch.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth patch and keeps the weights.
+    Grid: as many programs as the chip holds; each takes every so-manieth patch and, where shared
+    memory has room for them, keeps the weights.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
     tl.static_assert(PIXELS % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "BLOCK_T must be whole rows that fill a patch")
     channel = tl.arange(0, C_PAD)
-    q_weight = load_square(qkv_weight_ptr, 3 * C, channel, C)
-    k_weight = load_square(qkv_weight_ptr + C, 3 * C, channel, C)
-    v_weight = load_square(qkv_weight_ptr + 2 * C, 3 * C, channel, C)
-    out_weight = load_square(out_weight_ptr, C, channel, C)
+    if KEEP_WEIGHTS:
+        q_weight, k_weight, v_weight, out_weight = load_weights(qkv_weight_ptr, out_weight_ptr, channel, C)
     q_bias = load_vector(qkv_bias_ptr, channel, C)
     k_bias = load_vector(qkv_bias_ptr + C, channel, C)
     v_bias = load_vector(qkv_bias_ptr + 2 * C, channel, C)
@@ -89,6 +100,8 @@ def _inner_patch_attention_fwd_kernel(
     for patch in range(tl.program_id(0), patches, tl.num_programs(0)):
         corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
         offset = corner + (((pixel // PATCH) * W + pixel % PATCH) * C)[:, None] + channel[None, :]
+        if not KEEP_WEIGHTS:
+            q_weight, k_weight, v_weight, out_weight = load_weights(qkv_weight_ptr, out_weight_ptr, channel, C)
         step = BLOCK_T // PATCH * W * C  # from one block of the patch's rows to the next
 
         products = tl.zeros((C_PAD, C_PAD), tl.float32)

@@ -44,7 +44,7 @@ def _inner_patch_stage_fwd_kernel(
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`layers` times x + attention(x), then x + ffn(x), in every patch. Between layers x is float32.
+    """`layers` times x + attention(x), then x + ffn(x), in every patch.
 
     Grid: as many programs as the chip holds; each takes every so-manieth patch.
     """
@@ -61,31 +61,28 @@ def _inner_patch_stage_fwd_kernel(
     for patch in tl.range(tl.program_id(0), patches, tl.num_programs(0), num_stages=1):
         corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
         offset = corner + (((pixel // PATCH) * W + pixel % PATCH) * C)[:, None] + channel[None, :]
-        x = tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)  # [PIXELS, C_PAD]
+        x = tl.load(x_ptr + offset, inside, 0.0)  # [PIXELS, C_PAD]
         for layer in tl.range(0, layers, num_stages=1):
-            u = normalize(rounded(x, dtype), channel, C, NORM)
+            u = normalize(x, channel, C, NORM)
             weight_ptr = qkv_weight_ptr + layer * (3 * C * C)
             bias_ptr = qkv_bias_ptr + layer * (3 * C)
-            q = project(u, load_square(weight_ptr, 3 * C, channel, C), load_vector(bias_ptr, channel, C), PRECISION)
-            k = project(
-                u, load_square(weight_ptr + C, 3 * C, channel, C), load_vector(bias_ptr + C, channel, C), PRECISION
-            )
-            v = project(
-                u,
-                load_square(weight_ptr + 2 * C, 3 * C, channel, C),
-                load_vector(bias_ptr + 2 * C, channel, C),
-                PRECISION,
-            )  # [C_PAD, PIXELS]
+            weight = load_square(weight_ptr, 3 * C, channel, C)
+            q = project(u, weight, load_vector(bias_ptr, channel, C), PRECISION)  # [C_PAD, PIXELS]
+            weight = load_square(weight_ptr + C, 3 * C, channel, C)
+            k = project(u, weight, load_vector(bias_ptr + C, channel, C), PRECISION)
             products = tl.zeros((C_PAD, C_PAD), tl.float32)
             products = dot(rounded(q, dtype), tl.trans(rounded(k, dtype)), products, PRECISION)
             temperature = tl.load(temperature_ptr + layer).to(tl.float32)
             weights = softmax_of_cosines(products, tl.sum(q * q, 1), tl.sum(k * k, 1), temperature, channel, C)
-            out_weight = load_square(attn_out_weight_ptr + layer * (C * C), C, channel, C)
-            out_bias = load_vector(attn_out_bias_ptr + layer * C, channel, C)
-            x += attend(rounded(weights, dtype), rounded(v, dtype), out_weight, out_bias, PRECISION)
+            weight = load_square(weight_ptr + 2 * C, 3 * C, channel, C)
+            v = project(u, weight, load_vector(bias_ptr + 2 * C, channel, C), PRECISION)
+            weight = load_square(attn_out_weight_ptr + layer * (C * C), C, channel, C)
+            bias = load_vector(attn_out_bias_ptr + layer * C, channel, C)
+            change = attend(rounded(weights, dtype), rounded(v, dtype), weight, bias, PRECISION)
+            x = rounded(x.to(tl.float32) + change, dtype)
 
-            u = normalize(rounded(x, dtype), channel, C, NORM)
-            x += feed_forward(
+            u = normalize(x, channel, C, NORM)
+            change = feed_forward(
                 u,
                 slot,
                 everywhere,
@@ -105,7 +102,8 @@ def _inner_patch_stage_fwd_kernel(
                 PATCH,
                 PRECISION,
             )
-        tl.store(y_ptr + offset, rounded(x, dtype), inside)
+            x = rounded(x.to(tl.float32) + change, dtype)
+        tl.store(y_ptr + offset, x, inside)
 
 
 def forward(

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole networks on a GPU: this package against PyTorch.
+
+    python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16] [--training]
+
+Contestants: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
+channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
+max-autotune; the fused network, and replayed from a CUDA graph. TF32 is off. Each is compared with float64 before it is
+timed: at most twice the error of the published formula in its dtype. Latency is from the call to the finished result,
+median and quartiles of interleaved rounds; "host" is until the call returns. The picture is padded to the patch grid
+beforehand, so that nobody pays for that. Peak memory is what a call allocates; null where it was set aside in advance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ditn
+from benchmarks import cases, published
+from benchmarks import gpu_timing as gpu
+from benchmarks.compare import assert_as_good
+from benchmarks.model import MODELS
+from ditn.graphs import Captured
+from ditn_kernels import REGISTRY, explain
+
+Call = Callable[[], Tensor]
+BASE = "published, eager"
+# Of the largest value: what the rounding of a result to its dtype excuses.
+FLOOR = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20}
+# How many of the eager contestants are also compiled.
+COMPILED = {"none": 0, "published": 1, "all": 2}
+OWN_MEMORY = ("max-autotune", "graph")
+TRAINING_BATCH, TRAINING_SIDE = 16, 64
+# The gradients of a mean over three million samples would vanish in float16.
+LOSS_SCALE = 2.0**16
+
+
+def new_model(name: str, upscale: int, dtype: torch.dtype) -> ditn.DITN:
+    """Random weights, none of them 0: nothing may be free to compute."""
+    torch.manual_seed(0)
+    model = MODELS[name](upscale).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.to("cuda", dtype)
+
+
+def unfused(model: ditn.DITN) -> ditn.DITN:
+    plain = ditn.DITN(config=model.config, fused=False).to("cuda", model.sft.weight.dtype)
+    plain.load_state_dict(model.state_dict())
+    return plain.train(model.training).requires_grad_(model.training)
+
+
+def contestants(model: ditn.DITN, image: Tensor, *, compiled: str) -> dict[str, Call]:
+    state = model.state_dict()
+
+    def by_formula(x: Tensor) -> Tensor:
+        return published.network(state, x)
+
+    networks: dict[str, Callable[[Tensor], Tensor]] = {BASE: by_formula, "folded, eager": unfused(model)}
+    for name, network in list(networks.items())[: COMPILED[compiled]]:
+        what = name.removesuffix(", eager")
+        networks[f"{what}, torch.compile"] = torch.compile(network, dynamic=False)
+        networks[f"{what}, max-autotune"] = torch.compile(network, dynamic=False, mode="max-autotune")
+    networks |= {"fused": model, "fused, graph": Captured(model)}
+    return {name: lambda network=network: network(image) for name, network in networks.items()}  # type: ignore[misc]
+
+
+def check(model: ditn.DITN, image: Tensor, calls: Mapping[str, Call]) -> None:
+    """Raises SystemExit for a contestant that is wrong: nothing is timed."""
+    wide = {name: value.double() for name, value in model.state_dict().items()}
+    exact, plain = published.network(wide, image.double()), calls[BASE]()
+    for name, call in calls.items():
+        try:
+            assert_as_good(call(), exact, plain, FLOOR[image.dtype], name)
+        except AssertionError as error:
+            raise SystemExit(f"{error}; nothing timed") from error
+
+
+def training_step(
+    network: Callable[[Tensor], Tensor], parameters: list[Tensor], image: Tensor, target: Tensor, dtype: torch.dtype
+) -> Call:
+    """Forward, backward and an update by Adam; the gradients, as one vector. float16 and bfloat16 by autocast."""
+    optimizer = torch.optim.Adam(parameters, lr=0.0)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            loss = (network(image).float() - target).square().mean()
+        (LOSS_SCALE * loss).backward()
+        optimizer.step()
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+    return step
+
+
+def training(name: str, upscale: int, dtype: torch.dtype) -> dict[str, Call]:
+    """A training step, for everyone on the same pictures."""
+    model = new_model(name, upscale, torch.float32).train().requires_grad_()
+    state = {key: value.detach().clone().requires_grad_() for key, value in model.state_dict().items()}
+    order = [state[key] for key, _ in model.named_parameters()]
+    plain = unfused(model)
+    networks: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
+        BASE: (lambda x: published.network(state, x), order),
+        "folded, eager": (plain, list(plain.parameters())),
+        "fused": (model, list(model.parameters())),
+    }
+    image = torch.rand(TRAINING_BATCH, 3, TRAINING_SIDE, TRAINING_SIDE, device="cuda")
+    target = torch.rand(TRAINING_BATCH, 3, upscale * TRAINING_SIDE, upscale * TRAINING_SIDE, device="cuda")
+    calls = {key: training_step(*network, image, target, dtype) for key, network in networks.items()}
+    results = {key: call() for key, call in calls.items()}
+    for key, result in results.items():
+        # Sums over 65,536 pixels: 1 % of the largest gradient in half precision, 0.1 % in float32.
+        bound = 1e-3 if dtype == torch.float32 else 1e-2
+        error = float((result - results[BASE]).abs().max() / results[BASE].abs().max())
+        if not error <= bound:
+            raise SystemExit(
+                f"training, {key}: gradients differ by {error:.2g}, at most {bound} allowed; nothing timed"
+            )
+    return calls
+
+
+def rows(calls: Mapping[str, Call], what: str, rounds: int) -> list[dict[str, Any]]:
+    times = gpu.latencies(calls, rounds)
+    found = []
+    for name, call in calls.items():
+        row: dict[str, Any] = {"what": what, "contestant": name} | gpu.summary(times[name])
+        row["host_ms"] = gpu.host_milliseconds(call, rounds)
+        row["peak_bytes"] = None if name.endswith(OWN_MEMORY) else gpu.peak_bytes(call)
+        found.append(row)
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    base = {row["what"]: row for row in found if row["contestant"] == BASE}
+    lines = []
+    for row in found:
+        ms = row["median_ms"]
+        low, high = row["quartiles_ms"]
+        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:8.0f} MiB"
+        lines.append(
+            f"{row['what']:>18} {row['contestant']:26}{ms:9.3f} ms ({low:.3f}..{high:.3f}) {1e3 / ms:8.1f} per s "
+            f"host {row['host_ms']:.3f} ms {base[row['what']]['median_ms'] / ms:6.2f} x {BASE} {memory}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="ditn-real")
+    parser.add_argument("--upscale", type=int, default=4)
+    parser.add_argument("--sizes", nargs="+", default=["320x180", "960x540"], metavar="WIDTHxHEIGHT")
+    parser.add_argument("--dtype", choices=cases.DTYPES, default="float16")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--training", action="store_true", help="also a training step")
+    parser.add_argument("--compile", choices=COMPILED, default="published", help="what torch.compile gets, too")
+    args = parser.parse_args()
+    gpu.require_gpu()
+    dtype = cases.DTYPES[args.dtype]
+    model = new_model(args.model, args.upscale, dtype)
+    chosen = {
+        op.name: explain(op, *op.inputs(op.samples[0], dtype=dtype, device="cuda").values()).chosen
+        for op in REGISTRY.values()
+    }
+    facts = {"machine": gpu.machine(), "model": args.model, "upscale": args.upscale, "dtype": args.dtype}
+    facts |= {"fused_backends": chosen, "tf32": False, "rounds": args.rounds}
+    path = gpu.results_folder() / f"{args.model}-x{args.upscale}-{args.dtype}.json"
+    found: dict[str, list[dict[str, Any]]] = {}
+
+    def add(what: str, calls: Mapping[str, Call]) -> None:
+        found[what] = rows(calls, what, args.rounds)
+        content = facts | {"rows": [row for several in found.values() for row in several]}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    # Compiling takes minutes. Should it be cut off, the rest has been measured and written before.
+    for compiled in dict.fromkeys(("none", args.compile)):
+        for width, height in (map(int, size.split("x")) for size in args.sizes):
+            grid = model.config.grid
+            image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
+            with torch.inference_mode():
+                calls = contestants(model, image, compiled=compiled)
+                check(model, image, calls)
+                add(f"{width}x{height}", calls)
+            torch.compiler.reset()
+        if args.training and compiled == "none":
+            add(f"step {TRAINING_BATCH}x{TRAINING_SIDE}", training(args.model, args.upscale, dtype))
+    print(
+        table([row for several in found.values() for row in several]),
+        f"written to {path.relative_to(gpu.PROJECT)}",
+        sep="\n",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How machine code is counted, on code written by hand, and how tables are kept small."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import sass, tuning
+from benchmarks.sass import Count, macs_of, natural_loops, parse
+from ditn_kernels.triton._config import Config, Row, nearest
+
+# A loop over tasks from 0010 to 00c0; in it one from 0030 to 0050, and one from 0070 to 00a0 whose rare path stands
+# behind the end of the code, at 00f0, and jumps back to 0090, which makes no loop. 00b0 and 00b8 wait.
+CODE = """
+    /*0000*/                   S2R R1, SR_TID.X ;                        /* 0x1 */
+    /*0010*/                   IADD3 R1, R1, 0x1, RZ ;
+    /*0020*/                   NOP;
+    /*0030*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+    /*0040*/                   ISETP.NE.AND P0, PT, R1, RZ, PT ;
+    /*0050*/               @P0 BRA 0x30 ;
+    /*0060*/                   FADD R1, R1, R2                            &req={1} ?trans5;
+    /*0070*/                   LDG.E R2, [R4] ;
+    /*0080*/              @!P1 BRA 0xf0 ;
+    /*0090*/                   FMUL R1, R1, R2 ;
+    /*00a0*/                   BRA.U !UP1, 0x70 ;
+    /*00b0*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR6], RZ ;
+    /*00b8*/              @!P4 BRA 0xb0 ;
+    /*00c0*/               @P3 BRA 0x10 ;
+    /*00d0*/                   EXIT ;
+    /*00e0*/                   BRA 0xe0;
+    /*00f0*/                   FADD R1, R1, R1 ;
+    /*0100*/                   BRA 0x90 ;
+"""
+
+
+def launch(*trips: int, tasks: int = 40, programs: int = 4) -> SimpleNamespace:
+    return SimpleNamespace(name="kernel", trips=trips, tasks=tasks, programs=programs)
+
+
+def test_instructions_are_read() -> None:
+    found = parse(CODE)
+    assert found[0x50] == ("BRA", "@P0 0x30")
+    assert found[0x60] == ("FADD", "R1, R1, R2")
+    assert found[0x20][0] == "NOP"
+    assert len(found) == 18
+
+
+def test_loops_are_found() -> None:
+    loops = natural_loops(parse(CODE))
+    assert [sorted(map(hex, loop)) for loop in loops[1:]] == [
+        ["0x30", "0x40", "0x50"],
+        ["0x100", "0x70", "0x80", "0x90", "0xa0", "0xf0"],
+        ["0xb0", "0xb8"],
+    ]
+    assert loops[0] == set(range(0x10, 0xD0, 0x10)) | {0xB8, 0xF0, 0x100}
+
+
+def test_an_instruction_counts_as_often_as_its_loops_go_round() -> None:
+    weights = sass._weights(launch(1, 3, 5), parse(CODE))
+    # Four programs of ten tasks each.
+    assert (weights[0x0], weights[0x10], weights[0x30], weights[0x70], weights[0xD0]) == (4, 40, 120, 200, 4)
+
+
+@pytest.mark.parametrize("trips", [(1,), (1, 3), (1, 3, 5, 7), (3, 5)])
+def test_other_loops_than_the_launch_names_are_an_error(trips) -> None:
+    with pytest.raises(ValueError, match=r"kernel: loops of \[.*\] instructions, but the launch names trips"):
+        sass._weights(launch(*trips), parse(CODE))
+
+
+def test_multiply_adds_of_an_instruction() -> None:
+    assert macs_of("HMMA.16816.F32.BF16") == 16 * 8 * 16
+    assert macs_of("HMMA.1688.F32.TF32") == 16 * 8 * 8
+    assert 4 * macs_of("HGMMA.64x128x16.F32") == 64 * 128 * 16
+    with pytest.raises(ValueError, match="IMMA"):
+        macs_of("IMMA.16832.S8.S8")
+
+
+def counted(capability: int, *, warps: int = 4, registers: int = 32, shared: int = 0) -> Count:
+    return Count("kernel", capability, warps, registers, 0, shared, 1.0, 0.0, False, ())
+
+
+def test_resident_warps() -> None:
+    """By hand from the limits in NVIDIA's programming guide."""
+    assert counted(90).resident_warps == 64
+    assert counted(90, registers=255).resident_warps == 8  # 65,536 / (256 x 32)
+    assert counted(90, registers=168).resident_warps == 12
+    assert counted(80, shared=80 << 10).resident_warps == 8  # two of 81 KiB in 164
+    assert counted(86, shared=99 << 10).fits
+    assert not counted(86, shared=100 << 10).fits
+    assert counted(75, warps=16, registers=64).resident_warps == 32
+    assert not counted(80, warps=16, registers=255).fits  # 131,072 registers
+
+
+def test_estimated_cycles() -> None:
+    import torch
+
+    slow = Count("a", 90, 4, 32, 0, 0, 1000.0, 2048.0 * 70, True, ())
+    wide = Count("b", 90, 4, 32, 0, 0, 10.0, 2048.0 * 700, True, ())
+    # 1000 / 2.5 beats 100; 1000 beats 4; over 128 pixels.
+    assert sass.cycles([slow, wide], torch.float16, 128) == pytest.approx((400 + 1000) / 2)
+    assert sass.cycles([wide], torch.float32, 64) == pytest.approx(2000)
+
+
+def test_a_table_keeps_only_the_lines_that_it_needs() -> None:
+    def row(capability: int, channels: int, warps: int) -> Row:
+        return Row(capability, "float16", {"channels": channels}, Config(warps), "counted")
+
+    rows = [row(80, 64, 4), row(86, 64, 4), row(90, 64, 8), row(100, 64, 8), row(80, 128, 4), row(90, 128, 8)]
+    rows += [row(80, 16, 2)]
+    kept = tuning.without_redundant(rows, sass.CHIPS)
+    assert len(kept) == 3
+    for chip, channels in itertools.product(sass.CHIPS, (16, 64, 128)):
+        shape = {"channels": channels}
+        full, small = (nearest(some, capability=chip, dtype="float16", shape=shape).config for some in (rows, kept))
+        assert small == full

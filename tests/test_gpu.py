@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU can show: memory beyond 2^31 elements, CUDA graphs, the official images in half precision. The
+operators themselves are tested by test_ops.py, which runs on the GPU where there is one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import CUDA, PROJECT
+from safetensors.torch import load_file
+from test_model import small
+
+import ditn
+from benchmarks import cases, published
+from benchmarks.compare import assert_as_good
+from ditn.cli import main
+from ditn.graphs import Captured
+from ditn.verify import EXPECTED_DB, drawn_picture
+from ditn_kernels import REGISTRY, Op, explain
+
+pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
+# 60 channels on 6016 x 6016 pixels are 2.17e9 elements: the last 66 rows lie beyond 2^31.
+SIDE, BEYOND = 6016, 32
+# Those and more rows than an operator reaches upwards (four SALs: 48), in whole patches.
+CROP = 96
+
+
+def gpu_ops(*, backward: bool) -> list[Op]:
+    def has(op: Op) -> bool:
+        support = op.backends.get("triton")
+        return support is not None and (not backward or torch.float16 in support.backward)
+
+    return [op for op in REGISTRY.values() if has(op)]
+
+
+def large(op: Op) -> dict:
+    """The operator's first sample in float16, on the large map; drawn on the GPU."""
+    sample = cases.enlarged(op.samples[0], SIDE, SIDE)
+    torch.cuda.empty_cache()
+    needed = 8 * 2 * 64 * SIDE**2  # eight maps of 64 channels
+    free = torch.cuda.mem_get_info()[0]
+    if free < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of free GPU memory, there are {free / 2**30:.0f}")
+    return cases.inputs(op, sample, dtype=torch.float16, device="cuda")
+
+
+def cropped(op: Op, args: dict, dtype: torch.dtype) -> dict:
+    """The same arguments for the last CROP rows alone."""
+    activations = {name for name, axes in op.axes.items() if axes.startswith("B ")}
+    crop = {name: value[:, :, -CROP:] if name in activations else value for name, value in args.items()}
+    return {name: value.to(dtype) if torch.is_tensor(value) else value for name, value in crop.items()}
+
+
+@pytest.mark.xdist_group("large")  # one at a time
+@pytest.mark.parametrize("op", gpu_ops(backward=False), ids=lambda op: op.name)
+def test_forward_beyond_two_to_the_31(op: Op) -> None:
+    args = large(op)
+    result = op(*args.values(), backend="triton")
+    rows = BEYOND * result.shape[2] // SIDE
+    exact, plain = (op.reference(**cropped(op, args, dtype))[:, :, -rows:] for dtype in (torch.float64, torch.float16))
+    assert_as_good(result[:, :, -rows:], exact, plain, op.floor[torch.float16], op.name)
+
+
+@pytest.mark.xdist_group("large")
+@pytest.mark.parametrize("op", gpu_ops(backward=True), ids=lambda op: op.name)
+def test_backward_beyond_two_to_the_31(op: Op) -> None:
+    """The gradient of the activation; those of the weights are sums over all of the map."""
+    args = large(op)
+    shape = op.output_shape(op.check(args), args)
+    grad = torch.randn(shape, dtype=torch.float16, device="cuda").contiguous(memory_format=torch.channels_last)
+    overload = getattr(torch.ops.ditn, f"{op.name}_backward").default
+    result = overload(grad, *args.values(), backend="triton")[0]
+    crop = grad[:, :, -CROP * shape[2] // SIDE :]
+    exact, plain = (
+        op.backward(crop.to(dtype), *cropped(op, args, dtype).values())[0][:, :, -BEYOND:]
+        for dtype in (torch.float64, torch.float16)
+    )
+    assert_as_good(result[:, :, -BEYOND:], exact, plain, op.floor[torch.float16], f"{op.name} dx")
+
+
+@pytest.mark.parametrize("dtype", EXPECTED_DB, ids=str)
+def test_golden_images_on_the_gpu(shared, dtype: torch.dtype) -> None:
+    model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", device="cuda", dtype=dtype)
+    records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
+    for case in (key.removesuffix(".x") for key in records if key.endswith(".x")):
+        expected = records[f"{case}.y"].double()
+        result = model(records[f"{case}.x"].to("cuda", dtype)).double().cpu()
+        noise = float((result - expected).square().mean()) / max(1.0, float(expected.abs().max())) ** 2
+        assert -10 * np.log10(max(noise, 1e-30)) >= EXPECTED_DB[dtype], case
+
+
+def test_every_operator_of_a_model_has_a_kernel() -> None:
+    """float16, the GPU's type for inference: nothing of DITN-Real is left to plain PyTorch."""
+    for op in REGISTRY.values():
+        args = op.inputs(op.samples[0], dtype=torch.float16, device="cuda")
+        assert explain(op, *args.values()).chosen != "torch", explain(op, *args.values())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*runs as plain PyTorch")
+        ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)(drawn_picture().to("cuda", torch.float16))
+
+
+def test_a_training_step_on_the_gpu() -> None:
+    """Gradients of every parameter against the published formula in float64."""
+    model = small(ditn.DITN_Real, dim=60).to("cuda").train().requires_grad_()
+    image, target = torch.rand(2, 3, 24, 32, device="cuda"), torch.rand(2, 3, 48, 64, device="cuda")
+    wide = {name: value.detach().double().requires_grad_() for name, value in model.state_dict().items()}
+    usual = {name: value.detach().clone().requires_grad_() for name, value in model.state_dict().items()}
+    (model(image) - target).square().mean().backward()
+    (published.network(wide, image.double()) - target.double()).square().mean().backward()
+    (published.network(usual, image) - target).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        # float32 sums over 1,536 pixels in several orders.
+        assert_as_good(parameter.grad, wide[name].grad, usual[name].grad, 1e-5, name)
+
+
+def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
+    """To float32 rounding: a library may take another algorithm while it is recorded."""
+    torch.testing.assert_close(result, expected, rtol=0, atol=2.0**-20 * float(expected.abs().max()))
+
+
+def test_graphs_give_the_models_result() -> None:
+    model = small().to("cuda")
+    images = [torch.rand(1, 3, height, width, device="cuda") for height, width in ((16, 24), (9, 8), (16, 24))]
+    captured = Captured(model)
+    results = [captured(image) for image in images]
+    for image, result in zip(images, results, strict=True):
+        assert_same(result, model(image))
+    with torch.no_grad():
+        model.sft.weight.mul_(2)
+    assert_same(captured(images[0]), model(images[0]))
+    assert not torch.equal(captured(images[0]), results[0])
+
+
+def test_what_cannot_be_recorded_is_said() -> None:
+    """In a process of its own: a recording that fails leaves PyTorch's allocator in no state to go on with."""
+    code = """
+        import pytest, torch, ditn
+        class Synchronous(ditn.DITN_Real):
+            def forward(self, image):
+                image.sum().item()  # a graph cannot wait for the host
+                return super().forward(image)
+        model = Synchronous(2, dim=12, itls=1, sals=1).eval().requires_grad_(False).to("cuda")
+        with pytest.raises(RuntimeError, match="cannot be recorded as a CUDA graph"):
+            ditn.Upscaler(model, cuda_graph=True)(torch.rand(1, 3, 8, 8))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=PROJECT)
+
+
+def test_upscaler_with_graphs_and_tiles() -> None:
+    model = small().to("cuda")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for ensemble in (False, True):
+        options = {"tile": 48, "self_ensemble": ensemble}
+        expected = ditn.Upscaler(model, **options)(picture)
+        result = ditn.Upscaler(model, cuda_graph=True, **options)(picture)
+        # One step of 255 where rounding tips over.
+        assert np.abs(result.astype(int) - expected).max() <= 1
+
+
+def test_warmup_and_verify_on_the_gpu(capsys) -> None:
+    assert main(["warmup", "--size", "64x48", "--training"]) == 0
+    assert "_fwd" in capsys.readouterr().out
+    assert main(["verify"]) == 0
