@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of x + W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in u + b_in) + b_dw, for one tile: a patch, or a piece
-// of the map.
+// Gradients of x + W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in u + b_in) + b_dw, for one tile: a patch, or a
+// piece of the map.
 //
 // As in the forward pass the hidden map exists for a slice of channels at a time, in planes of one vector per pixel: it
 // is made again, then its gradient. A tile of the map needs the gradient of d for one more pixel around it, and for
@@ -10,28 +10,9 @@
 #include "gemm.h"
 #include "norm_backward.h"
 #include "sums.h"
+#include "tile.h"
 
 namespace ditn::DITN_LEVEL {
-
-// A rectangle of pixels; (0, 0) is the tile's first.
-struct Area {
-  int top, left, height, width;
-
-  int pitch() const { return round_up(width, 4); }
-  bool holds(int r, int c) const { return r >= top && r < top + height && c >= left && c < left + width; }
-};
-
-struct Tile {
-  int height, width;
-  int above, below, left, right;  // pixels that there are around it, at most 2 of interest
-
-  bool operator==(const Tile&) const = default;
-  Area within(int reach) const {
-    const auto least = [&](int n) { return n < reach ? n : reach; };
-    return {-least(above), -least(left), height + least(above) + least(below), width + least(left) + least(right)};
-  }
-  int pixels() const { return height * width; }
-};
 
 class TileFfnBackward {
  public:
