@@ -6,8 +6,8 @@
 
 namespace ditn::DITN_LEVEL {
 
-// sums [taps, stride] += the gradient for `count` pixels: d, their results' gradient, is zero behind them; corner is where
-// the first pixel's first tap reads. kTileRows pixels of d stay in registers.
+// sums [taps, stride] += the gradient for `count` pixels: d, their results' gradient, is zero behind them; corner is
+// where the first pixel's first tap reads. kTileRows pixels of d stay in registers.
 template <int kSize, int kDilation>
 DITN_INLINE void depthwise_taps(const float* corner, int64_t row, const Rows& rows, const float* d, int count,
                                 float* sums) {
