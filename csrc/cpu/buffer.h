@@ -11,6 +11,8 @@
 
 namespace ditn::DITN_LEVEL {
 
+DITN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Zeroed, 64-byte aligned. One allocation per purpose, so that AddressSanitizer guards each.
 template <class T>
 class Array {

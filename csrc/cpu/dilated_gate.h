@@ -82,7 +82,8 @@ class MapGate {
 
   void convolve_near(int64_t row, Lines& a, Lines& near) const {
     for (int j = 0; j < rows_.vecs; ++j) {
-      line<kTileRows, 5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(), near.at(j, row, near.first()), kLanes);
+      line<kTileRows, 5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(),
+                            near.at(j, row, near.first()), kLanes);
     }
     near.trim(row);
   }

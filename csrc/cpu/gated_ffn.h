@@ -67,7 +67,8 @@ class GatedFfn {
           if (row < 0 || row >= shape.height) {
             hidden.clear(row);
           } else {
-            normalized<P>(x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels, shape.width * shape.channels, hidden.count(), rows_, norm, u);
+            const T* pixels = x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels;
+            normalized<P>(pixels, shape.width * shape.channels, hidden.count(), rows_, norm, u);
             expand(u, row, hidden);
           }
           if (row <= strip.top) continue;
@@ -101,10 +102,9 @@ class GatedFfn {
         : expanded(w.expanded),
           first(begin),
           mixed(w.expanded / kLanes - first < kSlice && w.expanded % kLanes > 0 && w.expanded % kLanes <= kLanes / 2),
-          pairs(mixed                                        ? w.expanded / kLanes - first
-                : vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first
-                                                        : kSlice),
-          in(rows.channels, planes(), [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * expanded, n); }),
+          pairs(static_cast<int>(smaller(kSlice, (mixed ? w.expanded / kLanes : vecs_for(w.expanded)) - first))),
+          in(rows.channels, planes(),
+             [&](int k, int n) { return both(w.in_weight + static_cast<int64_t>(k) * 2 * expanded, n); }),
           in_bias(planes() * kLanes),
           dw(9 * planes() * kLanes),
           dw_bias(planes() * kLanes) {

@@ -103,7 +103,7 @@ struct Level {
   Kernels<float16> for_float16;
   const Backward* backward;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
-  int64_t (*fma_loop)(Threads, int64_t units);  // does nothing but FMAs in registers; returns how many floating-point operations
+  int64_t (*fma_loop)(Threads, int64_t units);  // nothing but FMAs in registers; returns floating-point operations
 };
 
 // The level this CPU can run best, or the one named by DITN_CPU_LEVEL. Throws std::runtime_error if that is

@@ -46,7 +46,6 @@ class Strips {
   }
 
  private:
-  static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
   static int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
   Shape shape_;
