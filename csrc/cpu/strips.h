@@ -22,12 +22,12 @@ DITN_INLINE int64_t pixel_of(const Shape& shape, int64_t b, int64_t row, int64_t
 
 class Strips {
  public:
-  // As few bands of rows as give every thread three strips: a band's halo is computed twice. Strips start at even rows
+  // As few bands of rows as give every thread two strips: a band's halo is computed twice. Strips start at even rows
   // and columns, so that pixels which are computed in pairs have the same partner whatever the number of threads.
   Strips(const Shape& shape, int64_t threads) : shape_(shape) {
     if (shape.batch * shape.height * shape.width == 0) return;
     across_ = parts(shape.width, kStrip);
-    bands_ = smaller(parts(3 * threads, shape.batch * across_), parts(shape.height, 16));
+    bands_ = smaller(parts(2 * threads, shape.batch * across_), parts(shape.height, 16));
     columns_ = 2 * parts(shape.width, 2 * across_);
     rows_ = 2 * parts(shape.height, 2 * bands_);
     across_ = parts(shape.width, columns_);
