@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         for dtype, expected in EXPECTED_DB.items():
             name = f"{backend or 'default':7} {str(dtype).removeprefix('torch.'):8}"
             try:
-                with use_backend(backend), torch.inference_mode():
+                # PyTorch's convolutions on a GPU round float32 to 10 bits (TF32) unless told not to.
+                full_float32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+                with use_backend(backend), torch.inference_mode(), full_float32:
                     output = copy.deepcopy(model).to(device, dtype)(image.to(device, dtype)).double().cpu()
             except BackendError as error:
                 print(f"{name} cannot run: {error}")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import ditn
-from benchmarks import cpu, report
+from benchmarks import cpu, gpu, ops, report, resources, sanitize, tune
 from benchmarks import model as benchmark
 from ditn_kernels import _native
+from ditn_kernels._triton import interpreted
 
 
 def test_model_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
@@ -67,3 +68,35 @@ def test_readme_shows_every_run() -> None:
     run = {"task": "inference", "size": "8x8", "threads": 2, "rows": rows}
     assert report._seconds(run, "PyTorch eager, published") == "1.000 s (1.000 to 1.000), 4.00 x, 1 MiB"
     assert report._seconds(run, "ONNX Runtime, folded") == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which they run")
+@pytest.mark.parametrize("module", [gpu, ops, sanitize], ids=lambda module: module.__name__)
+def test_gpu_benchmarks_say_that_they_need_one(module, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark"])
+    with pytest.raises(SystemExit, match="needs a CUDA GPU, and PyTorch finds none"):
+        module.main()
+
+
+@pytest.mark.skipif(not interpreted(), reason="TRITON_INTERPRET is not set")
+@pytest.mark.parametrize("module", [resources, tune], ids=lambda module: module.__name__)
+def test_what_compiles_kernels_does_not_interpret_them(module, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark"])
+    with pytest.raises(SystemExit, match="TRITON_INTERPRET is set"):
+        module.main()
+
+
+def test_the_gpus_table_has_every_ratio() -> None:
+    def row(contestant: str, median: float, peak: int | None) -> dict:
+        quartiles = [median, median]
+        return {"what": "8x8", "contestant": contestant, "median_ms": median, "quartiles_ms": quartiles} | {
+            "host_ms": 0.1,
+            "peak_bytes": peak,
+        }
+
+    lines = gpu.table([row(gpu.BASE, 8.0, 2**20), row("fused", 2.0, None)]).splitlines()
+    assert "1.00 x published, eager" in lines[0]
+    assert "1 MiB" in lines[0]
+    assert "4.00 x published, eager" in lines[1]
+    assert "500.0 per s" in lines[1]
+    assert "MiB" not in lines[1]

@@ -204,7 +204,7 @@ def test_interruption_leaves_no_half_file(weights, tmp_path, number: signal.Sign
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     Image.effect_noise((8, 8), 50).save(source / "0.png")
-    Image.effect_noise((3000, 3000), 50).save(source / "1.png")
+    Image.effect_noise((5000, 5000), 50).save(source / "1.png", compress_level=1)
     command = [
         sys.executable,
         "-m",

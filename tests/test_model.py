@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -84,8 +84,21 @@ def test_golden_random_networks(shared, name: str, fused: bool) -> None:
         torch.testing.assert_close(model(records[f"{case}.x"]), expected, rtol=0, atol=bound)
 
 
+# Of whole chains of layers, which are golden_images' as well, and of all others.
+CHAINS = ("UFONE.0", "UFONE.0.ITLs", "UFONE.0.SALs")
+
+
 @ways()
-def test_golden_modules(shared, fused: bool) -> None:
+def test_golden_layers(shared, fused: bool) -> None:
+    check_golden_modules(shared, fused, lambda name: name not in CHAINS)
+
+
+@ways(pytest.mark.slow)
+def test_golden_chains(shared, fused: bool) -> None:
+    check_golden_modules(shared, fused, lambda name: name in CHAINS)
+
+
+def check_golden_modules(shared, fused: bool, chosen: Callable[[str], bool]) -> None:
     """Module by module. Layers hold their norm, so the records inside a layer go through operators without one."""
     model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
     records = load_file(shared / "golden" / "ditn_real_x4.modules.safetensors")
@@ -118,6 +131,8 @@ def test_golden_modules(shared, fused: bool) -> None:
     recorded = {key.removesuffix(".in") for key in records if key.endswith(".in")}
     assert recorded == modules.keys()
     for name, module in modules.items():
+        if not chosen(name):
+            continue
         given, expected = records[f"{name}.in"], records[f"{name}.out"]
         if given.shape[-1] == 8:
             given, expected = as_map(given), as_map(expected)

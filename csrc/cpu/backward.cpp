@@ -11,7 +11,8 @@
 namespace ditn::DITN_LEVEL {
 
 extern const Backward backward;
-const Backward backward = {inner_patch_attention_backward, gated_ffn_backward,  dilated_gate_backward, tanh_affine_backward,
-                           layer_norm2d_backward,          image_head_backward, image_tail_backward};
+const Backward backward = {
+    inner_patch_attention_backward, gated_ffn_backward,  dilated_gate_backward, tanh_affine_backward,
+    layer_norm2d_backward,          image_head_backward, image_tail_backward};
 
 }  // namespace ditn::DITN_LEVEL

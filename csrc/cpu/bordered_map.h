@@ -35,7 +35,8 @@ class BorderedMap {
   Buffer data_;
 };
 
-// The most images of a shape, but at least one if there is any, whose maps stay in L3 together: 4096 pixels are 1 MB a map.
+// The most images of a shape, but at least one if there is any, whose maps stay in L3 together: 4096 pixels are 1 MB a
+// map.
 static Shape group_of_images(const Shape& shape) {
   const int64_t pixels = shape.height * shape.width, fitting = pixels ? 4096 / pixels : 0;
   const int64_t images = fitting < 1 ? 1 : fitting;

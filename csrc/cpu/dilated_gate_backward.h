@@ -1,73 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradients of x + W_out (g * (W_mix far + b_mix)) + b_out with a, g = W_in norm(x) + b_in, far = dw7x7(dw5x5(a)).
 //
-// As in the forward pass, what convolutions reach across goes through memory once, in maps with a border of zeros: a, its
-// 5x5, and the gradients of both results on the way back, which meet the same taps turned around. A few images at a
+// As in the forward pass, what convolutions reach across goes through memory once, in maps with a border of zeros: a,
+// its 5x5, and the gradients of both results on the way back, which meet the same taps turned around. A few images at a
 // time, so that the four maps stay in L3; everything else is done for 64 pixels at a time.
 #pragma once
 
 #include "bordered_map.h"
 #include "depthwise.h"
+#include "depthwise_backward.h"
 #include "gemm.h"
 #include "norm_backward.h"
 #include "sums.h"
 
 namespace ditn::DITN_LEVEL {
 
-// sums [taps, stride] += the gradient of depthwise taps, for `count` pixels of a row: d, their results' gradient, is zero
-// behind them; corner is where the first pixel's first tap reads. kTileRows pixels of d stay in registers.
-template <int kSize, int kDilation>
-DITN_INLINE void depthwise_taps(const float* corner, int64_t row, const Rows& rows, const float* d, int count, float* sums) {
-  constexpr int kRead = kTileRows + (kSize - 1) * kDilation;
-  const int stride = rows.stride;
-  for (int x = 0; x < count; x += kTileRows) {
-    for (int j = 0; j < stride; j += kLanes) {
-      Vec pixels[kTileRows];
-#pragma GCC unroll 8
-      for (int i = 0; i < kTileRows; ++i) pixels[i] = load(d + (x + i) * stride + j);
-      for (int dy = 0; dy < kSize; ++dy) {
-        const float* from = corner + dy * kDilation * row + x * stride + j;
-        Vec total[kSize] = {};
-#pragma GCC unroll 26
-        for (int read = 0; read < kRead; ++read) {
-          const Vec pixel = load(from + read * stride);
-#pragma GCC unroll 7
-          for (int dx = 0; dx < kSize; ++dx) {
-            const int i = read - dx * kDilation;
-            if (i >= 0 && i < kTileRows) total[dx] = fma(pixel, pixels[i], total[dx]);
-          }
-        }
-#pragma GCC unroll 7
-        for (int dx = 0; dx < kSize; ++dx) {
-          float* tap = sums + (dy * kSize + dx) * stride + j;
-          store(tap, load(tap) + total[dx]);
-        }
-      }
-    }
-  }
-}
-
 class MapGateBackward {
  public:
   MapGateBackward(const Gate& w, int channels)
-      : rows_(channels),
-        a_(forth(w.in_weight, 2 * channels)),
-        g_(forth(w.in_weight + channels, 2 * channels)),
-        mix_(forth(w.mix_weight, channels)),
-        a_back_(back(w.in_weight, 2 * channels)),
-        g_back_(back(w.in_weight + channels, 2 * channels)),
-        mix_back_(back(w.mix_weight, channels)),
-        out_back_(back(w.out_weight, channels)),
-        a_bias_(padded(w.in_bias, channels)),
-        g_bias_(padded(w.in_bias + channels, channels)),
-        mix_bias_(padded(w.mix_bias, channels)),
-        dw5_bias_(padded(w.dw5_bias, channels)),
-        dw7_bias_(padded(w.dw7_bias, channels)),
-        zeros_(rows_.stride),
-        dw5_(taps(w.dw5_weight, 25, false)),
-        dw7_(taps(w.dw7_weight, 49, false)),
-        dw5_turned_(taps(w.dw5_weight, 25, true)),
-        dw7_turned_(taps(w.dw7_weight, 49, true)) {}
+      : rows_(channels), a_(forth(w.in_weight, 2 * channels)), g_(forth(w.in_weight + channels, 2 * channels)),
+        mix_(forth(w.mix_weight, channels)), a_back_(back(w.in_weight, 2 * channels)),
+        g_back_(back(w.in_weight + channels, 2 * channels)), mix_back_(back(w.mix_weight, channels)),
+        out_back_(back(w.out_weight, channels)), a_bias_(padded(w.in_bias, channels)),
+        g_bias_(padded(w.in_bias + channels, channels)), mix_bias_(padded(w.mix_bias, channels)),
+        dw5_bias_(padded(w.dw5_bias, channels)), dw7_bias_(padded(w.dw7_bias, channels)), zeros_(rows_.stride),
+        dw5_(taps(w.dw5_weight, 25, false)), dw7_(taps(w.dw7_weight, 49, false)),
+        dw5_turned_(taps(w.dw5_weight, 25, true)), dw7_turned_(taps(w.dw7_weight, 49, true)) {}
 
   struct Maps {
     Maps(const Shape& shape, const Rows& rows)
@@ -78,8 +36,8 @@ class MapGateBackward {
   int64_t sums() const { return where_.end; }
 
   // The maps' borders are zero and stay so.
-  void run(const Threads& threads, const Shape& shape, const float* grad, const float* x, Norm norm, Maps& maps, Sums& sums,
-           float* dx) const {
+  void run(const Threads& threads, const Shape& shape, const float* grad, const float* x, Norm norm, Maps& maps,
+           Sums& sums, float* dx) const {
     const int64_t count = Runs(shape).count();
     each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
@@ -158,20 +116,22 @@ class MapGateBackward {
   // Where each gradient lies in the sums.
   struct Affine {
     Affine(const Rows& rows, int64_t start)
-        : weight(start), bias(start + static_cast<int64_t>(round_up(rows.channels, 4)) * rows.stride), end(bias + rows.stride) {}
+        : weight(start), bias(start + static_cast<int64_t>(round_up(rows.channels, 4)) * rows.stride),
+          end(bias + rows.stride) {}
     int64_t weight, bias, end;
   };
   struct Where {
     explicit Where(const Rows& rows)
-        : a(rows, 0), g(rows, a.end), mix(rows, g.end), out(rows, mix.end), dw5(out.end), dw5_bias(dw5 + 25 * rows.stride),
-          dw7(dw5_bias + rows.stride), dw7_bias(dw7 + 49 * rows.stride), end(dw7_bias + rows.stride) {}
+        : a(rows, 0), g(rows, a.end), mix(rows, g.end), out(rows, mix.end), dw5(out.end),
+          dw5_bias(dw5 + 25 * rows.stride), dw7(dw5_bias + rows.stride), dw7_bias(dw7 + 49 * rows.stride),
+          end(dw7_bias + rows.stride) {}
     Affine a, g, mix, out;
     int64_t dw5, dw5_bias, dw7, dw7_bias, end;
   };
 
   // From the gradient of the result to that of far, in s.v; dx takes what reaches u through g.
-  void gate_backward(const float* grad, const float* x, const Run& run, Norm norm, BorderedMap& near, Scratch& s, float* sums,
-                     float* dx) const {
+  void gate_backward(const float* grad, const float* x, const Run& run, Norm norm, BorderedMap& near, Scratch& s,
+                     float* sums, float* dx) const {
     const int64_t floats = static_cast<int64_t>(round_up(run.count, 4)) * rows_.stride;
     normalized(x, run, norm, s.u);
     multiply(s.u, run, g_, g_bias_, s.g);
@@ -194,7 +154,8 @@ class MapGateBackward {
   }
 
   // From the gradient of a, in s.v, and what dx has already.
-  void input_backward(const float* grad, const float* x, const Run& run, Norm norm, Scratch& s, float* sums, float* dx) const {
+  void input_backward(const float* grad, const float* x, const Run& run, Norm norm, Scratch& s, float* sums,
+                      float* dx) const {
     normalized(x, run, norm, s.u);
     add_up(s.u, s.v, run, where_.a, sums);
     multiply(s.v, run, a_back_, zeros_, s.w);
@@ -219,13 +180,14 @@ class MapGateBackward {
   }
 
   void multiply(const float* from, const Run& run, const Packed& weight, const float* bias, float* to) const {
-    product(rows_of(from, rows_.stride), round_up(run.count, 4), weight.right(), rows_.vecs, bias, false, {to, rows_.stride});
+    product(rows_of(from, rows_.stride), round_up(run.count, 4), weight.right(), rows_.vecs, bias, false,
+            {to, rows_.stride});
   }
 
   // The gradients of an affine map's weight and bias, from its input u and the gradient d of its result.
   void add_up(const float* u, const float* d, const Run& run, const Affine& to, float* sums) const {
-    product(columns_of(u, rows_.stride), round_up(rows_.channels, 4), {d, run.count, rows_.stride}, rows_.vecs, zeros_, true,
-            {sums + to.weight, rows_.stride});
+    product(columns_of(u, rows_.stride), round_up(rows_.channels, 4), {d, run.count, rows_.stride}, rows_.vecs, zeros_,
+            true, {sums + to.weight, rows_.stride});
     add_rows(d, run.count, rows_.stride, rows_.vecs, sums + to.bias);
   }
 
@@ -241,11 +203,13 @@ class MapGateBackward {
   }
 
   Packed forth(const float* weight, int pitch) const {
-    return Packed(rows_.channels, rows_.vecs, [&](int k, int n) { return n < rows_.channels ? weight[k * pitch + n] : 0.0f; });
+    return Packed(rows_.channels, rows_.vecs,
+                  [&](int k, int n) { return n < rows_.channels ? weight[k * pitch + n] : 0.0f; });
   }
 
   Packed back(const float* weight, int pitch) const {
-    return Packed(rows_.channels, rows_.vecs, [&](int k, int n) { return n < rows_.channels ? weight[n * pitch + k] : 0.0f; });
+    return Packed(rows_.channels, rows_.vecs,
+                  [&](int k, int n) { return n < rows_.channels ? weight[n * pitch + k] : 0.0f; });
   }
 
   Buffer taps(const float* weight, int count, bool turned) const {
@@ -263,8 +227,8 @@ class MapGateBackward {
   Where where_{rows_};
 };
 
-static void dilated_gate_backward(Threads threads, Shape shape, const float* grad, const float* x, const Gate& w, Norm norm,
-                                  float* dx, const GateOf<float>& gradient) {
+static void dilated_gate_backward(Threads threads, Shape shape, const float* grad, const float* x, const Gate& w,
+                                  Norm norm, float* dx, const GateOf<float>& gradient) {
   const MapGateBackward gate(w, shape.channels);
   const Shape most = group_of_images(shape);
   Sums sums(Runs(most).count(), gate.sums());

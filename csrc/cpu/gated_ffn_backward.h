@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of x + W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in u + b_in) + b_dw, for one tile: a patch, or a piece
-// of the map.
+// Gradients of x + W_out (gelu(d1) * d2) + b_out with d = dw3x3(W_in u + b_in) + b_dw, for one tile: a patch, or a
+// piece of the map.
 //
 // As in the forward pass the hidden map exists for a slice of channels at a time, in planes of one vector per pixel: it
 // is made again, then its gradient. A tile of the map needs the gradient of d for one more pixel around it, and for
@@ -10,48 +10,25 @@
 #include "gemm.h"
 #include "norm_backward.h"
 #include "sums.h"
+#include "tile.h"
 
 namespace ditn::DITN_LEVEL {
-
-// A rectangle of pixels; (0, 0) is the tile's first.
-struct Area {
-  int top, left, height, width;
-
-  int pitch() const { return round_up(width, 4); }
-  bool holds(int r, int c) const { return r >= top && r < top + height && c >= left && c < left + width; }
-};
-
-struct Tile {
-  int height, width;
-  int above, below, left, right;  // pixels that there are around it, at most 2 of interest
-
-  bool operator==(const Tile&) const = default;
-  Area within(int reach) const {
-    const auto least = [&](int n) { return n < reach ? n : reach; };
-    return {-least(above), -least(left), height + least(above) + least(below), width + least(left) + least(right)};
-  }
-  int pixels() const { return height * width; }
-};
 
 class TileFfnBackward {
  public:
   static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
 
   TileFfnBackward(const Ffn& w, int channels)
-      : rows_(channels),
-        expanded_(w.expanded),
-        row_(2 * vecs_for(w.expanded) * kLanes),
+      : rows_(channels), expanded_(w.expanded), row_(2 * vecs_for(w.expanded) * kLanes),
         parts_((vecs_for(w.expanded) + kSlice - 1) / kSlice, [&](int i) { return new Part(w, rows_, i * kSlice); }) {}
 
   struct Scratch {
     Scratch(const Rows& rows, const Tile& most)
-        : pitch(most.width + 7),
-          plane(static_cast<int64_t>(most.height + 4) * pitch * kLanes),
+        : pitch(most.width + 7), plane(static_cast<int64_t>(most.height + 4) * pitch * kLanes),
           u(most.within(2).height * static_cast<int64_t>(most.within(2).pitch()) * rows.stride),
           g(most.within(1).height * static_cast<int64_t>(most.within(1).pitch()) * rows.stride),
           inner_u(static_cast<int64_t>(most.pixels()) * rows.stride),
-          inner_g(static_cast<int64_t>(most.pixels()) * rows.stride),
-          hidden(2 * kSlice * plane),
+          inner_g(static_cast<int64_t>(most.pixels()) * rows.stride), hidden(2 * kSlice * plane),
           dmixed(2 * kSlice * plane),
           dgated(most.within(1).height * static_cast<int64_t>(most.within(1).pitch()) * kSlice * kLanes),
           gated(static_cast<int64_t>(most.pixels()) * kSlice * kLanes),
@@ -86,15 +63,17 @@ class TileFfnBackward {
       const Part& part = parts_[i];
       const int row = part.vecs * kLanes, column = 2 * part.first * kLanes;
       make_hidden(part, tile, s);
-      product(rows_of(s.g, stride), around.height * around.pitch(), part.out_transposed.right(), part.vecs, s.zeros, false,
-              {s.dgated, row});
+      product(rows_of(s.g, stride), around.height * around.pitch(), part.out_transposed.right(), part.vecs, s.zeros,
+              false, {s.dgated, row});
       for (int j = 0; j < part.vecs; ++j) gate_backward(part, j, tile, s);
       product(columns_of(s.gated, row), row, {s.inner_g, pixels, stride}, rows_.vecs, s.zeros, true,
               {sums + where_.out + static_cast<int64_t>(part.first) * kLanes * stride, stride});
-      for (int j = 0; j < 2 * part.vecs; ++j) taps_backward(part, j, tile, s, sums + where_.dw + (2 * part.first + j) * 10 * kLanes);
+      for (int j = 0; j < 2 * part.vecs; ++j) {
+        taps_backward(part, j, tile, s, sums + where_.dw + (2 * part.first + j) * 10 * kLanes);
+      }
       add_rows(s.dhidden, pixels, 2 * row, 2 * part.vecs, sums + where_.in_bias + column);
-      product(columns_of(s.inner_u, stride), round_up(rows_.channels, 4), {s.dhidden, pixels, 2 * row}, 2 * part.vecs, s.zeros,
-              true, {sums + where_.in + column, row_});
+      product(columns_of(s.inner_u, stride), round_up(rows_.channels, 4), {s.dhidden, pixels, 2 * row}, 2 * part.vecs,
+              s.zeros, true, {sums + where_.in + column, row_});
       product(rows_of(s.dhidden, 2 * row), round_up(pixels, 4), part.in_transposed.right(), rows_.vecs, s.zeros, i > 0,
               {s.du, stride});
     }
@@ -122,17 +101,17 @@ class TileFfnBackward {
   // The weights of one slice: `vecs` vectors of the first half, then as many of the second.
   struct Part {
     Part(const Ffn& w, const Rows& rows, int first)
-        : first(first),
-          vecs(vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first : kSlice),
+        : first(first), vecs(vecs_for(w.expanded) - first < kSlice ? vecs_for(w.expanded) - first : kSlice),
           in(rows.channels, 2 * vecs, [&](int k, int n) { return element(w.in_weight, k, n, w.expanded); }),
-          in_transposed(2 * vecs * kLanes, rows.vecs,
-                        [&](int k, int n) { return n < rows.channels ? element(w.in_weight, n, k, w.expanded) : 0.0f; }),
-          out_transposed(rows.channels, vecs, [&](int k, int n) {
-            const int64_t e = first * kLanes + n;
-            return e < w.expanded ? w.out_weight[e * rows.channels + k] : 0.0f;
-          }),
-          in_bias(2 * vecs * kLanes),
-          dw(2 * vecs * 10 * kLanes) {
+          in_transposed(
+              2 * vecs * kLanes, rows.vecs,
+              [&](int k, int n) { return n < rows.channels ? element(w.in_weight, n, k, w.expanded) : 0.0f; }),
+          out_transposed(rows.channels, vecs,
+                         [&](int k, int n) {
+                           const int64_t e = first * kLanes + n;
+                           return e < w.expanded ? w.out_weight[e * rows.channels + k] : 0.0f;
+                         }),
+          in_bias(2 * vecs * kLanes), dw(2 * vecs * 10 * kLanes) {
       for (int n = 0; n < 2 * vecs * kLanes; ++n) {
         in_bias[n] = element(w.in_bias, 0, n, w.expanded);
         float* taps = dw + n / kLanes * 10 * kLanes + n % kLanes;
@@ -158,11 +137,8 @@ class TileFfnBackward {
   // Where each gradient lies in the sums: slice by slice, each as its Part.
   struct Where {
     Where(const Rows& rows, int row)
-        : in_bias(static_cast<int64_t>(round_up(rows.channels, 4)) * row),
-          dw(in_bias + row),
-          out(dw + 10 * row),
-          out_bias(out + static_cast<int64_t>(row / 2) * rows.stride),
-          end(out_bias + rows.stride) {}
+        : in_bias(static_cast<int64_t>(round_up(rows.channels, 4)) * row), dw(in_bias + row), out(dw + 10 * row),
+          out_bias(out + static_cast<int64_t>(row / 2) * rows.stride), end(out_bias + rows.stride) {}
     int64_t in = 0, in_bias, dw, out, out_bias, end;
   };
 
@@ -172,8 +148,8 @@ class TileFfnBackward {
     const Area area = tile.within(2);
     for (int r = 0; r < area.height; ++r) {
       float* first = s.hidden + s.at(area.top + r, area.left);
-      product(rows_of(s.u + static_cast<int64_t>(r) * area.pitch() * rows_.stride, rows_.stride), area.pitch(), part.in.right(),
-              2 * part.vecs, part.in_bias, false, {first, kLanes, s.plane});
+      product(rows_of(s.u + static_cast<int64_t>(r) * area.pitch() * rows_.stride, rows_.stride), area.pitch(),
+              part.in.right(), 2 * part.vecs, part.in_bias, false, {first, kLanes, s.plane});
       for (int c = area.width; c < area.pitch(); ++c) {
         for (int j = 0; j < 2 * part.vecs; ++j) store(first + j * s.plane + c * kLanes, splat(0.0f));
       }
@@ -182,7 +158,8 @@ class TileFfnBackward {
 
   // d again, gelu(d1) * d2 for the tile, and the gradient of d for the pixels around it, too.
   static void gate_backward(const Part& part, int j, const Tile& tile, Scratch& s) {
-    const int64_t pitch = static_cast<int64_t>(s.pitch) * kLanes, first_plane = j * s.plane, second_plane = (part.vecs + j) * s.plane;
+    const int64_t pitch = static_cast<int64_t>(s.pitch) * kLanes, first_plane = j * s.plane,
+                  second_plane = (part.vecs + j) * s.plane;
     const float *first = part.dw + j * 10 * kLanes, *second = part.dw + (part.vecs + j) * 10 * kLanes;
     const int row = part.vecs * kLanes;
     Vec w1[10], w2[10];
@@ -250,8 +227,8 @@ class TileFfnBackward {
   Where where_{rows_, row_};
 };
 
-static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, const float* x, const Ffn& w, Norm norm, int patch,
-                               float* dx, const FfnOf<float>& gradient) {
+static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, const float* x, const Ffn& w, Norm norm,
+                               int patch, float* dx, const FfnOf<float>& gradient) {
   const Rows rows(shape.channels);
   const TileFfnBackward ffn(w, shape.channels);
   const int64_t across = patch ? shape.width / patch : (shape.width + 47) / 48;
@@ -278,18 +255,25 @@ static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, 
       };
       const auto each = [](const Area& area, const auto& visit) {
         for (int r = 0; r < area.height; ++r) {
-          for (int c = 0; c < area.width; ++c) visit(area.top + r, area.left + c, static_cast<int64_t>(r) * area.pitch() + c);
+          for (int c = 0; c < area.width; ++c) {
+            visit(area.top + r, area.left + c, static_cast<int64_t>(r) * area.pitch() + c);
+          }
         }
       };
       each(tile.within(2), [&](int r, int c, int64_t i) {
         float* u = s.u + i * rows.stride;
         copy_in(x + pixel(r, c), rows, u);
         normalize(u, rows, norm, u);
-        if (tile.within(0).holds(r, c)) std::memcpy(s.inner_u + (r * tile.width + c) * rows.stride, u, sizeof(float) * static_cast<size_t>(rows.stride));
+        if (tile.within(0).holds(r, c)) {
+          std::memcpy(s.inner_u + (r * tile.width + c) * rows.stride, u,
+                      sizeof(float) * static_cast<size_t>(rows.stride));
+        }
       });
       each(tile.within(1), [&](int r, int c, int64_t i) {
         copy_in(grad + pixel(r, c), rows, s.g + i * rows.stride);
-        if (tile.within(0).holds(r, c)) copy_in(grad + pixel(r, c), rows, s.inner_g + (r * tile.width + c) * rows.stride);
+        if (tile.within(0).holds(r, c)) {
+          copy_in(grad + pixel(r, c), rows, s.inner_g + (r * tile.width + c) * rows.stride);
+        }
       });
       if (patch && unit + 1 < tiles) {
         const int64_t row = shape.width * shape.channels;

@@ -6,8 +6,8 @@
 
 namespace ditn::DITN_LEVEL {
 
-static void image_head_backward(Threads threads, Shape shape, const float* grad, const float* image, const float* weight,
-                                int outputs, float* dimage, float* dweight, float* dbias) {
+static void image_head_backward(Threads threads, Shape shape, const float* grad, const float* image,
+                                const float* weight, int outputs, float* dimage, float* dweight, float* dbias) {
   const Conv3x3Backward conv(weight, shape.channels, outputs);
   const Shape most = group_of_images(shape);
   BorderedMap map(most, Rows(shape.channels), 1), g(most, Rows(outputs), 1);

@@ -6,8 +6,8 @@
 
 namespace ditn::DITN_LEVEL {
 
-static void image_tail_backward(Threads threads, Shape shape, const float* grad, const float* x, const float* skip, const Tail& w,
-                                float* dx, float* dskip, const TailOf<float>& gradient) {
+static void image_tail_backward(Threads threads, Shape shape, const float* grad, const float* x, const float* skip,
+                                const Tail& w, float* dx, float* dskip, const TailOf<float>& gradient) {
   const int scale = w.upscale, colours = w.outputs / (scale * scale);
   const Rows rows(shape.channels), shuffled(w.outputs);
   const DirectConv3x3 body(w.body_weight, w.body_bias, shape.channels, shape.channels);
@@ -27,7 +27,9 @@ static void image_tail_backward(Threads threads, Shape shape, const float* grad,
         for (int i = 0; i < run.count; ++i) {
           copy_in(skip + (pixels + run.pixel + i) * shape.channels, rows, before);
           float* pixel = deep.at(run.b, run.row, run.left + i);
-          for (int j = 0; j < rows.stride; j += kLanes) store(pixel + j, load(out + i * rows.stride + j) + load(before + j));
+          for (int j = 0; j < rows.stride; j += kLanes) {
+            store(pixel + j, load(out + i * rows.stride + j) + load(before + j));
+          }
           float* to = g.at(run.b, run.row, run.left + i);
           for (int dy = 0; dy < scale; ++dy) {
             const int64_t row = ((first + run.b) * shape.height + run.row) * scale + dy;
@@ -44,8 +46,11 @@ static void image_tail_backward(Threads threads, Shape shape, const float* grad,
       for (Run run; runs.next(units, run);) {
         up_back.add_up(deep, g, run, units.sums());
         up_back.run(g, run, tap, out);
-        std::memcpy(ddeep.at(run.b, run.row, run.left), out, sizeof(float) * static_cast<size_t>(run.count * rows.stride));
-        for (int i = 0; i < run.count; ++i) copy_out(out + i * rows.stride, rows, dskip + (pixels + run.pixel + i) * shape.channels);
+        std::memcpy(ddeep.at(run.b, run.row, run.left), out,
+                    sizeof(float) * static_cast<size_t>(run.count * rows.stride));
+        for (int i = 0; i < run.count; ++i) {
+          copy_out(out + i * rows.stride, rows, dskip + (pixels + run.pixel + i) * shape.channels);
+        }
       }
     });
     body_sums.add(threads, runs.count(), [&](SharedUnits& units) {
@@ -53,7 +58,9 @@ static void image_tail_backward(Threads threads, Shape shape, const float* grad,
       for (Run run; runs.next(units, run);) {
         body_back.add_up(map, ddeep, run, units.sums());
         body_back.run(ddeep, run, tap, out);
-        for (int i = 0; i < run.count; ++i) copy_out(out + i * rows.stride, rows, dx + (pixels + run.pixel + i) * shape.channels);
+        for (int i = 0; i < run.count; ++i) {
+          copy_out(out + i * rows.stride, rows, dx + (pixels + run.pixel + i) * shape.channels);
+        }
       }
     });
   });

@@ -2,8 +2,8 @@
 // Gradients of x + W_o (softmax(t qn kn^T) v) + b_o for one patch, from its x and the gradient g of its result.
 //
 // [C, C] products come first where there is a choice: with A the softmax, dv = g (W_o^T A), dA = W_o (g^T v) and
-// dW_o = A (v^T g). The softmax is kept transposed, [channel of k, channel of q], so that its sums run down the columns.
-// The part of dq along q needs no pixels either: q_i dq_i is row i of dcosines times row i of the cosines.
+// dW_o = A (v^T g). The softmax is kept transposed, [channel of k, channel of q], so that its sums run down the
+// columns. The part of dq along q needs no pixels either: q_i dq_i is row i of dcosines times row i of the cosines.
 #pragma once
 
 #include "gemm.h"
@@ -15,36 +15,29 @@ namespace ditn::DITN_LEVEL {
 class PatchAttentionBackward {
  public:
   PatchAttentionBackward(const Attention& w, int channels, int pixels)
-      : rows_(channels),
-        padded_(round_up(channels, 4)),
-        pixels_(pixels),
-        temperature_(*w.temperature),
+      : rows_(channels), padded_(round_up(channels, 4)), pixels_(pixels), temperature_(*w.temperature),
         qkv_(channels, 3 * rows_.vecs, [&](int k, int n) { return third(w.qkv_weight + k * 3 * channels, n); }),
         qkv_transposed_(3 * rows_.stride, rows_.vecs,
                         [&](int k, int n) { return n < channels ? third(w.qkv_weight + n * 3 * channels, k) : 0.0f; }),
-        out_transposed_(channels, rows_.vecs, [&](int k, int n) { return n < channels ? w.out_weight[n * channels + k] : 0.0f; }),
-        out_(static_cast<int64_t>(channels) * rows_.stride),
-        qkv_bias_(3 * rows_.stride) {
+        out_transposed_(channels, rows_.vecs,
+                        [&](int k, int n) { return n < channels ? w.out_weight[n * channels + k] : 0.0f; }),
+        out_(static_cast<int64_t>(channels) * rows_.stride), qkv_bias_(3 * rows_.stride) {
     for (int k = 0; k < channels; ++k) copy_in(w.out_weight + k * channels, rows_, out_ + k * rows_.stride);
     for (int n = 0; n < 3 * rows_.stride; ++n) qkv_bias_[n] = third(w.qkv_bias, n);
   }
 
   struct Scratch {
     Scratch(const Rows& rows, int pixels)
-        : x(static_cast<int64_t>(pixels) * rows.stride),
-          g(static_cast<int64_t>(pixels) * rows.stride),
-          u(static_cast<int64_t>(pixels) * rows.stride),
-          qkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
+        : x(static_cast<int64_t>(pixels) * rows.stride), g(static_cast<int64_t>(pixels) * rows.stride),
+          u(static_cast<int64_t>(pixels) * rows.stride), qkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
           dqkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
           cosines(static_cast<int64_t>(rows.stride) * rows.stride),
           softmax(static_cast<int64_t>(rows.stride) * rows.stride),
           values(static_cast<int64_t>(rows.stride) * rows.stride),
           dscores(static_cast<int64_t>(rows.stride) * rows.stride),
-          turned(static_cast<int64_t>(rows.stride) * rows.stride),
-          inverse_lengths(2 * rows.stride),
-          along(2 * rows.stride),
-          zeros(3 * rows.stride) {}
-    Buffer x, g, u, qkv, dqkv;  // [pixels, ..]
+          turned(static_cast<int64_t>(rows.stride) * rows.stride), inverse_lengths(2 * rows.stride),
+          along(2 * rows.stride), zeros(3 * rows.stride) {}
+    Buffer x, g, u, qkv, dqkv;                         // [pixels, ..]
     Buffer cosines, softmax, values, dscores, turned;  // [channels, stride]
     Buffer inverse_lengths, along;                     // of q and k
     Buffer zeros;
@@ -64,16 +57,20 @@ class PatchAttentionBackward {
     over_pixels(v, s.g, stride, s, s.values);
     softmax(s);
     add_rows(s.g, pixels_, stride, rows_.vecs, sums + parts_.out_bias);
-    product(columns_of(s.softmax, stride), padded_, {s.values, channels, stride}, rows_.vecs, s.zeros, true, {sums + parts_.out, stride});
-    product(rows_of(s.values, stride), padded_, out_transposed_.right(), rows_.vecs, s.zeros, false, {s.dscores, stride});
+    product(columns_of(s.softmax, stride), padded_, {s.values, channels, stride}, rows_.vecs, s.zeros, true,
+            {sums + parts_.out, stride});
+    product(rows_of(s.values, stride), padded_, out_transposed_.right(), rows_.vecs, s.zeros, false,
+            {s.dscores, stride});
     softmax_backward(s, sums + parts_.temperature);
 
     product(rows_of(k, row), pixels_, {s.dscores, channels, stride}, rows_.vecs, s.zeros, false, {s.dqkv, row});
     turn(s.dscores, s.turned);
     product(rows_of(q, row), pixels_, {s.turned, channels, stride}, rows_.vecs, s.zeros, false, {s.dqkv + stride, row});
     turn(s.softmax, s.turned);
-    product(columns_of(out_, stride), padded_, {s.turned, channels, stride}, rows_.vecs, s.zeros, false, {s.values, stride});
-    product(rows_of(s.g, stride), pixels_, {s.values, channels, stride}, rows_.vecs, s.zeros, false, {s.dqkv + 2 * stride, row});
+    product(columns_of(out_, stride), padded_, {s.turned, channels, stride}, rows_.vecs, s.zeros, false,
+            {s.values, stride});
+    product(rows_of(s.g, stride), pixels_, {s.values, channels, stride}, rows_.vecs, s.zeros, false,
+            {s.dqkv + 2 * stride, row});
     for (int j = 0; j < 2 * stride; j += kLanes) {
       const Vec along = load(s.along + j);
       for (int t = 0; t < pixels_; ++t) {
@@ -83,15 +80,19 @@ class PatchAttentionBackward {
     }
 
     add_rows(s.dqkv, pixels_, row, 3 * rows_.vecs, sums + parts_.qkv_bias);
-    product(columns_of(s.u, stride), padded_, {s.dqkv, pixels_, row}, 3 * rows_.vecs, s.zeros, true, {sums + parts_.qkv, row});
+    product(columns_of(s.u, stride), padded_, {s.dqkv, pixels_, row}, 3 * rows_.vecs, s.zeros, true,
+            {sums + parts_.qkv, row});
     product(rows_of(s.dqkv, row), pixels_, qkv_transposed_.right(), rows_.vecs, s.zeros, false, {s.g, stride});
-    for (int t = 0; t < pixels_; ++t) normalize_backward(s.x + t * stride, s.u + t * stride, rows_, norm, s.g + t * stride);
+    for (int t = 0; t < pixels_; ++t) {
+      normalize_backward(s.x + t * stride, s.u + t * stride, rows_, norm, s.g + t * stride);
+    }
   }
 
   void write(const float* sums, const AttentionOf<float>& gradient) const {
     const int channels = rows_.channels, stride = rows_.stride;
     for (int i = 0; i < 3; ++i) {
-      write_rows(sums + parts_.qkv + i * stride, channels, 3 * stride, channels, gradient.qkv_weight + i * channels, 3 * channels);
+      write_rows(sums + parts_.qkv + i * stride, channels, 3 * stride, channels, gradient.qkv_weight + i * channels,
+                 3 * channels);
       write_rows(sums + parts_.qkv_bias + i * stride, 1, 0, channels, gradient.qkv_bias + i * channels, 0);
     }
     *gradient.temperature = sum(load(sums + parts_.temperature));
@@ -103,11 +104,9 @@ class PatchAttentionBackward {
   // Where each gradient lies in the sums.
   struct Parts {
     explicit Parts(const Rows& rows)
-        : qkv_bias(static_cast<int64_t>(round_up(rows.channels, 4)) * 3 * rows.stride),
-          out(qkv_bias + 3 * rows.stride),
+        : qkv_bias(static_cast<int64_t>(round_up(rows.channels, 4)) * 3 * rows.stride), out(qkv_bias + 3 * rows.stride),
           out_bias(out + static_cast<int64_t>(round_up(rows.channels, 4)) * rows.stride),
-          temperature(out_bias + rows.stride),
-          end(temperature + kLanes) {}
+          temperature(out_bias + rows.stride), end(temperature + kLanes) {}
     int64_t qkv = 0, qkv_bias, out, out_bias, temperature, end;
   };
 
@@ -163,14 +162,16 @@ class PatchAttentionBackward {
     }
   }
 
-  // s.dscores: the gradient of the softmax becomes that of k^T q with the lengths held; s.along: what q and k lose of it
-  // along themselves, per unit of q and k, because their lengths are divided out.
+  // s.dscores: the gradient of the softmax becomes that of k^T q with the lengths held; s.along: what q and k lose of
+  // it along themselves, per unit of q and k, because their lengths are divided out.
   void softmax_backward(Scratch& s, float* dtemperature) const {
     const int stride = rows_.stride, channels = rows_.channels;
     const float* of_k = s.inverse_lengths + stride;
     for (int i = 0; i < stride; i += kLanes) {
       Vec mean = splat(0.0f);
-      for (int j = 0; j < channels; ++j) mean = fma(load(s.softmax + j * stride + i), load(s.dscores + j * stride + i), mean);
+      for (int j = 0; j < channels; ++j) {
+        mean = fma(load(s.softmax + j * stride + i), load(s.dscores + j * stride + i), mean);
+      }
       const Vec of_q = load(s.inverse_lengths + i);
       Vec along = splat(0.0f), total = along;
       for (int j = 0; j < channels; ++j) {
@@ -212,8 +213,9 @@ class PatchAttentionBackward {
   Parts parts_{rows_};
 };
 
-static void inner_patch_attention_backward(Threads threads, Shape shape, const float* grad, const float* x, const Attention& w,
-                                           Norm norm, int patch, float* dx, const AttentionOf<float>& gradient) {
+static void inner_patch_attention_backward(Threads threads, Shape shape, const float* grad, const float* x,
+                                           const Attention& w, Norm norm, int patch, float* dx,
+                                           const AttentionOf<float>& gradient) {
   const Rows rows(shape.channels);
   const int pixels = patch * patch;
   const PatchAttentionBackward attention(w, shape.channels, pixels);
@@ -225,7 +227,9 @@ static void inner_patch_attention_backward(Threads threads, Shape shape, const f
     const int64_t row = shape.width * shape.channels, width = static_cast<int64_t>(patch) * shape.channels;
     for (int64_t unit; units.next(unit);) {
       const auto corner = [&](int64_t u) { return u / across * patch * row + u % across * width; };
-      const auto pixel = [&](int i) { return corner(unit) + i / patch * row + i % patch * static_cast<int64_t>(shape.channels); };
+      const auto pixel = [&](int i) {
+        return corner(unit) + i / patch * row + i % patch * static_cast<int64_t>(shape.channels);
+      };
       for (int i = 0; i < pixels; ++i) {
         copy_in(x + pixel(i), rows, s.x + i * rows.stride);
         copy_in(grad + pixel(i), rows, s.g + i * rows.stride);

@@ -22,7 +22,8 @@ DITN_INLINE void normalize_backward(const float* row, const float* u, const Rows
       gradient = gradient + load(du + j);
       along = fma(load(du + j), load(u + j), along);
     }
-    const Vec mean = splat(sum(x) / count), mean_gradient = splat(sum(gradient) / count), mean_along = splat(sum(along) / count);
+    const Vec mean = splat(sum(x) / count), mean_gradient = splat(sum(gradient) / count),
+              mean_along = splat(sum(along) / count);
     for (int j = 0; j < rows.vecs; ++j) {
       const Vec centred = keep_first(load(row + j * kLanes) - mean, rows.lanes(j));
       squares = fma(centred, centred, squares);

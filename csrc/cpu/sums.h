@@ -58,7 +58,9 @@ class Sums {
       for (int64_t block; blocks.next(block);) {
         const int64_t first = block * kBlock, left = floats_ - first;
         for (int64_t i = 1; i < shares_; ++i) {
-          for (int64_t at = first; at < first + (left < kBlock ? left : kBlock); ++at) sums_[at] += sums_[i * floats_ + at];
+          for (int64_t at = first; at < first + (left < kBlock ? left : kBlock); ++at) {
+            sums_[at] += sums_[i * floats_ + at];
+          }
         }
       }
     });

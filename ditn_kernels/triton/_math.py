@@ -182,19 +182,6 @@ def column_sums(x):
 
 
 @triton.jit
-def here(pointer):
-    """The same pointer, but the compiler cannot know: it computes the addresses that follow from it where they are
-    used. Otherwise it computes all of them once, in front of the loop over the tasks, and they take all registers."""
-    if INTERPRETED:
-        return pointer
-    else:
-        zero = tl.inline_asm_elementwise(
-            "mov.b32 $0, 0; // $1", "=r,r", [tl.program_id(0)], dtype=tl.int32, is_pure=False, pack=1
-        )
-        return pointer + 16 * zero
-
-
-@triton.jit
 def load_square(pointer, stride, channel, C: tl.constexpr):
     """[C_PAD, C_PAD], zero from C on, of a matrix with rows of `stride` values."""
     inside = (channel < C)[:, None] & (channel < C)[None, :]

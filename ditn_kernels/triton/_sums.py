@@ -8,8 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._math import here
-
 
 class Sums:
     """A float32 row of memory for each program, in which it adds up what its own tasks contribute to the gradients of
@@ -39,20 +37,18 @@ class Sums:
 def add(pointer, offsets, values, inside):
     """Add to a program's sums. Another thread may have stored what is added to: between two additions to the same sums
     there has to be a barrier."""
-    pointers = here(pointer) + offsets
+    pointers = pointer + offsets
     tl.store(pointers, tl.load(pointers, inside, 0.0) + values, inside)
 
 
 @triton.jit
-def add_vector(pointer, vector, SIZE: tl.constexpr):
+def add_vector(pointer, vector, index, SIZE: tl.constexpr):
     """`add` for the first SIZE values of a vector."""
-    index = tl.arange(0, vector.shape[0])
     add(pointer, index, vector, index < SIZE)
 
 
 @triton.jit
-def add_matrix(pointer, matrix, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def add_matrix(pointer, matrix, row, column, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """`add` for the first ROWS x COLUMNS values of a matrix, the rows of whose sums are `stride` apart."""
-    row = tl.arange(0, matrix.shape[0])[:, None]
-    column = tl.arange(0, matrix.shape[1])[None, :]
-    add(pointer, row * stride + column, matrix, (row < ROWS) & (column < COLUMNS))
+    inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
+    add(pointer, row[:, None] * stride + column[None, :], matrix, inside)

@@ -18,7 +18,6 @@ from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import (
     column_sums,
     dot,
-    here,
     load_square,
     load_vector,
     normalize,
@@ -90,18 +89,18 @@ def _dilated_gate_out_bwd_kernel(
             grad = tl.load(grad_ptr + pixel * C + offset, inside & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
             padded_offset = column[:, None] * C_PAD + channel[None, :]
             g = tl.load(g_ptr + pixel * C_PAD + padded_offset, inside, 0.0).to(tl.float32)
-            mix_weight = load_square(here(mix_weight_ptr), C, channel, C)
-            mixed = dot(far, mix_weight, zero, PRECISION) + load_vector(mix_bias_ptr, channel, C)[None, :]
+            mixed = dot(far, load_square(mix_weight_ptr, C, channel, C), zero, PRECISION)
+            mixed += load_vector(mix_bias_ptr, channel, C)[None, :]
             dout_weight = dot(tl.trans(rounded(g * mixed, dtype)), grad, square, PRECISION)
-            add_matrix(dout_weight_ptr + row, dout_weight, C, C, C)
-            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), C)
-            dgated = dot(grad, tl.trans(load_square(here(out_weight_ptr), C, channel, C)), zero, PRECISION)
+            add_matrix(dout_weight_ptr + row, dout_weight, channel, channel, C, C, C)
+            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), channel, C)
+            dgated = dot(grad, tl.trans(load_square(out_weight_ptr, C, channel, C)), zero, PRECISION)
             tl.store(dg_ptr + pixel * C_PAD + padded_offset, rounded(dgated * mixed, dtype), inside)
             dmixed = dgated * g
-            add_vector(dmix_bias_ptr + row, column_sums(dmixed), C)
+            add_vector(dmix_bias_ptr + row, column_sums(dmixed), channel, C)
             dmixed = rounded(dmixed, dtype)
-            add_matrix(dmix_weight_ptr + row, dot(tl.trans(far), dmixed, square, PRECISION), C, C, C)
-            dfar = dot(dmixed, tl.trans(mix_weight), zero, PRECISION)
+            add_matrix(dmix_weight_ptr + row, dot(tl.trans(far), dmixed, square, PRECISION), channel, channel, C, C, C)
+            dfar = dot(dmixed, tl.trans(load_square(mix_weight_ptr, C, channel, C)), zero, PRECISION)
             framed_pixel = framed + (FAR + below) * columns + FAR
             tl.store(dfar_ptr + framed_pixel * C_PAD + padded_offset, rounded(dfar, dtype), inside)
             tl.debug_barrier()
@@ -138,7 +137,8 @@ def _dilated_gate_taps_bwd_kernel(
     tap = tl.arange(0, SIZE_PAD)
     columns = W + 2 * FRAME
     dy_offset = column[:, None] * C_PAD + channel[None, :]
-    map_offset = (tap * (DILATION * C_PAD))[:, None, None] + dy_offset[None, :, :]
+    # The last of the taps stands for those that the tile has too many.
+    tap_offset = (tl.minimum(tap, SIZE - 1) * DILATION * C_PAD)[:, None, None]
     dweight = tl.zeros((SIZE_PAD, BLOCK_W, C_PAD), tl.float32)
     dbias = tl.zeros((BLOCK_W, C_PAD), tl.float32)
     for task in tl.range(program, tasks, tl.num_programs(0) // SIZE, num_stages=1):
@@ -148,8 +148,10 @@ def _dilated_gate_taps_bwd_kernel(
         inside = column < W - left
         dy = tl.load(dy_ptr + (pixel + FRAME * columns + FRAME) * C_PAD + dy_offset, inside[:, None], 0.0)
         dy = dy.to(tl.float32)  # [BLOCK_W, C_PAD]
-        taps_inside = (tap < SIZE)[:, None, None] & inside[None, :, None]
-        taps = tl.load(map_ptr + (pixel + i * DILATION * columns) * C_PAD + map_offset, taps_inside, 0.0)
+        # Behind the row the nearest pixel is read: dy is 0 there, but the map need not be a number.
+        nearest = tl.minimum(column, W - 1 - left)
+        map_offset = tap_offset + (nearest[:, None] * C_PAD + channel[None, :])[None, :, :]
+        taps = tl.load(map_ptr + (pixel + i * DILATION * columns) * C_PAD + map_offset)
         dweight += dy[None, :, :] * taps.to(tl.float32)  # [SIZE_PAD, BLOCK_W, C_PAD]
         dbias += dy
     row = program.to(tl.int64) * stride
@@ -198,9 +200,11 @@ def _dilated_gate_in_bwd_kernel(
         for half in tl.static_range(2):
             branch_ptr = dg_ptr if half else da_ptr
             dy = tl.load(branch_ptr + first * C_PAD + pixel[:, None] * C_PAD + channel[None, :], shown, 0.0)
-            add_matrix(din_weight_ptr + row + half * C, dot(tl.trans(u), dy, square, PRECISION), 2 * C, C, C)
-            add_vector(din_bias_ptr + row + half * C, column_sums(dy.to(tl.float32)), C)
-            weight = load_square(here(in_weight_ptr) + half * C, 2 * C, channel, C)
+            add_matrix(
+                din_weight_ptr + row + half * C, dot(tl.trans(u), dy, square, PRECISION), channel, channel, 2 * C, C, C
+            )
+            add_vector(din_bias_ptr + row + half * C, column_sums(dy.to(tl.float32)), channel, C)
+            weight = load_square(in_weight_ptr + half * C, 2 * C, channel, C)
             du = dot(dy, tl.trans(weight), du, PRECISION)
         grad = tl.load(grad_ptr + first * C + offset, inside, 0.0).to(tl.float32)
         dx = grad + normalize_backward(du, x, u, channel, C, NORM)

@@ -18,7 +18,6 @@ from ditn_kernels.triton._math import (
     column_sums,
     dot,
     gelu_and_slope,
-    here,
     multiply_add,
     normalize,
     normalize_backward,
@@ -27,7 +26,7 @@ from ditn_kernels.triton._math import (
 )
 from ditn_kernels.triton._sums import Sums, add, add_vector
 
-CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32, 64)}}
+CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32)}}
 # Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.
 MAP_SIDE, MAP_HALO = 16, 2
 
@@ -86,8 +85,10 @@ def _gated_ffn_bwd_kernel(
     both = tl.arange(0, WIDTH)
     program = tl.program_id(0).to(tl.int64)
     row = program * stride
-    hidden_ptr = scratch_ptr + program * (2 * LINE * LINE * WIDTH)
+    hidden_ptr = scratch_ptr + program * (2 * LINE * LINE * WIDTH + 2 * PIXELS * C_PAD)
     dmixed_ptr = hidden_ptr + LINE * LINE * WIDTH
+    u_ptrs = dmixed_ptr + LINE * LINE * WIDTH + pixel[:, None] * C_PAD + channel[None, :]
+    grad_ptrs = u_ptrs + PIXELS * C_PAD
     centre = (pixel // SIDE + 1) * LINE + pixel % SIDE + 1
     slot = centre[:, None] * WIDTH + lane[None, :]
     slots = centre[:, None] * WIDTH + both[None, :]
@@ -101,11 +102,12 @@ def _gated_ffn_bwd_kernel(
         shown = (y >= 0) & (y < H) & (x >= 0) & (x < W)
         own = shown & is_own
         inside = shown[:, None] & (channel < C)[None, :]
+        own_inside = own[:, None] & (channel < C)[None, :]
+        # Kept over the loop, these tiles and their addresses would take registers that are short.
         x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [PIXELS, C_PAD]
-        u = normalize(x, channel, C, NORM)
-        grad = tl.load(grad_ptr + corner + offset, inside, 0.0)  # [PIXELS, C_PAD]
-        own_grad = tl.where(own[:, None], grad, 0.0)
-        add_vector(dout_bias_ptr + row, column_sums(own_grad.to(tl.float32)), C)
+        tl.store(u_ptrs, normalize(x, channel, C, NORM))
+        tl.store(grad_ptrs, tl.load(grad_ptr + corner + offset, inside, 0.0))
+        tl.debug_barrier()
         du = tl.zeros((PIXELS, C_PAD), tl.float32)
 
         for first in tl.range(0, E, SLICE, num_stages=1):
@@ -114,20 +116,20 @@ def _gated_ffn_bwd_kernel(
             exists = first + both % SLICE < E
             weight_inside = (channel < C)[:, None] & exists[None, :]
             weight_offset = channel[:, None] * (2 * E) + e_both[None, :]
-            in_weight = tl.load(here(in_weight_ptr) + weight_offset, weight_inside, 0.0)  # [C_PAD, WIDTH]
-            in_bias = tl.load(here(in_bias_ptr) + e_both, exists, 0.0).to(tl.float32)
-            hidden = dot(u, in_weight, tl.broadcast_to(in_bias[None, :], (PIXELS, WIDTH)), PRECISION)
-            tl.store(here(hidden_ptr) + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
+            in_weight = tl.load(in_weight_ptr + weight_offset, weight_inside, 0.0)  # [C_PAD, WIDTH]
+            in_bias = tl.load(in_bias_ptr + e_both, exists, 0.0).to(tl.float32)
+            hidden = dot(tl.load(u_ptrs), in_weight, tl.broadcast_to(in_bias[None, :], (PIXELS, WIDTH)), PRECISION)
+            tl.store(hidden_ptr + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
             tl.debug_barrier()
 
             gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            gate += tl.load(here(dw_bias_ptr) + e, e < E, 0.0)[None, :].to(sum_dtype)
+            gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
             value = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            value += tl.load(here(dw_bias_ptr) + E + e, e < E, 0.0)[None, :].to(sum_dtype)
+            value += tl.load(dw_bias_ptr + E + e, e < E, 0.0)[None, :].to(sum_dtype)
             for tap in tl.static_range(9):
-                taps = here(hidden_ptr) + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + slot
-                gate_weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + e, e < E, 0.0)
-                value_weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + E + e, e < E, 0.0)
+                taps = hidden_ptr + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + slot
+                gate_weight = tl.load(dw_weight_ptr + tap * 2 * E + e, e < E, 0.0)
+                value_weight = tl.load(dw_weight_ptr + tap * 2 * E + E + e, e < E, 0.0)
                 gate = multiply_add(tl.load(taps), gate_weight[None, :], gate)
                 value = multiply_add(tl.load(taps + SLICE), value_weight[None, :], value)
             gate = gate.to(tl.float32)
@@ -136,38 +138,39 @@ def _gated_ffn_bwd_kernel(
             out_offset = e[None, :] * C + channel[:, None]
             out_inside = (e < E)[None, :] & (channel < C)[:, None]
             gated = rounded(activated * value, dtype)
-            dout_weight = dot(tl.trans(own_grad), gated, tl.zeros((C_PAD, SLICE), tl.float32), PRECISION)
+            grad = tl.load(grad_ptrs, own[:, None], 0.0)  # [PIXELS, C_PAD]
+            dout_weight = dot(tl.trans(grad), gated, tl.zeros((C_PAD, SLICE), tl.float32), PRECISION)
             add(dout_weight_ptr + row, out_offset, dout_weight, out_inside)
-            out_weight = tl.load(here(out_weight_ptr) + out_offset, out_inside, 0.0)  # [C_PAD, SLICE]
-            dgated = dot(grad, out_weight, tl.zeros((PIXELS, SLICE), tl.float32), PRECISION)
-            tl.store(here(dmixed_ptr) + slot, rounded(dgated * value * slope, dtype))
-            tl.store(here(dmixed_ptr) + slot + SLICE, rounded(dgated * activated, dtype))
+            out_weight = tl.load(out_weight_ptr + out_offset, out_inside, 0.0)  # [C_PAD, SLICE]
+            dgated = dot(tl.load(grad_ptrs), out_weight, tl.zeros((PIXELS, SLICE), tl.float32), PRECISION)
+            tl.store(dmixed_ptr + slot, rounded(dgated * value * slope, dtype))
+            tl.store(dmixed_ptr + slot + SLICE, rounded(dgated * activated, dtype))
             tl.debug_barrier()
 
-            own_dmixed = tl.load(here(dmixed_ptr) + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
+            own_dmixed = tl.load(dmixed_ptr + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
             add(ddw_bias_ptr + row, e_both, column_sums(own_dmixed), exists)
             dhidden = zeros_of_sum(PIXELS, WIDTH, sum_dtype)
             for tap in tl.static_range(9):
                 shift = ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH
-                weight = tl.load(here(dw_weight_ptr) + tap * 2 * E + e_both, exists, 0.0)
-                dhidden = multiply_add(tl.load(here(dmixed_ptr) - shift + slots), weight[None, :], dhidden)
-                products = own_dmixed * tl.load(here(hidden_ptr) + shift + slots).to(tl.float32)
+                weight = tl.load(dw_weight_ptr + tap * 2 * E + e_both, exists, 0.0)
+                dhidden = multiply_add(tl.load(dmixed_ptr - shift + slots), weight[None, :], dhidden)
+                products = own_dmixed * tl.load(hidden_ptr + shift + slots).to(tl.float32)
                 add(ddw_weight_ptr + row + tap * 2 * E, e_both, column_sums(products), exists)
             dhidden = tl.where(own[:, None], dhidden.to(tl.float32), 0.0)
             add(din_bias_ptr + row, e_both, column_sums(dhidden), exists)
             dhidden = rounded(dhidden, dtype)
-            din_weight = dot(tl.trans(u), dhidden, tl.zeros((C_PAD, WIDTH), tl.float32), PRECISION)
+            din_weight = dot(tl.trans(tl.load(u_ptrs)), dhidden, tl.zeros((C_PAD, WIDTH), tl.float32), PRECISION)
             add(din_weight_ptr + row, weight_offset, din_weight, weight_inside)
-            in_weight = tl.load(here(in_weight_ptr) + weight_offset, weight_inside, 0.0)
+            in_weight = tl.load(in_weight_ptr + weight_offset, weight_inside, 0.0)
             du = dot(dhidden, tl.trans(in_weight), du, PRECISION)
             tl.debug_barrier()
 
-        # Read and normalized once more: kept over the loop they would take registers.
-        x = tl.load(here(x_ptr) + corner + offset, inside, 0.0)
-        u = normalize(x, channel, C, NORM)
-        grad = tl.load(here(grad_ptr) + corner + offset, inside, 0.0)
-        dx = grad.to(tl.float32) + normalize_backward(du, x, u, channel, C, NORM)
-        tl.store(dx_ptr + corner + offset, rounded(dx, dtype), own[:, None] & (channel < C)[None, :])
+        x = tl.load(x_ptr + corner + offset, own_inside, 0.0)
+        u = tl.load(u_ptrs)
+        grad = tl.load(grad_ptrs, own[:, None], 0.0).to(tl.float32)
+        add_vector(dout_bias_ptr + row, column_sums(grad), channel, C)
+        dx = grad + normalize_backward(du, x, u, channel, C, NORM)
+        tl.store(dx_ptr + corner + offset, rounded(dx, dtype), own_inside)
 
 
 def backward(
@@ -193,7 +196,8 @@ def backward(
     programs = plan.programs(tiles)
     sums = Sums(programs, in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias)
     # Zeros, because the border is never written.
-    scratch = x.new_zeros(programs * 2 * (side + 2) ** 2 * 2 * plan.blocks["SLICE"])
+    per_program = 2 * (side + 2) ** 2 * 2 * plan.blocks["SLICE"] + 2 * side**2 * padded(channels)
+    scratch = x.new_zeros(programs * per_program)
     plan.launch(
         programs,
         grad,

@@ -53,8 +53,8 @@ def _tanh_affine_bwd_kernel(
         dx = normalize_backward(du, x, u, channel, C, "tanh")
         tl.store(dx_ptr + offset, rounded(dx, dtype), shown & (channel < C)[None, :])
         dweight = dot(tl.trans(u), grad, tl.zeros(weight.shape, tl.float32), PRECISION)
-        add_matrix(dweight_ptr + row, dweight, D, C, D)
-        add_vector(dbias_ptr + row, column_sums(grad.to(tl.float32)), D)
+        add_matrix(dweight_ptr + row, dweight, channel, output, D, C, D)
+        add_vector(dbias_ptr + row, column_sums(grad.to(tl.float32)), output, D)
         tl.debug_barrier()
 
 
