@@ -158,7 +158,7 @@ def test_backends_backward(op: Op, sample, dtype: torch.dtype) -> None:
     # How well one number is hit is chance: of a gradient that is no more than that, several draws are compared as one.
     single = [arg.numel() == 1 for arg in args]
     found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in ("exact", "plain", *backends)}
-    for seed in range(4 if any(single) else 1):
+    for seed in range(8 if any(single) else 1):
         inputs = op.inputs(sample, dtype=dtype, seed=seed)
         args = [inputs[name] for name in op.axes]
         shape, generator = op.reference(*args, **options).shape, torch.Generator().manual_seed(seed)
