@@ -188,8 +188,8 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
 # Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
 TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
-# A stage keeps a whole patch in registers.
-TRITON_STAGE = replace(TRITON_FORWARD, patch_sizes=(4, 8))
+# A stage keeps a whole patch in registers, for which float32 is too wide.
+TRITON_STAGE = replace(TRITON_FORWARD, dtypes=(torch.float16, torch.bfloat16), patch_sizes=(4, 8))
 
 # What the C++ kernels for the CPU take.
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
