@@ -68,8 +68,7 @@ def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: st
         for dtype, backward in itertools.product(dtypes, (False, True)):
             if dtype not in (support.backward if backward else support.dtypes):
                 continue
-            major, minor = support.capability(backward=backward) or (0, 0)
-            chips = [one for one in capabilities if one >= 10 * major + minor]
+            chips = [one for one in capabilities if not support.why_not_on(divmod(one, 10), backward=backward)]
             yield from (Case(op.name, backward, *rest) for rest in itertools.product(chosen, [dtype], chips))
 
 

@@ -25,7 +25,8 @@ class Support:
     """What one backend can run of one operator. An empty field means no restriction.
 
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
-    the dtypes for which the backend computes gradients.
+    the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
+    its compiler fails on them.
     """
 
     devices: tuple[str, ...] = ()
@@ -35,10 +36,16 @@ class Support:
     patch_sizes: tuple[int, ...] = ()
     min_capability: tuple[int, int] | None = None
     min_capability_backward: tuple[int, int] | None = None
+    failing_backward: tuple[int, ...] = ()
 
-    def capability(self, *, backward: bool) -> tuple[int, int] | None:
-        """The least compute capability, if that matters."""
-        return (backward and self.min_capability_backward) or self.min_capability
+    def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
+        """Every reason why a chip of this compute capability cannot run it; empty if it can."""
+        needed = (backward and self.min_capability_backward) or self.min_capability
+        if needed is not None and capability < needed:
+            return [f"needs compute capability {needed}, the GPU has {capability}"]
+        if backward and capability[0] in self.failing_backward:
+            return [f"has a gradient that does not compile for compute capability {capability}"]
+        return []
 
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
         """Every reason why these arguments cannot run here; empty if they can."""
@@ -58,11 +65,8 @@ class Support:
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")
-        needed = self.capability(backward=backward)
-        if needed is not None and x.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(x.device)
-            if capability < needed:
-                reasons.append(f"needs compute capability {needed}, {x.device} has {capability}")
+        if x.device.type == "cuda":
+            reasons += self.why_not_on(torch.cuda.get_device_capability(x.device), backward=backward)
         return reasons
 
 
@@ -188,6 +192,8 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
 # Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
 TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
+# On sm_100 a pass of Triton 3.6 (TritonNvidiaGPUOptimizeTMemLayouts) fails on the gradient of the attention.
+TRITON_ATTENTION = replace(TRITON, failing_backward=(10,))
 # A stage keeps a whole patch in registers, for which float32 is too wide.
 TRITON_STAGE = replace(TRITON_FORWARD, dtypes=(torch.float16, torch.bfloat16), patch_sizes=(4, 8))
 
