@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dilated_gate in Triton: three kernels, with two maps between them.
+"""dilated_gate in Triton: three kernels, with two maps between them whose frames a fourth one clears.
 
 The 7x7 with dilation 3 sees 9 pixels to every side, the 5x5 before it 2 more: a tile that computed its surroundings
 for itself would do most of its work for them. So `a` and the result of the 5x5 go to memory, with rows of a power of
