@@ -186,10 +186,11 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
     content = path.read_bytes()
     if not content:
         raise CheckpointError(f"{path} is empty")
+    # A safetensors file begins with its header's length: 8 bytes, the upper ones 0, the first any, a pickle's 0x80 too.
+    if content[4:9] == b"\0\0\0\0{":
+        return _read_safetensors(path, content)
     if content[:2] == b"PK" or content[:1] == b"\x80":
         return _read_pickle(path, content), {}
-    if len(content) > 9 and content[8:9] == b"{":
-        return _read_safetensors(path, content)
     raise CheckpointError(
         f"{path} starts with {content[:8]!r}: neither a PyTorch (PK or byte 0x80) nor a safetensors file"
     )
