@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 import ditn
-from ditn.evaluate import as_json, evaluate, table, upscaler
+from ditn.evaluate import evaluate, upscaler
+from ditn.scores import as_json, table
 
 PROJECT = Path(__file__).parents[1]
 LICENCE = "CC-BY-SA-4.0"
