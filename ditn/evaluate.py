@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{result.dataset}: not scored: {error}", file=sys.stderr)
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
-            _write(path, write(args.model, scale, results))
+            _write(path, write(args.model, scale, results, degradation=args.degradation))
     if compared:
         compared.save(args.sheet)
     return int(any(result.errors for result in results))

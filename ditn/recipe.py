@@ -122,16 +122,29 @@ def read_recipe(args: argparse.Namespace, config: Path | None, base: Mapping[str
 
     Raises ValueError for a name that no recipe has, a file that is not TOML and a bad value.
     """
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    values = dict(base)
-    if config:
-        try:
-            values |= tomllib.loads(config.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{config} is not TOML: {error}") from error
-    if unknown := set(values) - known:
-        raise ValueError(f"{config}: unknown names {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    values |= {name: value for name in known if (value := getattr(args, name)) is not None}
-    if "betas" in values:
-        values["betas"] = tuple(values["betas"])
-    return Recipe(**values)
+    flags = {name: value for name in _FIELDS if (value := getattr(args, name)) is not None}
+    return _recipe({**base, **(_read_toml(config) if config else {}), **flags})
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe of a TOML file. Raises ValueError as `read_recipe` does."""
+    return _recipe(_read_toml(path))
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    # TOML and flags have lists.
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Recipe(**frozen)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    if unknown := set(values) - set(_FIELDS):
+        raise ValueError(f"{path}: unknown names {', '.join(sorted(unknown))}; known: {', '.join(sorted(_FIELDS))}")
+    return values
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Recipe)]

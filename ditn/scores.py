@@ -49,7 +49,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def as_json(model: str, scale: int, results: Sequence[Result]) -> str:
+def as_json(model: str, scale: int, results: Sequence[Result], *, degradation: str = "bicubic") -> str:
     """Null stands for a PSNR that is infinite, and for the means of no images."""
 
     def fields(score: Score) -> dict[str, float | None]:
@@ -64,15 +64,16 @@ def as_json(model: str, scale: int, results: Sequence[Result]) -> str:
         }
         for r in results
     }
-    return json.dumps({"model": model, "scale": scale, "datasets": sets}, indent=2, allow_nan=False) + "\n"
+    content = {"model": model, "scale": scale, "degradation": degradation, "datasets": sets}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
-def as_csv(model: str, scale: int, results: Sequence[Result]) -> str:
+def as_csv(model: str, scale: int, results: Sequence[Result], *, degradation: str = "bicubic") -> str:
     """One row for each image, and one named "mean" for each data set."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "scale", "dataset", "image", "psnr_y", "ssim_y"])
+    writer.writerow(["model", "scale", "degradation", "dataset", "image", "psnr_y", "ssim_y"])
     for r in results:
         for s in (*r.scores, r.mean):
-            writer.writerow([model, scale, r.dataset, s.name, f"{s.psnr_y:.4f}", f"{s.ssim_y:.6f}"])
+            writer.writerow([model, scale, degradation, r.dataset, s.name, f"{s.psnr_y:.4f}", f"{s.ssim_y:.6f}"])
     return text.getvalue()
