@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel, for halves and floats: one translation unit, which is compiled once per architecture.
+#include "kernels.h"
+
+#include "layer_norm2d.cuh"
+#include "tanh_affine.cuh"
+
+namespace ditn::cuda {
+
+#define DITN_INSTANTIATE(T)                                                                            \
+  template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                 \
+  template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float);
+
+DITN_INSTANTIATE(__half)
+DITN_INSTANTIATE(float)
+
+}  // namespace ditn::cuda

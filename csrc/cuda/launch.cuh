@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a kernel is launched, and the shared memory that it gets.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace ditn::cuda {
+
+// All of a block's shared memory: what was asked for at the launch.
+template <class T>
+__device__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
+// Throws if the runtime reports an error, with the operator's name.
+inline void check(cudaError_t error, const char* name) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+}
+
+// Blocks without threads to run are no error: an empty batch has nothing to do.
+template <class... Parameters, class... Arguments>
+void launch(const Device& device, const char* name, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
+            size_t shared_bytes, const Arguments&... arguments) {
+  if (!blocks.x || !blocks.y || !blocks.z) return;
+  const auto function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = device.stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+// As many blocks as there is work; more than a grid's side would be a map of 2^31 times what one block takes.
+inline unsigned blocks_for(int64_t work, int64_t per_block, const char* name) {
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": the map is too large for one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace ditn::cuda
