@@ -9,7 +9,7 @@ namespace ditn::cuda {
 
 struct Packing {
   const __half* source;  // [layers][inputs][source_stride]
-  __half* target;        // [layers][output tiles][input tiles][lane][words of a Fragment]
+  __half* target;        // [layers][output tiles][input tiles][lane][words 0, 2, 1, 3 of a Fragment]
   int64_t source_layer, target_layer;
   int source_stride, inputs, outputs, input_tiles, tiles;
 };
@@ -29,8 +29,8 @@ __global__ void _pack_kernel(Packings packings) {
   const __half* source = p.source + blockIdx.z * p.source_layer;
   __half* target = p.target + blockIdx.z * p.target_layer + (tile * 32 + lane()) * 8;
   for (int i = 0; i < 8; ++i) {
-    const int output = tile / p.input_tiles * 16 + 8 * (i / 2 % 2) + row();
-    const int input = tile % p.input_tiles * 16 + 8 * (i / 4) + column() + i % 2;
+    const int output = tile / p.input_tiles * 16 + 8 * (i / 4) + row();
+    const int input = tile % p.input_tiles * 16 + 8 * (i / 2 % 2) + column() + i % 2;
     const bool inside = output < p.outputs && input < p.inputs;
     target[i] = inside ? source[static_cast<int64_t>(input) * p.source_stride + output] : __half(0.0f);
   }
@@ -42,11 +42,12 @@ class Packer {
  public:
   Packer(Device& device, const char* name, int layers = 1) : device_(device), name_(name), layers_(layers) {}
 
-  // The columns [0, outputs) of a matrix [layers][inputs][stride]; columns up to the multiple of 16 `padded` are zero.
-  Weight<T> add(const T* source, int inputs, int stride, int outputs, int padded) {
+  // The columns [0, outputs) of a matrix [layers][inputs][stride]; columns up to the multiple of 16 `padded` are zero, and
+  // so are rows up to `padded_inputs`.
+  Weight<T> add(const T* source, int inputs, int stride, int outputs, int padded, int padded_inputs = 0) {
     const int64_t source_layer = static_cast<int64_t>(inputs) * stride;
     if constexpr (sizeof(T) == sizeof(__half)) {
-      const int input_tiles = (inputs + 15) / 16, tiles = padded / 16 * input_tiles;
+      const int input_tiles = ((inputs > padded_inputs ? inputs : padded_inputs) + 15) / 16, tiles = padded / 16 * input_tiles;
       const int64_t target_layer = tiles * 256;
       if (packings_.count == kPackings) throw std::logic_error(std::string(name_) + " packs too many weights");
       auto target = static_cast<__half*>(device_.allocate(layers_ * target_layer * sizeof(__half)));

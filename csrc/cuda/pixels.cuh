@@ -37,9 +37,8 @@ bool in_quads(const T* data, int channels) {
 
 template <class T>
 __device__ __forceinline__ Quad<T> tanh_of(const Quad<T>& x) {
-  using Pair = std::conditional_t<sizeof(T) == sizeof(__half), __half2, float2>;
-  const auto& in = reinterpret_cast<const Pair(&)[2]>(x);
-  Pair out[2] = {tanh_of(in[0]), tanh_of(in[1])};
+  const auto& in = reinterpret_cast<const Pair<T>(&)[2]>(x);
+  Pair<T> out[2] = {tanh_of(in[0]), tanh_of(in[1])};
   return reinterpret_cast<const Quad<T>&>(out);
 }
 
@@ -103,12 +102,13 @@ __device__ __forceinline__ void load_normalized(T* rows, int stride, int width, 
 }
 
 // y[first + c] = rows[i][c] for c < count at every pixel i < pixels; with the same of `residual` added, where there is one.
-// `quads` is about all three. All threads of the block take part.
+// `quads` is about all three. A pixel whose offset is negative does not exist. All threads of the block take part.
 template <class T, class Offset>
 __device__ __forceinline__ void store_pixels(const T* rows, int stride, T* y, const T* residual, bool quads, int first, int count,
                                              int pixels, const Offset& offset) {
   for (int i = threadIdx.x / 16; i < pixels; i += blockDim.x / 16) {
-    const int64_t start = offset(i) + first;
+    const int64_t pixel = offset(i), start = pixel + first;
+    if (pixel < 0) continue;
     for (int c = threadIdx.x % 16 * 4; c < count; c += 64) {
       Quad<T> quad = *reinterpret_cast<const Quad<T>*>(rows + i * stride + c);
       if (quads) {

@@ -28,7 +28,7 @@ struct Columns {  // element (outer, depth) is data[depth * stride + outer]
 };
 
 // A weight [inputs, outputs] in global memory, its outputs the outer axis. Halves are packed (pack.cuh): tiles of 16
-// outputs by 16 inputs as a warp's Fragment, zeros behind the weight's end. Floats are as they were given, and what lies
+// outputs by 16 inputs as a warp's Fragment, words 1 and 2 exchanged, zeros behind the weight's end. Floats are as they were given, and what lies
 // behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
 template <class T>
 struct Weight {
@@ -41,6 +41,11 @@ struct Weight {
     return data[static_cast<int64_t>(depth) * stride + (outer < outputs ? outer : outputs - 1)];
   }
   __device__ Weight of_layer(int64_t i) const { return {data + i * layer, stride, outputs, layer}; }
+  // What is left behind the first `inputs`, a multiple of 16.
+  __device__ Weight from_input(int inputs) const {
+    const int64_t skipped = sizeof(T) == sizeof(__half) ? inputs * 16 : static_cast<int64_t>(inputs) * stride;
+    return {data + skipped, stride, outputs, layer};
+  }
 };
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -84,7 +89,7 @@ __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int oute
 __device__ __forceinline__ Fragment load(const Weight<__half>& weight, int outer, int depth) {
   const int tile = outer / 16 * weight.stride + depth / 16;
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(weight.data) + tile * 32 + lane());
-  return {{words.x, words.y, words.z, words.w}};
+  return {{words.x, words.z, words.y, words.w}};  // the factor b of eight columns in neighbouring registers
 }
 
 // sum [16, 8] += a b^T for one fragment a and eight columns b, both of depth 16.
@@ -116,34 +121,49 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const Fragment& a, uns
 #endif
 }
 
-// sums += a b^T for the 16 rows from a_outer on and the 8 TILES columns from b_outer on.
-template <int TILES, class A, class B>
-__device__ __forceinline__ void product(float (&sums)[TILES][4], const A& a, int a_outer, const B& b, int b_outer, int depth) {
+// sums += a b^T for the 16 ROWS rows from a_outer on and the 8 TILES columns from b_outer on.
+template <int ROWS, int TILES, class A, class B>
+__device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& a, int a_outer, const B& b, int b_outer,
+                                        int depth) {
   if constexpr (sizeof(typename A::Value) == sizeof(__half)) {
     static_assert(TILES % 2 == 0);
     for (int d = 0; d < depth; d += 16) {
-      const Fragment left = load(a, a_outer, d);
+      Fragment left[ROWS];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) left[r] = load(a, a_outer + 16 * r, d);
 #pragma unroll
       for (int n = 0; n < TILES; n += 2) {
         const Fragment right = load(b, b_outer + 8 * n, d);
-        multiply(sums[n], left, right.words[0], right.words[2]);
-        multiply(sums[n + 1], left, right.words[1], right.words[3]);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+          multiply(sums[r][n], left[r], right.words[0], right.words[2]);
+          multiply(sums[r][n + 1], left[r], right.words[1], right.words[3]);
+        }
       }
     }
   } else {
     for (int d = 0; d < depth; ++d) {
-      const float upper = a.at(a_outer + row(), d), lower = a.at(a_outer + row() + 8, d);
+      float left[ROWS][2];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        for (int i = 0; i < 2; ++i) left[r][i] = a.at(a_outer + 16 * r + 8 * i + row(), d);
+      }
 #pragma unroll
       for (int n = 0; n < TILES; ++n) {
         const int o = b_outer + 8 * n + column();
-        const float left = b.at(o, d), right = b.at(o + 1, d);
-        sums[n][0] += upper * left;
-        sums[n][1] += upper * right;
-        sums[n][2] += lower * left;
-        sums[n][3] += lower * right;
+        const float right[2] = {b.at(o, d), b.at(o + 1, d)};
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+          for (int i = 0; i < 4; ++i) sums[r][n][i] += left[r][i / 2] * right[i % 2];
+        }
       }
     }
   }
+}
+
+template <int TILES, class A, class B>
+__device__ __forceinline__ void product(float (&sums)[TILES][4], const A& a, int a_outer, const B& b, int b_outer, int depth) {
+  product(reinterpret_cast<float(&)[1][TILES][4]>(sums), a, a_outer, b, b_outer, depth);
 }
 
 }  // namespace ditn::cuda
