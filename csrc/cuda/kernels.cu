@@ -2,15 +2,17 @@
 // Every kernel, for halves and floats: one translation unit, which is compiled once per architecture.
 #include "kernels.h"
 
+#include "gated_ffn.cuh"
 #include "inner_patch_attention.cuh"
 #include "layer_norm2d.cuh"
 #include "tanh_affine.cuh"
 
 namespace ditn::cuda {
 
-#define DITN_INSTANTIATE(T)                                                                                         \
-  template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);     \
-  template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                              \
+#define DITN_INSTANTIATE(T)                                                                                      \
+  template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);  \
+  template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm, int);                    \
+  template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                           \
   template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float);
 
 DITN_INSTANTIATE(__half)

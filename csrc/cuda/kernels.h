@@ -36,4 +36,8 @@ void layer_norm2d(Device&, Shape, const T* x, T* y, const T* weight, const T* bi
 template <class T>
 void inner_patch_attention(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, Norm, int patch);
 
+// patch is 4, 8 or 16, or 0: the whole map is one.
+template <class T>
+void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, int patch);
+
 }  // namespace ditn::cuda

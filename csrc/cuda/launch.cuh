@@ -16,6 +16,23 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(memory);
 }
 
+// Blocks that a multiprocessor should hold at once: as many as its shared memory has room for, but no more than leave each
+// thread `registers`. For __launch_bounds__, where the compiler would otherwise choose a number of registers by itself.
+constexpr int blocks_at_once(size_t shared_bytes, int threads, int registers) {
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+  constexpr size_t kShared = 228 << 10;
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+  constexpr size_t kShared = 164 << 10;
+#elif __CUDA_ARCH__ >= 800
+  constexpr size_t kShared = 100 << 10;
+#else
+  constexpr size_t kShared = 65 << 10;  // 64 KiB, all of which a block may have
+#endif
+  const int by_registers = (64 << 10) / (threads * registers), by_shared = static_cast<int>(kShared / (shared_bytes + 1024));
+  const int blocks = by_registers < by_shared ? by_registers : by_shared;
+  return blocks > 1 ? blocks : 1;
+}
+
 // Throws if the runtime reports an error, with the operator's name.
 inline void check(cudaError_t error, const char* name) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));

@@ -4,6 +4,8 @@
 
 #include <instructions.cuh>
 
+#include <type_traits>
+
 namespace ditn::cuda {
 
 __device__ __forceinline__ float to_float(float x) { return x; }
@@ -27,6 +29,21 @@ __device__ __forceinline__ void store_pair(float* target, float first, float sec
   *reinterpret_cast<float2*>(target) = make_float2(first, second);
 }
 
+// Two neighbouring values, which are added and multiplied at once where they are halves.
+template <class T>
+using Pair = std::conditional_t<sizeof(T) == sizeof(__half), __half2, float2>;
+
+__device__ __forceinline__ __half2 multiply_add(__half2 a, __half2 b, __half2 c) { return __hfma2(a, b, c); }
+__device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {
+  return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y));
+}
+
+__device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2(a, b); }
+__device__ __forceinline__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }
+
+__device__ __forceinline__ float2 widened(__half2 x) { return __half22float2(x); }
+__device__ __forceinline__ float2 widened(float2 x) { return x; }
+
 // tanh as exact as T needs it: of halves by the chip's instruction, whose relative error is 2^-11.
 __device__ __forceinline__ float2 tanh_of(float2 x) { return make_float2(tanhf(x.x), tanhf(x.y)); }
 __device__ __forceinline__ __half2 tanh_of(__half2 x) {
@@ -44,22 +61,18 @@ __device__ __forceinline__ float exponential(float x) {
   return sizeof(T) == sizeof(__half) ? __expf(x) : expf(x);
 }
 
-// x Phi(x), as exact as a result that will be rounded to T needs it. For halves erf(x / sqrt 2) =
-// tanh(0.79788 x + 0.035677 x^3), wrong by 3e-4 at most (Hendrycks and Gimpel 2016, arXiv 1606.08415): less than half a
-// unit in the last place.
-template <class T>
-__device__ __forceinline__ float gelu(float x) {
-  const float half = 0.5f * x;
-  if constexpr (sizeof(T) == sizeof(__half)) {
-    const float argument = x * (0.7978845608028654f + 0.035677408136300125f * x * x);
-#if __CUDA_ARCH__ >= 750
-    return half + half * tanh_approx(argument);
-#else
-    return half + half * tanhf(argument);
-#endif
-  } else {
-    return half * (1.0f + erff(x * 0.7071067811865476f));
-  }
+// x Phi(x), as exact as T needs it. For halves erf(x / sqrt 2) = tanh(0.79788 x + 0.035677 x^3), wrong by 3e-4 at most
+// (Hendrycks and Gimpel 2016, arXiv 1606.08415): less than half a unit in the last place. What they round on the way is
+// a few units more.
+__device__ __forceinline__ float2 gelu(float2 x) {
+  constexpr float kHalfRoot = 0.7071067811865476f;
+  return make_float2(0.5f * x.x * (1.0f + erff(x.x * kHalfRoot)), 0.5f * x.y * (1.0f + erff(x.y * kHalfRoot)));
+}
+__device__ __forceinline__ __half2 gelu(__half2 x) {
+  const auto both = [](float value) { return __float2half2_rn(value); };
+  const __half2 half = __hmul2(x, both(0.5f));
+  const __half2 slope = __hfma2(__hmul2(x, x), both(0.035677408136300125f), both(0.7978845608028654f));
+  return __hfma2(half, tanh_of(__hmul2(x, slope)), half);
 }
 
 // Over the four lanes that hold a row of a product's sums.

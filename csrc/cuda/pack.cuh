@@ -9,7 +9,7 @@ namespace ditn::cuda {
 
 struct Packing {
   const __half* source;  // [layers][inputs][source_stride]
-  __half* target;        // [layers][output tiles][input tiles][lane][words of a Fragment]
+  __half* target;        // [layers][output tiles][input tiles][lane][words of a right Fragment]
   int64_t source_layer, target_layer;
   int source_stride, inputs, outputs, input_tiles, tiles;
 };
@@ -29,8 +29,8 @@ __global__ void _pack_kernel(Packings packings) {
   const __half* source = p.source + blockIdx.z * p.source_layer;
   __half* target = p.target + blockIdx.z * p.target_layer + (tile * 32 + lane()) * 8;
   for (int i = 0; i < 8; ++i) {
-    const int output = tile / p.input_tiles * 16 + 8 * (i / 2 % 2) + row();
-    const int input = tile % p.input_tiles * 16 + 8 * (i / 4) + column() + i % 2;
+    const int output = tile / p.input_tiles * 16 + 8 * (i / 4) + row();
+    const int input = tile % p.input_tiles * 16 + 8 * (i / 2 % 2) + column() + i % 2;
     const bool inside = output < p.outputs && input < p.inputs;
     target[i] = inside ? source[static_cast<int64_t>(input) * p.source_stride + output] : __half(0.0f);
   }

@@ -37,9 +37,8 @@ bool in_quads(const T* data, int channels) {
 
 template <class T>
 __device__ __forceinline__ Quad<T> tanh_of(const Quad<T>& x) {
-  using Pair = std::conditional_t<sizeof(T) == sizeof(__half), __half2, float2>;
-  const auto& in = reinterpret_cast<const Pair(&)[2]>(x);
-  Pair out[2] = {tanh_of(in[0]), tanh_of(in[1])};
+  const auto& in = reinterpret_cast<const Pair<T>(&)[2]>(x);
+  Pair<T> out[2] = {tanh_of(in[0]), tanh_of(in[1])};
   return reinterpret_cast<const Quad<T>&>(out);
 }
 
@@ -118,22 +117,23 @@ __device__ __forceinline__ void load_normalized(T* rows, int stride, int width, 
 }
 
 // y[first + c] = rows[i][c] for c < channels <= width at every pixel i < count; with the same of `residual` added, where
-// there is one. `quads` is about all three. All threads of the block take part.
+// there is one. `quads` is about all three. A pixel whose offset is negative does not
+// exist. All threads of the block take part.
 template <int THREADS, class T, class Offset>
 __device__ __forceinline__ void store_pixels(const T* rows, int stride, int width, T* y, const T* residual, bool quads,
                                              int first, int channels, int count, const Offset& offset) {
   if (quads) {
     each_quad<THREADS, true>(count, width, [&](int i, int c) {
-      if (c >= channels) return;
-      const int64_t place = offset(i) + first + c;
+      const int64_t pixel = offset(i), place = pixel + first + c;
+      if (pixel < 0 || c >= channels) return;
       const auto& quad = *reinterpret_cast<const Quad<T>*>(rows + i * stride + c);
       const auto added = reinterpret_cast<const Quad<T>*>(residual + place);
       *reinterpret_cast<Quad<T>*>(y + place) = residual ? sum_of(quad, *added) : quad;
     });
   } else {
     each_quad<THREADS, false>(count, width, [&](int i, int c) {
-      const int64_t place = offset(i) + first;
-      for (int k = c; k < c + 4 && k < channels; ++k) {
+      const int64_t pixel = offset(i), place = pixel + first;
+      for (int k = c; pixel >= 0 && k < c + 4 && k < channels; ++k) {
         const float added = residual ? to_float(residual[place + k]) : 0.0f;
         y[place + k] = rounded<T>(to_float(rows[i * stride + k]) + added);
       }

@@ -28,8 +28,8 @@ struct Columns {  // element (outer, depth) is data[depth * stride + outer]
 };
 
 // A weight [inputs, outputs] in global memory, its outputs the outer axis. Halves are packed (pack.cuh): tiles of 16
-// outputs by 16 inputs as a warp's Fragment, zeros behind the weight's end. Floats are as they were given, and what lies
-// behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
+// outputs by 16 inputs as a warp's right Fragment, zeros behind the weight's end. Floats are as they were given, and what
+// lies behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
 template <class T>
 struct Weight {
   using Value = T;
@@ -41,6 +41,11 @@ struct Weight {
     return data[static_cast<int64_t>(depth) * stride + (outer < outputs ? outer : outputs - 1)];
   }
   __device__ Weight of_layer(int64_t i) const { return {data + i * layer, stride, outputs, layer}; }
+  // What is left behind the first `inputs`, a multiple of 16.
+  __device__ Weight from_input(int inputs) const {
+    const int64_t skipped = sizeof(T) == sizeof(__half) ? inputs * 16 : static_cast<int64_t>(inputs) * stride;
+    return {data + skipped, stride, outputs, layer};
+  }
 };
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -50,41 +55,59 @@ __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 __device__ __forceinline__ int row() { return lane() / 4; }
 __device__ __forceinline__ int column() { return 2 * (lane() % 4); }
 
-// A tile of 16 outer by 16 depth. Word i holds (outer, depth) = (8 (i % 2) + row(), 8 (i / 2) + column()) and the next
-// along depth: as it is it is a factor a; words 0 and 2 are the factor b of eight columns, 1 and 3 that of the next eight.
+// A tile of 16 outer by 16 depth: four blocks of 8 by 8, of which word i holds (row(), column()) and the next along depth.
+// Of a left factor the words go first along outer, as a factor a wants them; of a right one first along depth: words 0 and
+// 1 are the factor b of eight columns, 2 and 3 that of the next eight.
 struct Fragment {
   unsigned words[4];
 };
+enum Side { kLeft, kRight };
+
+// Where block i of a fragment lies in its tile.
+template <Side SIDE>
+__device__ __forceinline__ int outer_of(int i) {
+  return SIDE == kLeft ? i % 2 * 8 : i / 2 * 8;
+}
+template <Side SIDE>
+__device__ __forceinline__ int depth_of(int i) {
+  return SIDE == kLeft ? i / 2 * 8 : i % 2 * 8;
+}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
-template <class Factor>
+template <Side SIDE, class Factor>
 __device__ __forceinline__ Fragment load(const Factor& factor, int outer, int depth) {
   Fragment found;
   for (int i = 0; i < 4; ++i) {
-    const int o = outer + 8 * (i % 2) + row(), d = depth + 8 * (i / 2) + column();
+    const int o = outer + outer_of<SIDE>(i) + row(), d = depth + depth_of<SIDE>(i) + column();
     const __half2 pair = __halves2half2(factor.at(o, d), factor.at(o, d + 1));
     found.words[i] = reinterpret_cast<const unsigned&>(pair);
   }
   return found;
 }
 #else
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Rows<__half>& factor, int outer, int depth) {
   Fragment found;
-  ldmatrix_x4(found.words, factor.data + (outer + lane() % 16) * factor.stride + depth + lane() / 16 * 8);
+  const int o = outer + outer_of<SIDE>(lane() / 8) + lane() % 8, d = depth + depth_of<SIDE>(lane() / 8);
+  ldmatrix_x4(found.words, factor.data + o * factor.stride + d);
   return found;
 }
 
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int outer, int depth) {
   Fragment found;
-  ldmatrix_x4_trans(found.words, factor.data + (depth + lane() % 8 + lane() / 16 * 8) * factor.stride + outer + lane() / 8 % 2 * 8);
+  const int o = outer + outer_of<SIDE>(lane() / 8), d = depth + depth_of<SIDE>(lane() / 8) + lane() % 8;
+  ldmatrix_x4_trans(found.words, factor.data + d * factor.stride + o);
   return found;
 }
 #endif
 
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Weight<__half>& weight, int outer, int depth) {
   const int tile = outer / 16 * weight.stride + depth / 16;
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(weight.data) + tile * 32 + lane());
-  return {{words.x, words.y, words.z, words.w}};
+  if constexpr (SIDE == kRight) return {{words.x, words.y, words.z, words.w}};
+  return {{words.x, words.z, words.y, words.w}};
 }
 
 // sum [16, 8] += a b^T for one fragment a and eight columns b, both of depth 16.
@@ -116,34 +139,49 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const Fragment& a, uns
 #endif
 }
 
-// sums += a b^T for the 16 rows from a_outer on and the 8 TILES columns from b_outer on.
-template <int TILES, class A, class B>
-__device__ __forceinline__ void product(float (&sums)[TILES][4], const A& a, int a_outer, const B& b, int b_outer, int depth) {
+// sums += a b^T for the 16 ROWS rows from a_outer on and the 8 TILES columns from b_outer on.
+template <int ROWS, int TILES, class A, class B>
+__device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& a, int a_outer, const B& b, int b_outer,
+                                        int depth) {
   if constexpr (sizeof(typename A::Value) == sizeof(__half)) {
     static_assert(TILES % 2 == 0);
     for (int d = 0; d < depth; d += 16) {
-      const Fragment left = load(a, a_outer, d);
+      Fragment left[ROWS];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) left[r] = load<kLeft>(a, a_outer + 16 * r, d);
 #pragma unroll
       for (int n = 0; n < TILES; n += 2) {
-        const Fragment right = load(b, b_outer + 8 * n, d);
-        multiply(sums[n], left, right.words[0], right.words[2]);
-        multiply(sums[n + 1], left, right.words[1], right.words[3]);
+        const Fragment right = load<kRight>(b, b_outer + 8 * n, d);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+          multiply(sums[r][n], left[r], right.words[0], right.words[1]);
+          multiply(sums[r][n + 1], left[r], right.words[2], right.words[3]);
+        }
       }
     }
   } else {
     for (int d = 0; d < depth; ++d) {
-      const float upper = a.at(a_outer + row(), d), lower = a.at(a_outer + row() + 8, d);
+      float left[ROWS][2];
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        for (int i = 0; i < 2; ++i) left[r][i] = a.at(a_outer + 16 * r + 8 * i + row(), d);
+      }
 #pragma unroll
       for (int n = 0; n < TILES; ++n) {
         const int o = b_outer + 8 * n + column();
-        const float left = b.at(o, d), right = b.at(o + 1, d);
-        sums[n][0] += upper * left;
-        sums[n][1] += upper * right;
-        sums[n][2] += lower * left;
-        sums[n][3] += lower * right;
+        const float right[2] = {b.at(o, d), b.at(o + 1, d)};
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+          for (int i = 0; i < 4; ++i) sums[r][n][i] += left[r][i / 2] * right[i % 2];
+        }
       }
     }
   }
+}
+
+template <int TILES, class A, class B>
+__device__ __forceinline__ void product(float (&sums)[TILES][4], const A& a, int a_outer, const B& b, int b_outer, int depth) {
+  product(reinterpret_cast<float(&)[1][TILES][4]>(sums), a, a_outer, b, b_outer, depth);
 }
 
 }  // namespace ditn::cuda

@@ -82,6 +82,18 @@ Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tenso
   return y;
 }
 
+Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
+                 Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
+                                 data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
+    cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
+                       static_cast<int>(patch_size));
+  });
+  return y;
+}
+
 Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(1);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
@@ -105,6 +117,7 @@ Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
+  m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
   m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
   m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
 }

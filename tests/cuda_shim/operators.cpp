@@ -69,4 +69,11 @@ const char* layer_norm2d(bool half, const Shape* shape, void** tensors, double e
   });
 }
 
+const char* gated_ffn(bool half, const Shape* shape, void** tensors, int64_t expanded, int64_t norm, int64_t patch) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const FfnOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], static_cast<int>(expanded)};
+    cuda::gated_ffn<T>(device, *shape, t[0], t[7], weights, static_cast<Norm>(norm), static_cast<int>(patch));
+  });
+}
+
 }  // extern "C"
