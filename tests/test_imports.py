@@ -23,7 +23,7 @@ LAYERS = [
     ["ditn.modules"],
     ["ditn.model"],
     ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs"],
-    ["ditn.trainer", "ditn.upscale"],
+    ["ditn.trainer", "ditn.upscale", "ditn.accelerate"],
     ["ditn.train_log"],
     ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate"],
     ["ditn.cli"],
