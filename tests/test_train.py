@@ -23,7 +23,7 @@ import ditn
 from ditn import train
 from ditn.data import PairedImages, batches, list_images, to_pixels, to_tensor
 from ditn.metrics import psnr_y
-from ditn.recipe import Recipe
+from ditn.recipe import Recipe, load_recipe
 from ditn.resize import bicubic
 from ditn.train_log import Log
 from ditn.trainer import Trainer, pixel_loss
@@ -334,6 +334,15 @@ def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_pa
     assert _run(pictures, tmp_path, "--steps", "2", "--resume") == 0
     assert _checkpoint(tmp_path)["step"] == 2
     assert _checkpoint(tmp_path)["recipe"]["lr"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(train.__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_recipes_are_understood(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert path.stem == f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    assert recipe.init in ("", *ditn.models())
 
 
 def test_refuses(pictures: Path, tmp_path: Path) -> None:
