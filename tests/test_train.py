@@ -95,23 +95,38 @@ def test_continuing_equals_an_unbroken_run_bit_by_bit(pictures: Path, tmp_path: 
     assert _same(a, b)
 
 
-def test_sigterm_saves_and_stops(pictures: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(pictures), "--output", str(tmp_path), "--steps", "100000", "--report-every", "1", *SMALL]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_killed_run_goes_on_exactly(pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+    # Without decay a step does not depend on how many there will be, so the run can be ended anywhere.
+    flags = ("--decay", "0", "--save-every", "0", "--report-every", "1")
+    arguments = ["--data", str(pictures), "--output", str(tmp_path / "killed"), "--steps", "100000", *SMALL, *flags]
     process = subprocess.Popen(
         [sys.executable, "-m", "ditn", "train", *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(train.__file__).parents[1])},
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(Path(train.__file__).parents[1]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2:"):
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert 2 <= _checkpoint(tmp_path)["step"] < 100000
-    assert (tmp_path / "weights.safetensors").is_file()
+    assert process.returncode == (3 if number == signal.SIGTERM else -number)
+    assert (tmp_path / "killed" / "weights.safetensors").is_file() == (number == signal.SIGTERM)
+    step = _checkpoint(tmp_path / "killed")["step"]
+    assert 2 <= step < 100000
+    last = ("--steps", str(step + 2), *flags)
+    assert _run(pictures, tmp_path / "killed", *last, "--resume") == 0
+    assert _run(pictures, tmp_path / "whole", *last) == 0
+    states = [_checkpoint(tmp_path / name) for name in ("killed", "whole")]
+    assert all(state.pop("seconds") > 0 for state in states)
+    assert _same(*states)
 
 
 def test_log_forgets_what_was_not_saved(tmp_path: Path) -> None:
