@@ -125,7 +125,7 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
         if path.suffix in (".py", ".typed", ".safetensors", ".tsv")
     }
     assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
-    assert expected - names == set()
+    assert (expected | {"ditn/weights/SHA256SUMS"}) - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ditn", "ditn_kernels"}
     licences = {"LICENSE", "NOTICE", "ditn/weights/LICENSE.md", "ditn/weights/ATTRIBUTION.tsv"}
     assert {metadata_name.replace("METADATA", f"licenses/{name}") for name in licences} <= names
