@@ -2,6 +2,7 @@
 // Every kernel, for halves and floats: one translation unit, which is compiled once per architecture.
 #include "kernels.h"
 
+#include "dilated_gate.cuh"
 #include "gated_ffn.cuh"
 #include "layer_norm2d.cuh"
 #include "tanh_affine.cuh"
@@ -11,6 +12,7 @@ namespace ditn::cuda {
 #define DITN_INSTANTIATE(T)                                                                            \
   template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                 \
   template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float); \
+  template void dilated_gate<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, Norm);           \
   template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm, int);
 
 DITN_INSTANTIATE(__half)

@@ -44,9 +44,10 @@ __device__ __forceinline__ Quad<T> tanh_of(const Quad<T>& x) {
 
 template <class T>
 __device__ __forceinline__ Quad<T> sum_of(const Quad<T>& a, const Quad<T>& b) {
-  Quad<T> sum;
-  for (int k = 0; k < 4; ++k) sum.values[k] = rounded<T>(to_float(a.values[k]) + to_float(b.values[k]));
-  return sum;
+  const auto& left = reinterpret_cast<const Pair<T>(&)[2]>(a);
+  const auto& right = reinterpret_cast<const Pair<T>(&)[2]>(b);
+  Pair<T> out[2] = {sum_of(left[0], right[0]), sum_of(left[1], right[1])};
+  return reinterpret_cast<const Quad<T>&>(out);
 }
 
 // rows[i][0, width) = the channels of pixel i, then zeros, for i < count; tanh of them if `tanh`. offset(i) is where the

@@ -28,8 +28,8 @@ __global__ void __launch_bounds__(128)
       const int c = o + 8 * n + column();
       const float left = c < outputs ? to_float(bias[c]) : 0.0f, right = c + 1 < outputs ? to_float(bias[c + 1]) : 0.0f;
       T* target = result + (16 * warp() + row()) * kStride + 8 * n + column();
-      store_pair(target, sums[n][0] + left, sums[n][1] + right);
-      store_pair(target + 8 * kStride, sums[n][2] + left, sums[n][3] + right);
+      store_pair(target, pair_of<T>(sums[n][0] + left, sums[n][1] + right));
+      store_pair(target + 8 * kStride, pair_of<T>(sums[n][2] + left, sums[n][3] + right));
     }
     __syncthreads();
     store_pixels<T>(result, kStride, y, nullptr, quads, o, min(outputs - o, kOutputs), count,
