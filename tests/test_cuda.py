@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -25,6 +26,11 @@ CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in OPERA
 
 def check(kernels: HostKernels, op: Op, sample: Sample, dtype: torch.dtype) -> None:
     args = op.inputs(sample, dtype=dtype)
+    support = dataclasses.replace(op.backends["cuda"], devices=())
+    if reasons := support.why_not(args, backward=False):
+        with pytest.raises(RuntimeError, match=op.name):
+            kernels(op, args)
+        pytest.skip(", ".join(reasons))
     exact = op.reference(*(arg.double() if torch.is_tensor(arg) else arg for arg in args.values()))
     plain = op.reference(*args.values())
     assert_as_good(kernels(op, args), exact, plain, op.floor[dtype], f"{op.name} {sample.name}")
@@ -49,6 +55,7 @@ def test_no_barrier_is_missing(op: Op) -> None:
     check(HostKernels(800, reverse=True), op, op.samples[0], torch.float16)
 
 
+@pytest.mark.slow
 def test_kernels_under_sanitizers() -> None:
     """In a process of its own, which the sanitizers' libraries enter first."""
     libraries = [

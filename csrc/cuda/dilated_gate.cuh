@@ -35,7 +35,7 @@ struct NearTile {
   static constexpr int kLines = kHeight / 4, kRun = 8;  // results of a lane
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kSeenRows * kStride * sizeof(T);
-  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 168);
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 200);
 };
 
 // near = dw5x5(a) + b, a = W_a norm(x) + b_a; zeros in the frame.
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
     }
     __syncthreads();
     if (norm == Norm::kLayerNorm) {
-      layer_norm(u, kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
+      layer_norm<Tile::kThreads>(u, kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
       __syncthreads();
     }
     // A warp has rows of its own, and a takes the place of u.
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
   }
   if (norm == Norm::kLayerNorm) {
     __syncthreads();
-    layer_norm(rows, kStride, x.channels, Tile::kPixels, kLayerNormEps, [](int, float value) { return value; });
+    layer_norm<Tile::kThreads>(rows, kStride, x.channels, Tile::kPixels, kLayerNormEps, [](int, float value) { return value; });
     __syncthreads();
   }
   __syncwarp();

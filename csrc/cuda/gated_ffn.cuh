@@ -66,11 +66,11 @@ FfnWeights<T> pack_ffn(Device& device, Packer<T>& packer, const char* name, cons
                        int layers = 1) {
   const int expanded = w.expanded, sliced = (expanded + kSlice - 1) / kSlice * kSlice;
   const auto in = [&](int half) {
-    return packer.add(w.in_weight + half * expanded, channels, 2 * expanded, expanded, sliced, width);
+    return packer.add(w.in_weight + half * expanded, channels, 2 * expanded, expanded, width, sliced);
   };
   return {{in(0), in(1)},
           pack_taps<T>(device, name, {w.dw_weight, 9, 2, {{w.dw_bias, 2 * expanded}, {w.in_bias, 2 * expanded}}}, 2, expanded, layers),
-          packer.add(w.out_weight, expanded, channels, channels, width, sliced),
+          packer.add(w.out_weight, expanded, channels, channels, sliced, width),
           w.out_bias,
           channels,
           expanded};
@@ -175,7 +175,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 #pragma unroll
     for (int m = 0; m < Tile::kOutTiles * 2; ++m) {
       T* target = u + ((group * Tile::kOutTiles + m / 2) * 16 + m % 2 * 8 + row()) * kStride + c;
-      store_pair(target, pair_of<T>(out[m / 2][n][m % 2 * 2] + left, out[m / 2][n][m % 2 * 2 + 1] + right));
+      store_pair(target, out[m / 2][n][m % 2 * 2] + left, out[m / 2][n][m % 2 * 2 + 1] + right);
     }
   }
 }
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
   clear_hidden<Tile>(scratch);
   __syncthreads();
   if (norm == Norm::kLayerNorm) {
-    layer_norm(u, Tile::kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
+    layer_norm<Tile::kThreads>(u, Tile::kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
     __syncthreads();
   }
   feed_forward<Tile>(u, scratch, w, exists);

@@ -4,16 +4,18 @@
 
 #include "dilated_gate.cuh"
 #include "gated_ffn.cuh"
+#include "inner_patch_attention.cuh"
 #include "layer_norm2d.cuh"
 #include "tanh_affine.cuh"
 
 namespace ditn::cuda {
 
-#define DITN_INSTANTIATE(T)                                                                            \
-  template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                 \
-  template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float); \
-  template void dilated_gate<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, Norm);           \
-  template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm, int);
+#define DITN_INSTANTIATE(T)                                                                                         \
+  template void dilated_gate<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, Norm);                        \
+  template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm, int);                       \
+  template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);     \
+  template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                              \
+  template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float);
 
 DITN_INSTANTIATE(__half)
 DITN_INSTANTIATE(float)

@@ -18,12 +18,12 @@ __global__ void __launch_bounds__(128)
   const int64_t first = blockIdx.x * static_cast<int64_t>(kRun);
   const int count = static_cast<int>(min(pixels - first, static_cast<int64_t>(kRun)));
   const auto offset = [&](int i) { return (first + i) * x.channels; };
-  load_pixels(rows, stride, padded(x.channels), x, count, false, offset);
+  load_pixels<128>(rows, stride, padded(x.channels), x, count, false, offset);
   __syncthreads();
-  layer_norm(rows, stride, x.channels, count, eps,
+  layer_norm<128>(rows, stride, x.channels, count, eps,
              [&](int c, float value) { return value * to_float(weight[c]) + to_float(bias[c]); });
   __syncthreads();
-  store_pixels<T>(rows, stride, y, nullptr, x.quads, 0, x.channels, count, offset);
+  store_pixels<128, T>(rows, stride, padded(x.channels), y, nullptr, x.quads, 0, x.channels, count, offset);
 }
 
 template <class T>

@@ -50,6 +50,10 @@ template <class T>
 __device__ __forceinline__ void store_pair(T* target, Pair<T> pair) {
   *reinterpret_cast<Pair<T>*>(target) = pair;
 }
+template <class T>
+__device__ __forceinline__ void store_pair(T* target, float first, float second) {
+  store_pair(target, pair_of<T>(first, second));
+}
 
 __device__ __forceinline__ __half2 multiply_add(__half2 a, __half2 b, __half2 c) { return __hfma2(a, b, c); }
 __device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {
@@ -74,6 +78,12 @@ __device__ __forceinline__ __half2 tanh_of(__half2 x) {
   const float2 wide = __half22float2(x);
   return __floats2half2_rn(tanhf(wide.x), tanhf(wide.y));
 #endif
+}
+
+// exp of what is not above 0: the fast one is wrong by 2^-21 times the argument.
+template <class T>
+__device__ __forceinline__ float exponential(float x) {
+  return sizeof(T) == sizeof(__half) ? __expf(x) : expf(x);
 }
 
 // x Phi(x), as exact as T needs it. For halves erf(x / sqrt 2) = tanh(0.79788 x + 0.035677 x^3), wrong by 3e-4 at most

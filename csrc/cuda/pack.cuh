@@ -42,12 +42,12 @@ class Packer {
  public:
   Packer(Device& device, const char* name, int layers = 1) : device_(device), name_(name), layers_(layers) {}
 
-  // The columns [0, outputs) of a matrix [layers][inputs][stride]; columns up to the multiple of 16 `padded` are zero, and
-  // so are rows up to `padded_inputs`.
-  Weight<T> add(const T* source, int inputs, int stride, int outputs, int padded, int padded_inputs = 0) {
+  // The columns [0, outputs) of a matrix [layers][inputs][stride]. What lies behind its inputs and outputs is zero, up to
+  // these multiples of 16.
+  Weight<T> add(const T* source, int inputs, int stride, int outputs, int padded_inputs, int padded_outputs) {
     const int64_t source_layer = static_cast<int64_t>(inputs) * stride;
     if constexpr (sizeof(T) == sizeof(__half)) {
-      const int input_tiles = ((inputs > padded_inputs ? inputs : padded_inputs) + 15) / 16, tiles = padded / 16 * input_tiles;
+      const int input_tiles = padded_inputs / 16, tiles = padded_outputs / 16 * input_tiles;
       const int64_t target_layer = tiles * 256;
       if (packings_.count == kPackings) throw std::logic_error(std::string(name_) + " packs too many weights");
       auto target = static_cast<__half*>(device_.allocate(layers_ * target_layer * sizeof(__half)));

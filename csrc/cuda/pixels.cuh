@@ -50,35 +50,50 @@ __device__ __forceinline__ Quad<T> sum_of(const Quad<T>& a, const Quad<T>& b) {
   return reinterpret_cast<const Quad<T>&>(out);
 }
 
+// Calls visit(i, c) for every pixel i < count and every multiple c < width of four. The fast way has no loop where count and
+// width are known.
+template <int THREADS, bool FAST, class Visit>
+__device__ __forceinline__ void each_quad(int count, int width, const Visit& visit) {
+  const int pixel = threadIdx.x / 16, channel = threadIdx.x % 16 * 4;
+#pragma unroll(FAST ? 8 : 1)
+  for (int i = 0; i < count; i += THREADS / 16) {
+#pragma unroll(FAST ? 2 : 1)
+    for (int c = 0; c < width; c += 64) {
+      if (i + pixel < count && c + channel < width) visit(i + pixel, c + channel);
+    }
+  }
+}
+
 // rows[i][0, width) = the channels of pixel i, then zeros, for i < count; tanh of them if `tanh`. offset(i) is where the
-// pixel starts in the map, or negative for a pixel of zeros. All threads of the block take part.
-template <class T, class Offset>
+// pixel starts in the map, or negative for a pixel of zeros. All threads of the block take part, of which there are THREADS.
+template <int THREADS, class T, class Offset>
 __device__ __forceinline__ void load_pixels(T* rows, int stride, int width, const Map<T>& map, int count, bool tanh,
                                             const Offset& offset) {
-  const int pixels = blockDim.x / 16;
-  for (int i = threadIdx.x / 16; i < count; i += pixels) {
-    const int64_t start = offset(i);
-    for (int c = threadIdx.x % 16 * 4; c < width; c += 64) {
+  const auto put = [&](int i, int c, const Quad<T>& quad) {
+    *reinterpret_cast<Quad<T>*>(rows + i * stride + c) = tanh ? tanh_of(quad) : quad;
+  };
+  if (map.quads) {
+    each_quad<THREADS, true>(count, width, [&](int i, int c) {
+      const int64_t start = offset(i);
+      const bool inside = start >= 0 && c < map.channels;
+      put(i, c, inside ? *reinterpret_cast<const Quad<T>*>(map.data + start + c) : Quad<T>{});
+    });
+  } else {
+    each_quad<THREADS, false>(count, width, [&](int i, int c) {
+      const int64_t start = offset(i);
       Quad<T> quad{};
-      if (start >= 0 && c < map.channels) {
-        const T* source = map.data + start + c;
-        if (map.quads) {
-          quad = *reinterpret_cast<const Quad<T>*>(source);
-        } else {
-          for (int k = 0; k < 4 && c + k < map.channels; ++k) quad.values[k] = source[k];
-        }
-      }
-      *reinterpret_cast<Quad<T>*>(rows + i * stride + c) = tanh ? tanh_of(quad) : quad;
-    }
+      for (int k = 0; k < 4 && start >= 0 && c + k < map.channels; ++k) quad.values[k] = map.data[start + c + k];
+      put(i, c, quad);
+    });
   }
 }
 
 // rows[i][c] = affine(c, (rows[i][c] - mean) / sqrt(variance + eps)) over the channels, in place; what lies behind them
 // stays. Four neighbouring lanes to a pixel. All threads of the block take part.
-template <class T, class Affine>
+template <int THREADS, class T, class Affine>
 __device__ __forceinline__ void layer_norm(T* rows, int stride, int channels, int count, float eps, const Affine& affine) {
-  const int pixels = blockDim.x / 4, start = threadIdx.x % 4;
-  for (int first = 0; first < count; first += pixels) {
+  const int start = threadIdx.x % 4;
+  for (int first = 0; first < count; first += THREADS / 4) {
     const int i = first + threadIdx.x / 4;
     const int end = i < count ? channels : 0;  // lanes without a pixel go along, for the sums
     T* row = rows + i * stride;
@@ -92,36 +107,37 @@ __device__ __forceinline__ void layer_norm(T* rows, int stride, int channels, in
 }
 
 // load_pixels, and the norm without its affine part. Other threads may read the rows after the next barrier.
-template <class T, class Offset>
+template <int THREADS, class T, class Offset>
 __device__ __forceinline__ void load_normalized(T* rows, int stride, int width, const Map<T>& map, int count, Norm norm,
                                                 const Offset& offset) {
-  load_pixels(rows, stride, width, map, count, norm == Norm::kTanh, offset);
+  load_pixels<THREADS>(rows, stride, width, map, count, norm == Norm::kTanh, offset);
   if (norm == Norm::kLayerNorm) {
     __syncthreads();
-    layer_norm(rows, stride, map.channels, count, kLayerNormEps, [](int, float value) { return value; });
+    layer_norm<THREADS>(rows, stride, map.channels, count, kLayerNormEps, [](int, float value) { return value; });
   }
 }
 
-// y[first + c] = rows[i][c] for c < count at every pixel i < pixels; with the same of `residual` added, where there is one.
-// `quads` is about all three. A pixel whose offset is negative does not exist. All threads of the block take part.
-template <class T, class Offset>
-__device__ __forceinline__ void store_pixels(const T* rows, int stride, T* y, const T* residual, bool quads, int first, int count,
-                                             int pixels, const Offset& offset) {
-  for (int i = threadIdx.x / 16; i < pixels; i += blockDim.x / 16) {
-    const int64_t pixel = offset(i), start = pixel + first;
-    if (pixel < 0) continue;
-    for (int c = threadIdx.x % 16 * 4; c < count; c += 64) {
-      Quad<T> quad = *reinterpret_cast<const Quad<T>*>(rows + i * stride + c);
-      if (quads) {
-        if (residual) quad = sum_of(quad, *reinterpret_cast<const Quad<T>*>(residual + start + c));
-        *reinterpret_cast<Quad<T>*>(y + start + c) = quad;
-      } else {
-        for (int k = 0; k < 4 && c + k < count; ++k) {
-          const float added = residual ? to_float(residual[start + c + k]) : 0.0f;
-          y[start + c + k] = rounded<T>(to_float(quad.values[k]) + added);
-        }
+// y[first + c] = rows[i][c] for c < channels <= width at every pixel i < count; with the same of `residual` added, where
+// there is one. `quads` is about all three. All threads of the block take part.
+template <int THREADS, class T, class Offset>
+__device__ __forceinline__ void store_pixels(const T* rows, int stride, int width, T* y, const T* residual, bool quads,
+                                             int first, int channels, int count, const Offset& offset) {
+  if (quads) {
+    each_quad<THREADS, true>(count, width, [&](int i, int c) {
+      if (c >= channels) return;
+      const int64_t place = offset(i) + first + c;
+      const auto& quad = *reinterpret_cast<const Quad<T>*>(rows + i * stride + c);
+      const auto added = reinterpret_cast<const Quad<T>*>(residual + place);
+      *reinterpret_cast<Quad<T>*>(y + place) = residual ? sum_of(quad, *added) : quad;
+    });
+  } else {
+    each_quad<THREADS, false>(count, width, [&](int i, int c) {
+      const int64_t place = offset(i) + first;
+      for (int k = c; k < c + 4 && k < channels; ++k) {
+        const float added = residual ? to_float(residual[place + k]) : 0.0f;
+        y[place + k] = rounded<T>(to_float(rows[i * stride + k]) + added);
       }
-    }
+    });
   }
 }
 

@@ -28,7 +28,7 @@ struct Columns {  // element (outer, depth) is data[depth * stride + outer]
 };
 
 // A weight [inputs, outputs] in global memory, its outputs the outer axis. Halves are packed (pack.cuh): tiles of 16
-// outputs by 16 inputs as a warp's Fragment, words 1 and 2 exchanged, zeros behind the weight's end. Floats are as they were given, and what lies
+// outputs by 16 inputs as a Fragment, its middle words exchanged, zeros behind the weight's end. Floats are as given; what lies
 // behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
 template <class T>
 struct Weight {

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(128)
   T* result = u + kPixels * stride;  // [kPixels][kStride]
   const int64_t first = blockIdx.x * static_cast<int64_t>(kPixels);
   const int count = static_cast<int>(min(pixels - first, static_cast<int64_t>(kPixels)));
-  load_pixels(u, stride, padded(x.channels), x, kPixels, true,
+  load_pixels<128>(u, stride, padded(x.channels), x, kPixels, true,
               [&](int i) { return i < count ? (first + i) * x.channels : -1; });
   __syncthreads();
   for (int o = 0; o < outputs; o += kOutputs) {
@@ -28,11 +28,11 @@ __global__ void __launch_bounds__(128)
       const int c = o + 8 * n + column();
       const float left = c < outputs ? to_float(bias[c]) : 0.0f, right = c + 1 < outputs ? to_float(bias[c + 1]) : 0.0f;
       T* target = result + (16 * warp() + row()) * kStride + 8 * n + column();
-      store_pair(target, pair_of<T>(sums[n][0] + left, sums[n][1] + right));
-      store_pair(target + 8 * kStride, pair_of<T>(sums[n][2] + left, sums[n][3] + right));
+      store_pair(target, sums[n][0] + left, sums[n][1] + right);
+      store_pair(target + 8 * kStride, sums[n][2] + left, sums[n][3] + right);
     }
     __syncthreads();
-    store_pixels<T>(result, kStride, y, nullptr, quads, o, min(outputs - o, kOutputs), count,
+    store_pixels<128, T>(result, kStride, kOutputs, y, nullptr, quads, o, min(outputs - o, kOutputs), count,
                     [&](int i) { return (first + i) * outputs; });
     __syncthreads();
   }
@@ -43,7 +43,7 @@ void tanh_affine(Device& device, Shape shape, const T* x, T* y, const T* weight,
   constexpr const char* kName = "tanh_affine";
   const int64_t pixels = shape.batch * shape.height * shape.width;
   Packer<T> packer(device, kName);
-  const Weight<T> packed = packer.add(weight, shape.channels, outputs, outputs, (outputs + 63) / 64 * 64);
+  const Weight<T> packed = packer.add(weight, shape.channels, outputs, outputs, padded(shape.channels), (outputs + 63) / 64 * 64);
   packer.run();
   const size_t shared = 64 * (padded(shape.channels) + 64 + 2 * kSpare<T>) * sizeof(T);
   launch(device, kName, _tanh_affine_kernel<T>, blocks_for(pixels, 64, kName), 128, shared,

@@ -50,6 +50,13 @@ extern "C" {
 // What follows runs warps and lanes from the last to the first, or from the first to the last again.
 void reverse(bool reversed) { shim::reversed = reversed; }
 
+const char* inner_patch_attention(bool half, const Shape* shape, void** tensors, int64_t norm, int64_t patch) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::inner_patch_attention(device, *shape, t[0], t[6], {t[1], t[2], t[3], t[4], t[5]}, static_cast<Norm>(norm),
+                                static_cast<int>(patch));
+  });
+}
+
 const char* tanh_affine(bool half, const Shape* shape, void** tensors, int64_t outputs) {
   return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
     cuda::tanh_affine(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
