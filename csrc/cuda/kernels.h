@@ -40,4 +40,7 @@ void inner_patch_attention(Device&, Shape, const T* x, T* y, const AttentionOf<c
 template <class T>
 void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, int patch);
 
+template <class T>
+void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
+
 }  // namespace ditn::cuda

@@ -86,10 +86,22 @@ Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, T
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
+    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),  data<T>(dw_weight), data<T>(dw_bias),
                                  data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
     cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
                        static_cast<int>(patch_size));
+  });
+  return y;
+}
+
+Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
+                    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const GateOf<const T> weights{data<T>(in_weight),  data<T>(in_bias),  data<T>(dw5_weight), data<T>(dw5_bias),
+                                  data<T>(dw7_weight), data<T>(dw7_bias), data<T>(mix_weight), data<T>(mix_bias),
+                                  data<T>(out_weight), data<T>(out_bias)};
+    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm));
   });
   return y;
 }
@@ -118,6 +130,7 @@ Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
   m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
+  m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
   m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
   m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
 }

@@ -76,4 +76,11 @@ const char* gated_ffn(bool half, const Shape* shape, void** tensors, int64_t exp
   });
 }
 
+const char* dilated_gate(bool half, const Shape* shape, void** tensors, int64_t norm) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const GateOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
+    cuda::dilated_gate<T>(device, *shape, t[0], t[11], weights, static_cast<Norm>(norm));
+  });
+}
+
 }  // extern "C"
