@@ -5,6 +5,7 @@
 #include "dilated_gate.cuh"
 #include "gated_ffn.cuh"
 #include "inner_patch_attention.cuh"
+#include "inner_patch_stage.cuh"
 #include "layer_norm2d.cuh"
 #include "tanh_affine.cuh"
 

@@ -43,4 +43,8 @@ void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, in
 template <class T>
 void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
 
+// `layers` times attention and FFN; parameters are [layers][...]. patch is 8, and channels are 64 at most.
+void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
+                       int layers, Norm, int patch);
+
 }  // namespace ditn::cuda
