@@ -30,8 +30,7 @@ struct NearTile {
   static constexpr int kHeight = kHalf ? (WIDTH == 64 ? 16 : 8) : 4, kColumns = kHeight == 16 ? 16 : 8;
   static constexpr int kWarps = kHeight == 16 ? 8 : 4, kThreads = 32 * kWarps;
   static constexpr int kSeenColumns = kColumns + 4, kSeen = (kHeight + 4) * kSeenColumns;
-  static constexpr int kTiles = WIDTH == 64 ? 2 : 1;  // of 16 pixels, that a warp multiplies at once
-  static constexpr int kSeenRows = (kSeen + 16 * kTiles - 1) / (16 * kTiles) * (16 * kTiles);
+  static constexpr int kSeenRows = (kSeen + 15) / 16 * 16;
   static constexpr int kLines = kHeight / 4, kRun = 8;  // results of a lane
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kSeenRows * kStride * sizeof(T);
@@ -69,21 +68,20 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
       __syncthreads();
     }
     // A warp has rows of its own, and a takes the place of u.
-    for (int first = warp() * Tile::kTiles * 16; first < Tile::kSeenRows; first += Tile::kWarps * Tile::kTiles * 16) {
-      float sums[Tile::kTiles][WIDTH / 8][4] = {};
+    for (int first = 16 * warp(); first < Tile::kSeenRows; first += 16 * Tile::kWarps) {
+      float sums[WIDTH / 8][4] = {};
       product(sums, Rows<T>{u, kStride}, first, w.a, 0, Tile::kHalf ? WIDTH : x.channels);
       __syncwarp();
 #pragma unroll
-      for (int m = 0; m < Tile::kTiles * 2; ++m) {
-        const int pixel = first + m / 2 * 16 + m % 2 * 8 + row();
+      for (int m = 0; m < 2; ++m) {
+        const int pixel = first + 8 * m + row();
         // A pixel outside is zeros already, but for the bias.
         const float shown = exists(top - 2 + pixel / Tile::kSeenColumns, left - 2 + pixel % Tile::kSeenColumns);
 #pragma unroll
         for (int n = 0; n < WIDTH / 8; ++n) {
-          const float* sum = sums[m / 2][n] + m % 2 * 2;
           const Pair<T> bias = *w.near.at(26, 8 * n + column());
           store_pair(u + pixel * kStride + 8 * n + column(),
-                     multiply_add(bias, pair_of<T>(shown, shown), pair_of<T>(sum[0], sum[1])));
+                     multiply_add(bias, pair_of<T>(shown, shown), pair_of<T>(sums[n][2 * m], sums[n][2 * m + 1])));
         }
       }
     }
@@ -132,7 +130,7 @@ template <class T, int WIDTH>
 __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>::kBlocks)
     _dilated_gate_far_kernel(Map<T> x, const T* near, T* y, GateWeights<T> w, Norm norm, int height, int width, Framed framed) {
   using Tile = FarTile<T, WIDTH>;
-  constexpr int kStride = Tile::kStride, kChunk = WIDTH == 64 ? 64 : 32;  // columns of the products at a time
+  constexpr int kStride = Tile::kStride, kChunk = 32;  // columns of the products at a time
   T* rows = shared_memory<T>();  // [kPixels][kStride], those of a warp one behind the other
   const int across = (width + Tile::kWidth - 1) / Tile::kWidth, down = (height + Tile::kHeight - 1) / Tile::kHeight;
   const int third = blockIdx.x / across, tile_row = third / kDilation;
@@ -140,6 +138,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
   const int64_t image = tile_row / down;
   const int depth = Tile::kHalf ? WIDTH : x.channels, first_row = warp() * Tile::kTiles * 16;
 
+#pragma unroll 1
   for (int first = 0; first < WIDTH; first += kGroup) {
     const int row = top + warp() / kDilation * Tile::kLines * kDilation, column = left + warp() % kDilation;
     const T* seen = near + ((image * framed.height + row) * framed.width + column) * WIDTH + first + 2 * lane();

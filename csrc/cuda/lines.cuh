@@ -4,6 +4,7 @@
 #pragma once
 
 #include "pixels.cuh"
+#include "product.cuh"
 
 namespace ditn::cuda {
 
