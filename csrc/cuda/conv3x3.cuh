@@ -34,7 +34,9 @@ struct Windows {
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 750
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Windows<__half>& factor, int outer, int depth) {
+  static_assert(SIDE == kLeft);
   Fragment found;
   ldmatrix_x4(found.words, factor.pixel(outer + lane() % 16) + depth + lane() / 16 * 8);
   return found;
@@ -121,8 +123,8 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
       const T* value = source + pixel * results_stride + (q - pixel * per_pixel) * unit;
       const int64_t place = target + q * unit;
       if (shuffle.quads) {
-        const auto& quad = *reinterpret_cast<const Quad<T>*>(value);
-        *reinterpret_cast<Quad<T>*>(y + place) = skip ? sum_of(quad, *reinterpret_cast<const Quad<T>*>(skip + place)) : quad;
+        const Quad<T> quad = load_quad(value);
+        write_quad(y + place, skip ? sum_of(quad, fetch_quad(skip + place)) : quad);
       } else {
         y[place] = skip ? rounded<T>(to_float(*value) + to_float(skip[place])) : *value;
       }

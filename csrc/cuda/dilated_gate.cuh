@@ -42,6 +42,7 @@ struct NearTile {
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDTH>::kBlocks)
     _dilated_gate_near_kernel(Map<T> x, T* near, GateWeights<T> w, Norm norm, int height, int width, Framed framed) {
+  assume_network(x.quads, norm);
   using Tile = NearTile<T, WIDTH>;
   constexpr int kStride = Tile::kStride;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
@@ -129,6 +130,7 @@ struct FarTile {
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>::kBlocks)
     _dilated_gate_far_kernel(Map<T> x, const T* near, T* y, GateWeights<T> w, Norm norm, int height, int width, Framed framed) {
+  assume_network(x.quads, norm);
   using Tile = FarTile<T, WIDTH>;
   constexpr int kStride = Tile::kStride, kChunk = 32;  // columns of the products at a time
   T* rows = shared_memory<T>();  // [kPixels][kStride], those of a warp one behind the other
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
 #pragma unroll
         for (int m = 0; m < Tile::kTiles * 2; ++m) {
           const float* sum = sums[m / 2][n] + m % 2 * 2;
-          take(m, chunk * kChunk / 8 + n, sum_of(pair_of<T>(sum[0], sum[1]), added));
+          take(m, chunk * kChunk / 8 + n, add(pair_of<T>(sum[0], sum[1]), added));
         }
       }
     }

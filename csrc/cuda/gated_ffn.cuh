@@ -131,7 +131,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 #pragma unroll
         for (int m = 0; m < Tile::kInTiles * 2; ++m) {
           const float* sum = sums[m / 2][n] + m % 2 * 2;
-          store_pair(hidden + slots[round][m / 2][m % 2] + 8 * n, sum_of(pair_of<T>(sum[0], sum[1]), added));
+          store_pair(hidden + slots[round][m / 2][m % 2] + 8 * n, add(pair_of<T>(sum[0], sum[1]), added));
         }
       }
     }
@@ -186,6 +186,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 template <class T, int WIDTH, int PATCH>
 __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T, WIDTH, PATCH>::kBlocks)
     _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, int bound, int height, int width, int patches) {
+  assume_network(x.quads, norm);
   using Tile = FfnTile<T, WIDTH, PATCH>;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
   T* scratch = u + Tile::kSeenRows * Tile::kStride;

@@ -30,9 +30,11 @@ __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map
       const auto column = static_cast<unsigned>(left + 2 * i * STEP);
       if (channel && column < static_cast<unsigned>(line.width)) {
         if (map.quads) {
-          quads[i] = *reinterpret_cast<const Quad<T>*>(source);
+          quads[i] = fetch_quad(source);
         } else {
-          for (int k = 0; k < 4 && c + k < map.channels; ++k) quads[i].values[k] = source[k];
+          T values[4] = {};
+          for (int k = 0; k < 4 && c + k < map.channels; ++k) values[k] = source[k];
+          quads[i] = load_quad(values);
         }
       }
       source += 2 * STEP * map.channels;
@@ -40,7 +42,7 @@ __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map
     T* target = rows + half * stride + c;
 #pragma unroll
     for (int i = 0; i < COUNT / 2; ++i) {
-      *reinterpret_cast<Quad<T>*>(target + 2 * i * stride) = tanh ? tanh_of(quads[i]) : quads[i];
+      store_quad(target + 2 * i * stride, tanh ? tanh_of(quads[i]) : quads[i]);
     }
   }
 }
@@ -56,12 +58,12 @@ __device__ __forceinline__ void store_line(const T* rows, int stride, T* y, cons
 #pragma unroll
     for (int i = 0; i < COUNT / 2; ++i, place += 2 * STEP * channels) {
       if (static_cast<unsigned>(left + 2 * i * STEP) >= static_cast<unsigned>(line.width)) continue;
-      const Quad<T> added = *reinterpret_cast<const Quad<T>*>(rows + (2 * i + half) * stride + c);
+      const T* added = rows + (2 * i + half) * stride + c;
       if (residual.quads) {
-        *reinterpret_cast<Quad<T>*>(y + place) = sum_of(added, *reinterpret_cast<const Quad<T>*>(residual.data + place));
+        write_quad(y + place, sum_of(load_quad(added), fetch_quad(residual.data + place)));
       } else {
         for (int k = 0; k < 4 && c + k < channels; ++k) {
-          y[place + k] = rounded<T>(to_float(added.values[k]) + to_float(residual.data[place + k]));
+          y[place + k] = rounded<T>(to_float(added[k]) + to_float(residual.data[place + k]));
         }
       }
     }

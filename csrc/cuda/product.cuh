@@ -27,10 +27,12 @@ struct Columns {  // element (outer, depth) is data[depth * stride + outer]
   __device__ T at(int outer, int depth) const { return data[depth * stride + outer]; }
 };
 
+enum Side { kLeft, kRight };
+
 // A weight [inputs, outputs] in global memory, its outputs the outer axis. Halves are packed (pack.cuh): tiles of 16
-// outputs by 16 inputs as a Fragment, its middle words exchanged, zeros behind the weight's end. Floats are as given; what lies
-// behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
-template <class T>
+// outputs by 16 inputs as a warp's Fragment for one side of a product, zeros behind the weight's end. Floats are as they were given, and what
+// lies behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
+template <class T, Side SIDE = kRight>
 struct Weight {
   using Value = T;
   const T* data;
@@ -55,41 +57,57 @@ __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 __device__ __forceinline__ int row() { return lane() / 4; }
 __device__ __forceinline__ int column() { return 2 * (lane() % 4); }
 
-// A tile of 16 outer by 16 depth. Word i holds (outer, depth) = (8 (i % 2) + row(), 8 (i / 2) + column()) and the next
-// along depth: as it is it is a factor a; words 0 and 2 are the factor b of eight columns, 1 and 3 that of the next eight.
+// A tile of 16 outer by 16 depth: four blocks of 8 by 8, of which word i holds (row(), column()) and the next along depth.
+// Of a left factor the words go first along outer, as a factor a wants them; of a right one first along depth: words 0 and
+// 1 are the factor b of eight columns, 2 and 3 that of the next eight.
 struct Fragment {
   unsigned words[4];
 };
 
+// Where block i of a fragment lies in its tile.
+template <Side SIDE>
+__device__ __forceinline__ int outer_of(int i) {
+  return SIDE == kLeft ? i % 2 * 8 : i / 2 * 8;
+}
+template <Side SIDE>
+__device__ __forceinline__ int depth_of(int i) {
+  return SIDE == kLeft ? i / 2 * 8 : i % 2 * 8;
+}
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
-template <class Factor>
+template <Side SIDE, class Factor>
 __device__ __forceinline__ Fragment load(const Factor& factor, int outer, int depth) {
   Fragment found;
   for (int i = 0; i < 4; ++i) {
-    const int o = outer + 8 * (i % 2) + row(), d = depth + 8 * (i / 2) + column();
+    const int o = outer + outer_of<SIDE>(i) + row(), d = depth + depth_of<SIDE>(i) + column();
     const __half2 pair = __halves2half2(factor.at(o, d), factor.at(o, d + 1));
     found.words[i] = reinterpret_cast<const unsigned&>(pair);
   }
   return found;
 }
 #else
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Rows<__half>& factor, int outer, int depth) {
   Fragment found;
-  ldmatrix_x4(found.words, factor.data + (outer + lane() % 16) * factor.stride + depth + lane() / 16 * 8);
+  const int o = outer + outer_of<SIDE>(lane() / 8) + lane() % 8, d = depth + depth_of<SIDE>(lane() / 8);
+  ldmatrix_x4(found.words, factor.data + o * factor.stride + d);
   return found;
 }
 
+template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int outer, int depth) {
   Fragment found;
-  ldmatrix_x4_trans(found.words, factor.data + (depth + lane() % 8 + lane() / 16 * 8) * factor.stride + outer + lane() / 8 % 2 * 8);
+  const int o = outer + outer_of<SIDE>(lane() / 8), d = depth + depth_of<SIDE>(lane() / 8) + lane() % 8;
+  ldmatrix_x4_trans(found.words, factor.data + d * factor.stride + o);
   return found;
 }
 #endif
 
-__device__ __forceinline__ Fragment load(const Weight<__half>& weight, int outer, int depth) {
+template <Side SIDE>
+__device__ __forceinline__ Fragment load(const Weight<__half, SIDE>& weight, int outer, int depth) {
   const uint4* tiles = reinterpret_cast<const uint4*>(weight.data) + static_cast<int64_t>(outer / 16 * weight.stride * 32 + lane());
   const uint4 words = __ldg(tiles + depth / 16 * 32);
-  return {{words.x, words.z, words.y, words.w}};  // the factor b of eight columns in neighbouring registers
+  return {{words.x, words.y, words.z, words.w}};
 }
 
 // sum [16, 8] += a b^T for one fragment a and eight columns b, both of depth 16.
@@ -132,14 +150,14 @@ __device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& 
     for (int d = 0; d < depth; d += 16) {
       Fragment left[ROWS];
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) left[r] = load(a, a_outer + 16 * r, d);
+      for (int r = 0; r < ROWS; ++r) left[r] = load<kLeft>(a, a_outer + 16 * r, d);
 #pragma unroll
       for (int n = 0; n < TILES; n += 2) {
-        const Fragment right = load(b, b_outer + 8 * n, d);
+        const Fragment right = load<kRight>(b, b_outer + 8 * n, d);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-          multiply(sums[r][n], left[r], right.words[0], right.words[2]);
-          multiply(sums[r][n + 1], left[r], right.words[1], right.words[3]);
+          multiply(sums[r][n], left[r], right.words[0], right.words[1]);
+          multiply(sums[r][n + 1], left[r], right.words[2], right.words[3]);
         }
       }
     }

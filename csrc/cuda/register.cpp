@@ -86,7 +86,7 @@ Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, T
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),  data<T>(dw_weight), data<T>(dw_bias),
+    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
                                  data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
     cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
                        static_cast<int>(patch_size));
