@@ -56,7 +56,7 @@ struct Shuffle {
 };
 
 // conv3x3(x) + bias, + skip where there is one, with zero padding; pixels shuffled.
-// Grid: a block for every tile of kHeight x kLineTile pixels.
+// Grid: a tile_grid.
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
     _conv3x3_kernel(Map<T> x, T* y, Weight<T> weight, const T* bias, const T* skip, Shuffle shuffle, int height, int width) {
@@ -65,14 +65,12 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
   T* seen = shared_memory<T>();  // [kHeight + 2][kSeenColumns][kStride]
   T* results = seen + Tile::kSeen;  // [kHeight * kLineTile][results_stride], outputs in the order of Shuffle::place
   const int results_stride = padded(weight.outputs) + kSpare<T>;
-  const int columns = (width + kLineTile - 1) / kLineTile, rows = (height + Tile::kHeight - 1) / Tile::kHeight;
-  const int tile_row = blockIdx.x / columns;
-  const int left = (blockIdx.x - tile_row * columns) * kLineTile, top = tile_row % rows * Tile::kHeight;
-  const int64_t image = tile_row / rows;
+  const TilePlace tile((height + Tile::kHeight - 1) / Tile::kHeight);
+  const int top = tile.row * Tile::kHeight, left = tile.column * kLineTile;
 
   for (int i = warp(); i < Tile::kHeight + 2; i += Tile::kWarps) {
     const int row = top - 1 + i;
-    const Line line{(image * height + row) * width * x.channels, left - 1, width, row >= 0 && row < height};
+    const Line line{(tile.image * height + row) * width * x.channels, left - 1, width, row >= 0 && row < height};
     load_line<Tile::kSeenColumns, 1, WIDTH>(seen + i * Tile::kSeenColumns * kStride, kStride, x, line, false);
   }
   __syncthreads();
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
     const int line = i / shuffle.upscale, part = i - line * shuffle.upscale;
     if (top + line >= height) break;
     const T* source = results + line * kLineTile * results_stride + part * run;
-    const int64_t target = (((image * height + top + line) * shuffle.upscale + part) * width + left) * run;
+    const int64_t target = (((tile.image * height + top + line) * shuffle.upscale + part) * width + left) * run;
     for (int q = lane(); q < count; q += 32) {
       const int pixel = q * reciprocal >> 20;
       const T* value = source + pixel * results_stride + (q - pixel * per_pixel) * unit;
@@ -153,10 +151,9 @@ void launch_conv3x3(Device& device, const char* name, Shape shape, const T* x, T
   const auto run_with = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
     using Tile = ConvTile<T, kWidth>;
-    const auto parts = [](int64_t whole, int size) { return (whole + size - 1) / size; };
-    const int64_t tiles = shape.batch * parts(shape.height, Tile::kHeight) * parts(shape.width, kLineTile);
+    const dim3 tiles = tile_grid(name, shape.batch, parts(shape.height, Tile::kHeight), parts(shape.width, kLineTile));
     const size_t shared = (Tile::kSeen + Tile::kHeight * kLineTile * (padded(outputs) + kSpare<T>)) * sizeof(T);
-    launch(device, name, _conv3x3_kernel<T, kWidth>, blocks_for(tiles, 1, name), Tile::kThreads, shared,
+    launch(device, name, _conv3x3_kernel<T, kWidth>, tiles, Tile::kThreads, shared,
            Map<T>{x, shape.channels, in_quads(x, shape.channels)}, y, weight, bias, skip,
            Shuffle{upscale, outputs / (upscale * upscale), quads}, static_cast<int>(shape.height), static_cast<int>(shape.width));
   };

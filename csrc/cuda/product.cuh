@@ -146,7 +146,7 @@ __device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& 
   if constexpr (sizeof(typename A::Value) == sizeof(__half)) {
     static_assert(TILES % 2 == 0);
     // More, and the compiler loads more weights in advance than there are registers.
-#pragma unroll(ROWS > 2 ? 2 : 4)
+#pragma unroll 4
     for (int d = 0; d < depth; d += 16) {
       Fragment left[ROWS];
 #pragma unroll
