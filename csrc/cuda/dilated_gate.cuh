@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
 #pragma unroll
         for (int m = 0; m < Tile::kTiles * 2; ++m) {
           const float* sum = sums[m / 2][n] + m % 2 * 2;
-          take(m, chunk * kChunk / 8 + n, add(pair_of<T>(sum[0], sum[1]), added));
+          take(m, chunk * kChunk / 8 + n, sum_of(pair_of<T>(sum[0], sum[1]), added));
         }
       }
     }

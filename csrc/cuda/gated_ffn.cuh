@@ -138,7 +138,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 #pragma unroll
           for (int m = 0; m < Tile::kInTiles * 2; ++m) {
             const float* sum = sums[m / 2][n] + m % 2 * 2;
-            store_pair(hidden + slots[round][m / 2][m % 2] + c + 8 * n, add(pair_of<T>(sum[0], sum[1]), added));
+            store_pair(hidden + slots[round][m / 2][m % 2] + c + 8 * n, sum_of(pair_of<T>(sum[0], sum[1]), added));
           }
         }
       }
@@ -184,7 +184,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
     for (int m = 0; m < Tile::kOutTiles * 2; ++m) {
       const float* sum = out[m / 2][n] + m % 2 * 2;
       T* target = u + ((group * Tile::kOutTiles + m / 2) * 16 + m % 2 * 8 + row()) * kStride + c;
-      store_pair(target, add(pair_of<T>(sum[0], sum[1]), bias));
+      store_pair(target, sum_of(pair_of<T>(sum[0], sum[1]), bias));
     }
   }
 }

@@ -63,8 +63,8 @@ __device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {
   return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y));
 }
 
-__device__ __forceinline__ __half2 add(__half2 a, __half2 b) { return __hadd2(a, b); }
-__device__ __forceinline__ float2 add(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+__device__ __forceinline__ __half2 sum_of(__half2 a, __half2 b) { return __hadd2(a, b); }
+__device__ __forceinline__ float2 sum_of(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
 
 __device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2(a, b); }
 __device__ __forceinline__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }
