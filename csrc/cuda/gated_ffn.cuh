@@ -45,7 +45,7 @@ struct FfnTile {
 
   static constexpr int kScratch = kHidden + kPixelPitch + kPixels * kGatedStride;  // values, a multiple of 16 bytes
   static constexpr size_t kShared = (kSeenRows * kStride + kScratch) * sizeof(T);
-  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 240);
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 128 ? 240 : kHalf ? 128 : 168);
 };
 
 template <class T>
