@@ -105,7 +105,7 @@ __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int oute
 
 template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Weight<__half, SIDE>& weight, int outer, int depth) {
-  const auto* tiles = reinterpret_cast<const uint4*>(weight.data) + static_cast<int64_t>(outer / 16 * weight.stride * 32 + lane());
+  const uint4* tiles = reinterpret_cast<const uint4*>(weight.data) + static_cast<int64_t>(outer / 16 * weight.stride * 32 + lane());
   const uint4 words = __ldg(tiles + depth / 16 * 32);
   return {{words.x, words.y, words.z, words.w}};
 }
