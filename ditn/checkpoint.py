@@ -86,7 +86,7 @@ def load(
             stacklevel=2,
         )
     model = DITN(config=config, fused=fused)
-    _check_fit(path, state, model.state_dict())
+    check_fit(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
@@ -257,7 +257,8 @@ def _canonical(path: Path, state: Any) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_fit(source: object, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming `source` and the key, unless keys and shapes are as expected and values finite."""
     for problem, keys in (
         ("lacks", expected.keys() - state.keys()),
         ("has unexpected", state.keys() - expected.keys()),
@@ -265,14 +266,16 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, T
         if keys:
             first = sorted(keys)[:3]
             raise CheckpointError(
-                f"{path} {problem} {', '.join(first)}" + f" and {len(keys) - 3} more" * (len(keys) > 3)
+                f"{source} {problem} {', '.join(first)}" + f" and {len(keys) - 3} more" * (len(keys) > 3)
             )
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
-            raise CheckpointError(f"{path}: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}")
+            raise CheckpointError(
+                f"{source}: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}"
+            )
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
-            raise CheckpointError(f"{path}: {key} has {bad} values of {tensor.numel()} that are not finite")
+            raise CheckpointError(f"{source}: {key} has {bad} values of {tensor.numel()} that are not finite")
 
 
 def _first_line(error: Exception) -> str:

@@ -67,6 +67,8 @@ class PairedImages(Sequence[Pair]):
             cache.mkdir(parents=True, exist_ok=True)
             self._decode(paths)
         self._shapes: list[tuple[int, list[int], list[int]]] = json.loads(self._index.read_text())
+        areas = np.cumsum([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
+        self._areas = areas / areas[-1]
         self._bytes: Pixels = np.memmap(self._file, dtype=np.uint8, mode="r")
 
     def _decode(self, paths: Sequence[Path]) -> None:
@@ -107,23 +109,22 @@ class PairedImages(Sequence[Pair]):
         A function of seed and step alone, so a run that is resumed sees what an unbroken one would have seen.
         Images are drawn in proportion to their pixels. Raises ValueError if an image is smaller than the patch.
         """
-        random = np.random.default_rng((seed, step))
-        areas = np.array([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
-        lows: list[Pixels] = []
-        highs: list[Pixels] = []
-        for index in random.choice(len(self), size, p=areas / areas.sum()):
-            high, low = self[index]
-            if min(low.shape[:2]) < patch:
-                raise ValueError(
-                    f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}"
-                )
-            top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
-            turns, mirrored = int(random.integers(4)), bool(random.integers(2))
-            for image, scale, crops in ((low, 1, lows), (high, self.scale, highs)):
-                crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale]
-                crop = np.rot90(crop[:, ::-1] if mirrored else crop, turns)
-                crops.append(np.ascontiguousarray(crop))
+        crops = [self._crop(np.random.default_rng((seed, step, number)), patch) for number in range(size)]
+        lows, highs = zip(*crops, strict=True)
         return to_tensor(np.stack(lows)), to_tensor(np.stack(highs))
+
+    def _crop(self, random: np.random.Generator, patch: int) -> tuple[Pixels, Pixels]:
+        index = int(np.searchsorted(self._areas, random.random(), side="right"))
+        high, low = self[index]
+        if min(low.shape[:2]) < patch:
+            raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}")
+        top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
+        turns, mirrored = int(random.integers(4)), bool(random.integers(2))
+        crops = []
+        for image, scale in ((low, 1), (high, self.scale)):
+            crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale]
+            crops.append(np.ascontiguousarray(np.rot90(crop[:, ::-1] if mirrored else crop, turns)))
+        return crops[0], crops[1]
 
 
 def to_tensor(images: Pixels) -> Tensor:

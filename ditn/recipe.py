@@ -32,7 +32,10 @@ class Recipe:
     ema        decay of the moving average of the weights that is validated and saved
     clip       largest norm of the gradient; longer ones are shortened to it
     amp        autocast of the forward pass
+    minutes    ends the run by training time instead of by steps; 0 leaves it to steps. The learning rate then follows
+               the clock, so no two such runs are the same
     interpolation_start   begin at the best 3x3 interpolation (see `warm_start`)
+    init       begin at other weights, a file or a shipped name: every tensor that fits (see `warm_start`); "" for none
     held_out   every held_out-th image is not trained on but validated on; 0 for none
 
     Raises ValueError that names the field and its value.
@@ -41,6 +44,7 @@ class Recipe:
     model: str = "ditn-real"
     upscale: int = 4
     steps: int = 100_000
+    minutes: float = 0.0
     batch: int = 16
     patch: int = 64
     loss: str = "l1"
@@ -54,6 +58,7 @@ class Recipe:
     clip: float = 1.0
     amp: str = "none"
     interpolation_start: bool = True
+    init: str = ""
     held_out: int = 40
     seed: int = 0
 
@@ -66,15 +71,22 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be positive")
         if self.patch < 8 or self.patch % 8:
             raise ValueError(f"patch is {self.patch}, must be a positive multiple of 8")
+        if self.minutes < 0:
+            raise ValueError(f"minutes is {self.minutes}, must not be negative; 0 leaves the end to steps")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}, must be a share from 0 to 1")
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of a step, counted from 0: warm-up, constant, then 1 - sqrt down to 0."""
+    def share(self, step: int, seconds: float) -> float:
+        """How much of the run is done after `step` steps and `seconds` of training: 0 to 1."""
+        return min(1.0, seconds / (60 * self.minutes) if self.minutes else step / self.steps)
+
+    def learning_rate(self, step: int, share: float) -> float:
+        """The rate of a step, counted from 0, before which `share` of the run was done: warm-up, constant, then
+        1 - sqrt down to 0."""
         rate = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
-        start = self.steps * (1 - self.decay)
-        if step > start:
-            rate *= 1 - math.sqrt((step - start) / (self.steps - start))
+        start = 1 - self.decay
+        if share > start:
+            rate *= 1 - math.sqrt((share - start) / self.decay)
         return rate
 
 

@@ -27,26 +27,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ditn.checkpoint import save
+from ditn.checkpoint import load, save
 from ditn.data import PairedImages, list_images, to_pixels, to_tensor
 from ditn.metrics import psnr_y
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.recipe import Recipe, add_recipe_arguments, read_recipe
-from ditn.warm_start import start_at_interpolation
+from ditn.warm_start import start_at_interpolation, take_weights
 
 _MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
 _MAX_BAD_STEPS = 5
 
 
 class Trainer:
-    """A run in progress: model, moving average, optimiser and step; `state()` and `load_state()` carry all of it."""
+    """A run in progress: model, moving average, optimiser and step; `state()` carries all of it, and a run given one
+    goes on from there.
 
-    def __init__(self, recipe: Recipe, images: PairedImages, *, device: str, fused: bool) -> None:
+    Raises what `ditn.load` raises for the recipe's `init`, and ValueError if its layers do not fit.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: PairedImages,
+        *,
+        device: str,
+        fused: bool,
+        state: dict[str, Any] | None = None,
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.images, self.device = recipe, images, torch.device(device)
         self.model = _MODELS[recipe.model](recipe.upscale, fused=fused)
-        if recipe.interpolation_start:
-            start_at_interpolation(self.model, (self._batch(-1 - i) for i in range(16)))
+        self.step, self.bad_steps, self.seconds, self.origin = 0, 0, 0.0, "random"
+        if state is None:
+            self._start()
         self.model.to(self.device).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
@@ -55,21 +68,40 @@ class Trainer:
         )
         # float16 gradients underflow without a scale; bfloat16's do not.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
-        self.step = 0
-        self.bad_steps = 0
+        if state:
+            self._load_state(state)
+
+    def _start(self) -> None:
+        """The weights before the first step, fitted on crops that no step sees."""
+        recipe, seed = self.recipe, self.recipe.seed + 1_000_003
+        pairs = (self.images.batch(step, seed=seed, size=recipe.batch, patch=recipe.patch) for step in range(1, 17))
+        if recipe.init:
+            taken = take_weights(self.model, load(recipe.init, fused=self.model.fused), pairs)
+            self.origin = f"{recipe.init}: {taken}"
+        elif recipe.interpolation_start:
+            start_at_interpolation(self.model, pairs)
+            self.origin = "interpolation"
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Steps below 0 are the crops that the interpolation is fitted to."""
-        seed = self.recipe.seed if step >= 0 else self.recipe.seed + 1_000_003
-        return self.images.batch(abs(step), seed=seed, size=self.recipe.batch, patch=self.recipe.patch)
+        return self.images.batch(step, seed=self.recipe.seed, size=self.recipe.batch, patch=self.recipe.patch)
+
+    @property
+    def share(self) -> float:
+        """How much of the recipe is done, 0 to 1."""
+        return self.recipe.share(self.step, self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.recipe.learning_rate(self.step, self.share)
 
     def train_step(self) -> float:
         """One step; its loss. A step whose loss or gradient is not finite leaves the weights alone and is counted in
         `bad_steps`; RuntimeError after 5 in a row."""
-        recipe = self.recipe
+        recipe, rate, began = self.recipe, self.rate, time.monotonic()
         low, high = (t.to(self.device, non_blocking=True) for t in self._batch(self.step))
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.step)
+            group["lr"] = rate
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.amp)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             output = self.model(low)
@@ -89,6 +121,7 @@ class Trainer:
                 raise RuntimeError(f"{_MAX_BAD_STEPS} steps in a row were not finite; lower lr (now {recipe.lr})")
         self.scaler.update()
         self.step += 1
+        self.seconds += time.monotonic() - began
         return loss.item()
 
     @torch.no_grad()
@@ -111,6 +144,8 @@ class Trainer:
             "recipe": dataclasses.asdict(self.recipe),
             "step": self.step,
             "bad_steps": self.bad_steps,
+            "seconds": self.seconds,
+            "origin": self.origin,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -118,13 +153,14 @@ class Trainer:
             "rng": torch.get_rng_state(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         self.step, self.bad_steps = state["step"], state["bad_steps"]
+        self.seconds, self.origin = state["seconds"], state["origin"]
 
 
 def _loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
@@ -159,19 +195,20 @@ def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: a
     then holds a checkpoint of exactly that step."""
     recipe, losses = trainer.recipe, []
     started = saved = time.monotonic()
-    bar = tqdm(total=recipe.steps, initial=trainer.step, unit="step", disable=None)
+    bar = tqdm(total=None if recipe.minutes else recipe.steps, initial=trainer.step, unit="step", disable=None)
     with _stop_signals() as signals, _Log(folder / "log.csv", trainer.step) as log, bar:
-        while trainer.step < recipe.steps:
+        while trainer.share < 1:
+            rate = trainer.rate
             losses.append(trainer.train_step())
             bar.update()
             now = time.monotonic()
-            last = trainer.step == recipe.steps or bool(signals) or now - started > args.time_limit * 60
+            last = trainer.share == 1 or bool(signals) or now - started > args.time_limit * 60
             if last or now - saved > args.save_every * 60:
                 _save_checkpoint(trainer, folder)
                 saved = now
             if last or trainer.step % args.report_every == 0:
                 psnr = trainer.validate(held_out) if held_out else math.nan
-                loss, rate = sum(losses) / len(losses), recipe.learning_rate(trainer.step - 1)
+                loss = sum(losses) / len(losses)
                 log.write(trainer.step, rate, loss, psnr)
                 bar.set_postfix_str(f"loss {loss:.4f}, held-out {psnr:.2f} dB")
                 if bar.disable:
@@ -180,7 +217,7 @@ def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: a
             if last:
                 break
     save(trainer.average, folder / "weights.safetensors", metadata=_metadata(trainer), overwrite=True)
-    return trainer.step == recipe.steps
+    return trainer.share == 1
 
 
 class _Log:
@@ -211,7 +248,12 @@ class _Log:
 
 def _metadata(trainer: Trainer) -> dict[str, str]:
     recipe = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(trainer.recipe).items())
-    return {"recipe": recipe, "steps": str(trainer.step), "images": str(len(trainer.images))}
+    return {
+        "recipe": recipe,
+        "origin": trainer.origin,
+        "steps": str(trainer.step),
+        "images": str(len(trainer.images)),
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -251,8 +293,8 @@ def run(args: argparse.Namespace) -> int:
     validation = PairedImages(held_out, recipe.upscale, cache) if held_out else None
     images = PairedImages([path for path in paths if path not in held_out], recipe.upscale, cache)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(recipe, images, device=device, fused=args.fused)
-    if state:
-        trainer.load_state(state)
+    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state)
+    if not state:
+        print(f"start: {trainer.origin}")
     print(f"{recipe.model} x{recipe.upscale}: {len(images)} images, {len(held_out)} held out, from step {trainer.step}")
     return 0 if train(trainer, validation, folder, args) else 3

@@ -22,7 +22,7 @@ LAYERS = [
     ["ditn.modules"],
     ["ditn.model"],
     ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs"],
-    ["ditn.recipe", "ditn.upscale"],
+    ["ditn.recipe", "ditn.upscale", "ditn.accelerate"],
     ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate"],
     ["ditn.cli"],
     ["ditn.__main__"],
