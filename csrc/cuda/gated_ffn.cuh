@@ -197,6 +197,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 template <class T, int WIDTH, int PATCH>
 __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T, WIDTH, PATCH>::kBlocks)
     _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, int bound, int height, int width, int64_t patches) {
+  assume_network(x.quads, norm);
   using Tile = FfnTile<T, WIDTH, PATCH>;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
   T* scratch = u + Tile::kSeenRows * Tile::kStride;

@@ -13,7 +13,7 @@ constexpr float kNormalizeEps = 1e-12f;
 // Of one layer.
 template <class T>
 struct PackedAttention {
-  Weight<T> q, k, v, out;
+  Weight<T, kLeft> q, k, v, out;
   const T *qkv_bias, *temperature, *out_bias;
   __device__ PackedAttention of_layer(int64_t i) const {
     const int64_t channels = out.outputs;
@@ -26,9 +26,9 @@ template <class T>
 PackedAttention<T> packed(Packer<T>& packer, const AttentionOf<const T>& attention, int channels) {
   const int side = channels <= 64 ? 64 : 128;
   const auto of_qkv = [&](int part) {
-    return packer.add(attention.qkv_weight + part * channels, channels, 3 * channels, channels, side, side);
+    return packer.template add<kLeft>(attention.qkv_weight + part * channels, channels, 3 * channels, channels, side, side);
   };
-  return {of_qkv(0), of_qkv(1), of_qkv(2), packer.add(attention.out_weight, channels, channels, channels, side, side),
+  return {of_qkv(0), of_qkv(1), of_qkv(2), packer.template add<kLeft>(attention.out_weight, channels, channels, channels, side, side),
           attention.qkv_bias, attention.temperature, attention.out_bias};
 }
 
@@ -54,7 +54,7 @@ struct AttentionTiles {
 
 // sums[16 channels][PIXELS] = W^T u^T + b for a warp's channels.
 template <int TILES, class T, class Factor>
-__device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T>& weight, const T* bias, const Factor& u,
+__device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T, kLeft>& weight, const T* bias, const Factor& u,
                                         int depth) {
   const int upper = 16 * warp() + row(), lower = upper + 8;
   const float first = upper < weight.outputs ? to_float(bias[upper]) : 0.0f;
@@ -89,10 +89,11 @@ __device__ __forceinline__ void add_squares(float (&squares)[2], const float (&s
 }
 
 __device__ __forceinline__ float inverse_length(float squares) {
-  return 1.0f / fmaxf(sqrtf(quad_sum(squares)), kNormalizeEps);
+  return fminf(rsqrtf(quad_sum(squares)), 1.0f / kNormalizeEps);
 }
 
-// scores = softmax(scores) along the columns, of which there are `channels`, after scaling rows and columns.
+// scores = softmax(scores) along the columns, of which there are `channels`, after scaling rows and columns; to the base 2,
+// for which the rows' scale makes up.
 template <class T, int TILES>
 __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (&row_scale)[2], const float* column_scale,
                                         int channels) {
@@ -110,10 +111,10 @@ __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
       float& score = scores[i / 2][2 * half + i % 2];
-      score = exponential<T>(score - largest);
+      score = power_of_two<T>(score - largest);
       sum += score;
     }
-    const float scale = 1.0f / quad_sum(sum);
+    const float scale = __fdividef(1.0f, quad_sum(sum));
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) scores[i / 2][2 * half + i % 2] *= scale;
   }
@@ -146,7 +147,7 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
     product(scores, q, 16 * warp(), k, 0, PIXELS);
     if (BLOCKS > 1) __syncthreads();
   }
-  const float temperature = to_float(*weights.temperature);
+  const float temperature = to_float(*weights.temperature) * 1.4426950408889634f;  // log2(e)
   const float q_scale[2] = {temperature * inverse_length(squares[0][0]), temperature * inverse_length(squares[0][1])};
   const float k_scale[2] = {inverse_length(squares[1][0]), inverse_length(squares[1][1])};
   if (lane() % 4 == 0) {
@@ -186,16 +187,16 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
 
 // Where the pixels of a patch lie in a map.
 struct Patch {
-  int64_t corner, row;
+  uint64_t corner, row;
   int channels, side;
-  __device__ int64_t operator()(int pixel) const {
+  __device__ uint64_t operator()(int pixel) const {
     return corner + pixel / side * row + pixel % side * channels;
   }
 };
 
 // The patch of the block's number in a map [batch, height, width, channels].
 __device__ __forceinline__ Patch patch_of_block(int columns, int channels, int side) {
-  const int64_t row = static_cast<int64_t>(columns) * side * channels;
+  const uint64_t row = static_cast<uint64_t>(columns) * side * channels;
   return {blockIdx.x / columns * side * row + blockIdx.x % columns * side * channels, row, channels, side};
 }
 
@@ -204,6 +205,8 @@ __device__ __forceinline__ Patch patch_of_block(int columns, int channels, int s
 template <class T, int CHANNELS, int SIDE>
 __global__ void __launch_bounds__(2 * CHANNELS, 1)
     _inner_patch_attention_kernel(Map<T> x, T* y, PackedAttention<T> weights, Norm norm, int columns) {
+  const bool quads = x.quads;
+  assume_network(quads, norm);
   constexpr int kPixels = kPixelsOf<CHANNELS, SIDE>;
   using Tiles = AttentionTiles<T, CHANNELS, kPixels>;
   const Patch patch = patch_of_block(columns, x.channels, SIDE);
@@ -212,7 +215,7 @@ __global__ void __launch_bounds__(2 * CHANNELS, 1)
       weights, x.channels, shared_memory<T>(),
       [&](int block, T* u) { load_normalized<2 * CHANNELS>(u, Tiles::kPixelStride, CHANNELS, x, kPixels, norm, of_block(block)); },
       [&](int block, const T* rows) {
-        store_pixels<2 * CHANNELS>(rows, Tiles::kPixelStride, CHANNELS, y, x.data, x.quads, 0, x.channels, kPixels, of_block(block));
+        store_pixels<2 * CHANNELS>(rows, Tiles::kPixelStride, CHANNELS, y, x.data, quads, 0, x.channels, kPixels, of_block(block));
       });
 }
 

@@ -24,19 +24,27 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&words)[4], const __
                : "memory");
 }
 
-// sum [16, 8] += a [16, 8] b [8, 8], halves with float sums. From sm_75 on.
+// sum [16, 8] += a [16, 8] b [8, 8], halves with float sums. From sm_75 on. The old sums are operands of their own, since they
+// are often the same for several products, or zero.
 __device__ __forceinline__ void mma_m16n8k8(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(a0), "r"(a1), "r"(b));
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a0), "r"(a1), "r"(b), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
 }
 
 // sum [16, 8] += a [16, 16] b [16, 8], halves with float sums. From sm_80 on.
 __device__ __forceinline__ void mma_m16n8k16(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
+}
+
+// 2^x with a relative error of 2^-22; what would be subnormal is 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // tanh with a relative error of 2^-11. From sm_75 on.

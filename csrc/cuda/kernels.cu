@@ -9,6 +9,15 @@
 
 namespace ditn::cuda {
 
+#ifdef DITN_NETWORK
+#define DITN_KERNEL(...) template __global__ decltype(__VA_ARGS__) __VA_ARGS__
+
+DITN_KERNEL(_inner_patch_attention_kernel<__half, 64, 8>);
+DITN_KERNEL(_gated_ffn_kernel<__half, 64, 8>);
+DITN_KERNEL(_gated_ffn_kernel<__half, 64, 0>);
+DITN_KERNEL(_tanh_affine_kernel<__half>);
+DITN_KERNEL(_layer_norm2d_kernel<__half>);
+#else
 #define DITN_INSTANTIATE(T)                                                                                      \
   template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);  \
   template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm, int);                    \
@@ -17,5 +26,6 @@ namespace ditn::cuda {
 
 DITN_INSTANTIATE(__half)
 DITN_INSTANTIATE(float)
+#endif
 
 }  // namespace ditn::cuda

@@ -16,6 +16,14 @@ __device__ T* shared_memory() {
   return reinterpret_cast<T*>(memory);
 }
 
+// What DITN-Real's layers are called with, for whoever counts the instructions that they take: DITN_NETWORK compiles the
+// kernels for that alone.
+__device__ __forceinline__ void assume_network([[maybe_unused]] bool quads, [[maybe_unused]] Norm norm) {
+#ifdef DITN_NETWORK
+  __builtin_assume(quads && norm == Norm::kTanh);
+#endif
+}
+
 // Blocks that a multiprocessor should hold at once: as many as its shared memory has room for, but no more than leave each
 // thread `registers`. For __launch_bounds__, where the compiler would otherwise choose a number of registers by itself.
 constexpr int blocks_at_once(size_t shared_bytes, int threads, int registers) {

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(128)
   layer_norm<128>(rows, stride, x.channels, count, eps,
              [&](int c, float value) { return value * to_float(weight[c]) + to_float(bias[c]); });
   __syncthreads();
-  store_pixels<128, T>(rows, stride, padded(x.channels), y, nullptr, x.quads, 0, x.channels, count, offset);
+  store_pixels<128>(rows, stride, padded(x.channels), y, nullptr, x.quads, 0, x.channels, count, offset);
 }
 
 template <class T>

@@ -38,6 +38,9 @@ __device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {
   return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y));
 }
 
+__device__ __forceinline__ __half2 add(__half2 a, __half2 b) { return __hadd2(a, b); }
+__device__ __forceinline__ float2 add(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+
 __device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2(a, b); }
 __device__ __forceinline__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }
 
@@ -55,10 +58,10 @@ __device__ __forceinline__ __half2 tanh_of(__half2 x) {
 #endif
 }
 
-// exp of what is not above 0: the fast one is wrong by 2^-21 times the argument.
+// 2^x, as exact as T needs it.
 template <class T>
-__device__ __forceinline__ float exponential(float x) {
-  return sizeof(T) == sizeof(__half) ? __expf(x) : expf(x);
+__device__ __forceinline__ float power_of_two(float x) {
+  return sizeof(T) == sizeof(__half) ? exp2_approx(x) : exp2f(x);
 }
 
 // x Phi(x), as exact as T needs it. For halves erf(x / sqrt 2) = tanh(0.79788 x + 0.035677 x^3), wrong by 3e-4 at most

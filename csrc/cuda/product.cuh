@@ -27,10 +27,12 @@ struct Columns {  // element (outer, depth) is data[depth * stride + outer]
   __device__ T at(int outer, int depth) const { return data[depth * stride + outer]; }
 };
 
+enum Side { kLeft, kRight };
+
 // A weight [inputs, outputs] in global memory, its outputs the outer axis. Halves are packed (pack.cuh): tiles of 16
-// outputs by 16 inputs as a warp's right Fragment, zeros behind the weight's end. Floats are as they were given, and what
+// outputs by 16 inputs as a warp's Fragment for one side of a product, zeros behind the weight's end. Floats are as they were given, and what
 // lies behind the last output is the last again, whose results nobody reads. `layer` is the way to the next layer's weight.
-template <class T>
+template <class T, Side SIDE = kRight>
 struct Weight {
   using Value = T;
   const T* data;
@@ -61,7 +63,6 @@ __device__ __forceinline__ int column() { return 2 * (lane() % 4); }
 struct Fragment {
   unsigned words[4];
 };
-enum Side { kLeft, kRight };
 
 // Where block i of a fragment lies in its tile.
 template <Side SIDE>
@@ -103,11 +104,10 @@ __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int oute
 #endif
 
 template <Side SIDE>
-__device__ __forceinline__ Fragment load(const Weight<__half>& weight, int outer, int depth) {
+__device__ __forceinline__ Fragment load(const Weight<__half, SIDE>& weight, int outer, int depth) {
   const int tile = outer / 16 * weight.stride + depth / 16;
   const uint4 words = __ldg(reinterpret_cast<const uint4*>(weight.data) + tile * 32 + lane());
-  if constexpr (SIDE == kRight) return {{words.x, words.y, words.z, words.w}};
-  return {{words.x, words.z, words.y, words.w}};
+  return {{words.x, words.y, words.z, words.w}};
 }
 
 // sum [16, 8] += a b^T for one fragment a and eight columns b, both of depth 16.

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(128)
       store_pair(target + 8 * kStride, sums[n][2] + left, sums[n][3] + right);
     }
     __syncthreads();
-    store_pixels<128, T>(result, kStride, kOutputs, y, nullptr, quads, o, min(outputs - o, kOutputs), count,
+    store_pixels<128>(result, kStride, kOutputs, y, nullptr, quads, o, min(outputs - o, kOutputs), count,
                     [&](int i) { return (first + i) * outputs; });
     __syncthreads();
   }

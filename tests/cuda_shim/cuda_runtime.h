@@ -42,6 +42,11 @@ T __ldg(const T* address) {
   return *address;
 }
 
+template <class T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
+
 inline void __syncthreads() { shim::barrier(); }
 inline void __syncwarp() { shim::exchange("__syncwarp", 0); }
 
@@ -56,6 +61,7 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };

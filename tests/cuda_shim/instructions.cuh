@@ -86,6 +86,11 @@ inline void mma_m16n8k16(float (&sum)[4], const unsigned (&a)[4], unsigned b0, u
   fragments::multiply<16>("mma.m16n8k16", sum, a, {b0, b1});
 }
 
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+
 // As wrong as the chip's instructions may be: 2^-11, one way or the other.
 inline float tanh_approx(float x) {
   const float y = std::tanh(x);
