@@ -10,41 +10,63 @@ namespace ditn::cuda {
 
 constexpr int kGroup = 64;  // channels whose taps lie together: a pair for each lane of a warp
 
-// For every kGroup channels, rows of kGroup values: the taps, the bias, and another vector of the operator's choice.
+// For every kGroup channels, rows of kGroup values: the taps, then vectors of which the first is the bias.
 template <class T>
 struct Taps {
   const Pair<T>* data;  // [layers][groups][rows][kGroup / 2]
+  int rows;
   int64_t layer;
-  __device__ Taps of_layer(int64_t i) const { return {data + i * layer, layer}; }
+  __device__ Taps of_layer(int64_t i) const { return {data + i * layer, rows, layer}; }
+  // A row of the group that a channel belongs to, from there on.
+  __device__ const Pair<T>* at(int row, int channel) const {
+    return data + (channel / kGroup * rows + row) * (kGroup / 2) + channel % kGroup / 2;
+  }
+};
+
+// One of the rows: where it is, and the way to the next layer's.
+template <class T>
+struct Vector {
+  const T* data;
+  int layer;
+};
+
+constexpr int kVectors = 4;
+
+template <class T>
+struct TapSources {
+  const T* weight;
+  int taps, count;
+  Vector<T> vectors[kVectors];
 };
 
 // The channels of a group are `parts` runs: of the group's number times their length in each of `parts` vectors [outputs]
 // that lie one behind the other. Channels behind the last output are zero.
 // Grid: (the groups, their rows, the layers), a thread per value.
 template <class T>
-__global__ void _pack_taps_kernel(T* target, const T* weight, const T* bias, const T* other, int other_stride, int taps,
-                                  int parts, int outputs) {
+__global__ void _pack_taps_kernel(T* target, TapSources<T> sources, int parts, int outputs) {
   const int run = kGroup / parts, row = blockIdx.y, stride = parts * outputs;
   const int output = blockIdx.x * run + threadIdx.x % run;
   const int channel = threadIdx.x / run * outputs + output;
   const int64_t layer = blockIdx.z;
-  const T* source = row < taps    ? weight + (layer * taps + row) * stride
-                    : row == taps ? bias + layer * stride
-                                  : other + layer * other_stride;
+  Vector<T> vector = sources.vectors[0];
+#pragma unroll
+  for (int i = 1; i < kVectors; ++i) {
+    if (row == sources.taps + i) vector = sources.vectors[i];
+  }
+  const T* source = row < sources.taps ? sources.weight + (layer * sources.taps + row) * stride : vector.data + layer * vector.layer;
   const int64_t place = (layer * gridDim.x + blockIdx.x) * gridDim.y + row;
   target[place * kGroup + threadIdx.x] = output < outputs ? source[channel] : T(0.0f);
 }
 
-// weight [layers][taps][parts * outputs], bias [layers][parts * outputs], other [layers][other_stride].
+// The weight is [layers][taps][parts * outputs], a vector [layers][parts * outputs].
 template <class T>
-Taps<T> pack_taps(Device& device, const char* name, const T* weight, const T* bias, const T* other, int other_stride, int taps,
-                  int parts, int outputs, int layers = 1) {
-  const unsigned groups = (outputs * parts + kGroup - 1) / kGroup, rows = taps + 2;
+Taps<T> pack_taps(Device& device, const char* name, const TapSources<T>& sources, int parts, int outputs, int layers = 1) {
+  const int rows = sources.taps + sources.count;
+  const unsigned groups = (outputs * parts + kGroup - 1) / kGroup;
   const int64_t layer = static_cast<int64_t>(groups) * rows * kGroup;
   auto* target = static_cast<T*>(device.allocate(layers * layer * sizeof(T)));
-  launch(device, name, _pack_taps_kernel<T>, dim3(groups, rows, layers), kGroup, 0, target, weight, bias, other, other_stride,
-         taps, parts, outputs);
-  return {reinterpret_cast<const Pair<T>*>(target), layer / 2};
+  launch(device, name, _pack_taps_kernel<T>, dim3(groups, rows, layers), kGroup, 0, target, sources, parts, outputs);
+  return {reinterpret_cast<const Pair<T>*>(target), rows, layer / 2};
 }
 
 // sums[r][c] = bias + the SIZE x SIZE taps on what at(r + i, c + j) gives for tap (i, j). taps: a lane's column of a group.

@@ -4,7 +4,7 @@
 
 #include "depthwise.cuh"
 #include "pack.cuh"
-#include "pixels.cuh"
+#include "lines.cuh"
 
 namespace ditn::cuda {
 
@@ -42,7 +42,7 @@ struct FfnTile {
   static constexpr int kRun = kPixels * kSlice / 2 / kThreads < kColumns ? kPixels * kSlice / 2 / kThreads : kColumns;
   static constexpr int kGatedStride = kSlice + kSpare<T>;
 
-  static constexpr int kScratch = kHidden + kPixels * kGatedStride;  // values, a multiple of 16 bytes
+  static constexpr int kScratch = kHidden + kPixelPitch + kPixels * kGatedStride;  // values, a multiple of 16 bytes
   static constexpr size_t kShared = (kSeenRows * kStride + kScratch) * sizeof(T);
   static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 240);
 };
@@ -69,7 +69,7 @@ FfnWeights<T> pack_ffn(Device& device, Packer<T>& packer, const char* name, cons
     return packer.add(w.in_weight + half * expanded, channels, 2 * expanded, expanded, width, sliced);
   };
   return {{in(0), in(1)},
-          pack_taps(device, name, w.dw_weight, w.dw_bias, w.in_bias, 2 * expanded, 9, 2, expanded, layers),
+          pack_taps<T>(device, name, {w.dw_weight, 9, 2, {{w.dw_bias, 2 * expanded}, {w.in_bias, 2 * expanded}}}, 2, expanded, layers),
           packer.add(w.out_weight, expanded, channels, channels, sliced, width),
           w.out_bias,
           channels,
@@ -85,35 +85,34 @@ __device__ __forceinline__ void clear_hidden(T* scratch) {
 }
 
 // Rows [kPixels] of u become W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in u + b_in) + b_dw. Before, they are the kSeen
-// normalized pixels of the tile, line by line; exists(i) says whether one of them does, or is zero padding. The block's
+// normalized pixels of the tile, line by line; exists(y, x) says whether one of a bordered tile does, or is zero padding. The block's
 // threads have to meet before the call, and after it.
 template <class Tile, class T, class Exists>
 __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<T>& w, const Exists& exists) {
   constexpr int kPairs = kGroup / 2, kStride = Tile::kStride;
   T* hidden = scratch;
-  T* gated = scratch + Tile::kHidden;
+  T* gated = scratch + Tile::kHidden + Tile::kPixelPitch;
   const int half = warp() % 2, group = warp() / 2;
   const Weight<T> in = half ? w.in[1] : w.in[0];
 
-  // Where this lane's sums of the first product belong, or -1 where a pixel is not to be stored.
-  const auto slot = [](int pixel) {
-    const int line = Tile::kBordered ? pixel / Tile::kSeenColumns
-                                     : pixel / Tile::kPatchPixels * 2 + pixel / Tile::kColumns + 1;
-    return line * Tile::kLinePitch + pixel % Tile::kSeenColumns * Tile::kPixelPitch;
-  };
+  // Where this lane's sums of the first product belong; pixels that are not to be seen go behind the map.
   int slots[Tile::kInRounds][Tile::kInTiles][2];
-  const int lane_slot = slot(group * Tile::kInRows + row()) + half * kSlice + column();
 #pragma unroll
   for (int i = 0; i < Tile::kInRounds * Tile::kInTiles * 2; ++i) {
-    const int round = i / 2 / Tile::kInTiles, tile = i / 2 % Tile::kInTiles;
-    const int offset = round * Tile::kWarps / 2 * Tile::kInRows + 16 * tile + 8 * (i % 2);
+    const int offset = i / 2 / Tile::kInTiles * Tile::kWarps / 2 * Tile::kInRows + i / 2 % Tile::kInTiles * 16 + i % 2 * 8;
+    const int pixel = group * Tile::kInRows + row() + offset;
+    int slot;
     if constexpr (Tile::kBordered) {
-      const int pixel = group * Tile::kInRows + row() + offset;
-      const bool stored = pixel < Tile::kSeen && exists(pixel);
-      slots[round][tile][i % 2] = stored ? slot(pixel) + half * kSlice + column() : -1;
+      const int y = pixel / Tile::kSeenColumns, x = pixel - y * Tile::kSeenColumns;
+      slot = pixel < Tile::kSeen && exists(y, x) ? y * Tile::kLinePitch + x * Tile::kPixelPitch : Tile::kHidden;
     } else {
-      slots[round][tile][i % 2] = lane_slot + slot(offset) - slot(0);  // eight pixels are whole lines
+      // Eight pixels are whole lines, and sixteen a patch of them, or part of one.
+      const int y = (group * Tile::kInRows + row()) / Tile::kColumns, x = row() % Tile::kColumns;
+      const int patch = group * Tile::kInRows / Tile::kPatchPixels, lines = offset / Tile::kColumns;
+      slot = (y + 1 + 2 * patch) * Tile::kLinePitch + x * Tile::kPixelPitch;
+      slot += (lines + offset / Tile::kPatchPixels * 2) * Tile::kLinePitch;
     }
+    slots[i / 2 / Tile::kInTiles][i / 2 % Tile::kInTiles][i % 2] = slot + half * kSlice + column();
   }
 
   float out[Tile::kOutTiles][Tile::kOutColumns][4] = {};
@@ -123,26 +122,16 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
     for (int round = 0; round < Tile::kInRounds; ++round) {
       const int first = (round * Tile::kWarps / 2 + group) * Tile::kInRows;
       if (Tile::kBordered && first >= Tile::kSeen) break;
-      float sums[Tile::kInTiles][kSlice / 8][4];
+      float sums[Tile::kInTiles][kSlice / 8][4] = {};
+      product(sums, Rows<T>{u, kStride}, first, in, e, Tile::kHalf ? Tile::kWidth : w.channels);
+      const Pair<T>* bias = taps + 10 * kPairs + (half * kSlice + column()) / 2;
 #pragma unroll
       for (int n = 0; n < kSlice / 8; ++n) {
-        const float2 bias = widened(taps[10 * kPairs + (half * kSlice + 8 * n + column()) / 2]);
+        const Pair<T> added = bias[4 * n];
 #pragma unroll
-        for (int m = 0; m < Tile::kInTiles; ++m) {
-          sums[m][n][0] = sums[m][n][2] = bias.x;
-          sums[m][n][1] = sums[m][n][3] = bias.y;
-        }
-      }
-      product(sums, Rows<T>{u, kStride}, first, in, e, Tile::kHalf ? Tile::kWidth : w.channels);
-#pragma unroll
-      for (int m = 0; m < Tile::kInTiles; ++m) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (Tile::kBordered && slots[round][m][i] < 0) continue;
-#pragma unroll
-          for (int n = 0; n < kSlice / 8; ++n) {
-            store_pair(hidden + slots[round][m][i] + 8 * n, sums[m][n][2 * i], sums[m][n][2 * i + 1]);
-          }
+        for (int m = 0; m < Tile::kInTiles * 2; ++m) {
+          const float* sum = sums[m / 2][n] + m % 2 * 2;
+          store_pair(hidden + slots[round][m / 2][m % 2] + 8 * n, add(pair_of<T>(sum[0], sum[1]), added));
         }
       }
     }
@@ -163,13 +152,13 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
       for (int part = 0; part < 2; ++part) {
         depthwise<T, 3, !Tile::kBordered>(sums[part], taps + part * kSpot + pair, [&](int i, int j) {
           const int offset = i * Tile::kLinePitch + (j - !Tile::kBordered) * Tile::kPixelPitch + part * kSlice;
-          return *reinterpret_cast<const Pair<T>*>(seen + offset);
+          return load_pair(seen + offset);
         });
       }
       T* target = gated + (patch * Tile::kPatchPixels + y * Tile::kColumns + x) * Tile::kGatedStride + 2 * pair;
 #pragma unroll
       for (int i = 0; i < kRun; ++i) {
-        *reinterpret_cast<Pair<T>*>(target + i * Tile::kGatedStride) = multiply(gelu(sums[0][0][i]), sums[1][0][i]);
+        store_pair(target + i * Tile::kGatedStride, multiply(gelu(sums[0][0][i]), sums[1][0][i]));
       }
     }
     __syncthreads();
@@ -181,8 +170,8 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 #pragma unroll
   for (int n = 0; n < Tile::kOutColumns; ++n) {
     const int c = half * Tile::kOutColumns * 8 + 8 * n + column();
-    const float left = c < w.channels ? to_float(w.out_bias[c]) : 0.0f;
-    const float right = c + 1 < w.channels ? to_float(w.out_bias[c + 1]) : 0.0f;
+    // Behind the last channel anything will do.
+    const float left = to_float(w.out_bias[min(c, w.channels - 1)]), right = to_float(w.out_bias[min(c + 1, w.channels - 1)]);
 #pragma unroll
     for (int m = 0; m < Tile::kOutTiles * 2; ++m) {
       T* target = u + ((group * Tile::kOutTiles + m / 2) * 16 + m % 2 * 8 + row()) * kStride + c;
@@ -196,7 +185,7 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
 // Grid: a block for every tile; of patches of 4 pixels it takes four.
 template <class T, int WIDTH, int PATCH>
 __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T, WIDTH, PATCH>::kBlocks)
-    _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, int bound, int height, int width, int64_t patches) {
+    _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, int bound, int height, int width, int patches) {
   assume_network(x.quads, norm);
   using Tile = FfnTile<T, WIDTH, PATCH>;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
@@ -209,40 +198,42 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
   };
   // Where a patch of the block begins.
   const auto corner = [&](int patch) {
-    const int64_t index = blockIdx.x * static_cast<int64_t>(Tile::kPatches) + patch;
-    const int64_t line = index / columns;
-    return Corner{static_cast<int>(line % rows) * Tile::kHeight, static_cast<int>(index - line * columns) * Tile::kColumns,
-                  index < patches ? line / rows : -1};
+    const int index = blockIdx.x * Tile::kPatches + patch, line = index / columns;
+    return Corner{line % rows * Tile::kHeight, (index - line * columns) * Tile::kColumns, index < patches ? line / rows : -1};
   };
   const Corner first = corner(0);
-  const int top = bound ? first.top / bound * bound : 0, left = bound ? first.left / bound * bound : 0;
-  const int bottom = bound ? top + bound : height, right = bound ? left + bound : width;
-  const auto exists = [&](int pixel) {
-    if (!Tile::kBordered) return true;
-    const int row = first.top - 1 + pixel / Tile::kSeenColumns, column = first.left - 1 + pixel % Tile::kSeenColumns;
-    return row >= top && row < bottom && column >= left && column < right;
-  };
-  // The place of pixel (row, column) of a patch in the map, or -1 if it does not exist.
-  const auto place = [&](int patch, int row, int column) {
+  // A line of a patch, from the column `left` of the patch on.
+  const auto line = [&](int patch, int row, int left) {
     const Corner from = Tile::kPatches == 1 ? first : corner(patch);
     row += from.top;
-    column += from.left;
-    const bool inside = from.image >= 0 && row >= 0 && row < height && column >= 0 && column < width;
-    return inside ? ((from.image * height + row) * width + column) * x.channels : static_cast<int64_t>(-1);
+    return Line{(from.image * height + row) * width * x.channels, from.left + left, width,
+                from.image >= 0 && row >= 0 && row < height};
+  };
+  // The square, or the map, from the border's corner.
+  const int top = (bound ? first.top / bound * bound : 0) - first.top + 1, bound_height = bound ? bound : height;
+  const int left = (bound ? first.left / bound * bound : 0) - first.left + 1, bound_width = bound ? bound : width;
+  const auto exists = [&](int y, int x) {
+    return static_cast<unsigned>(y - top) < static_cast<unsigned>(bound_height) &&
+           static_cast<unsigned>(x - left) < static_cast<unsigned>(bound_width);
   };
 
-  load_normalized<Tile::kThreads>(u, Tile::kStride, WIDTH, x, Tile::kSeenRows, norm, [&](int i) {
-    if (i >= Tile::kSeen) return static_cast<int64_t>(-1);
-    if (Tile::kBordered) return place(0, i / Tile::kSeenColumns - 1, i % Tile::kSeenColumns - 1);
-    return place(i / Tile::kPatchPixels, i / Tile::kColumns % Tile::kHeight, i % Tile::kColumns);
-  });
+  constexpr int kBorder = Tile::kBordered;
+  for (int i = warp(); i < Tile::kSeen / Tile::kSeenColumns; i += Tile::kWarps) {
+    const Line seen = line(kBorder ? 0 : i / Tile::kHeight, kBorder ? i - 1 : i % Tile::kHeight, -kBorder);
+    load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * Tile::kStride, Tile::kStride, x, seen, norm == Norm::kTanh);
+  }
   clear_hidden<Tile>(scratch);
   __syncthreads();
+  if (norm == Norm::kLayerNorm) {
+    layer_norm<Tile::kThreads>(u, Tile::kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
+    __syncthreads();
+  }
   feed_forward<Tile>(u, scratch, w, exists);
   __syncthreads();
-  store_pixels<Tile::kThreads>(u, Tile::kStride, WIDTH, y, x.data, x.quads, 0, x.channels, Tile::kPixels, [&](int i) {
-    return place(i / Tile::kPatchPixels, i / Tile::kColumns % Tile::kHeight, i % Tile::kColumns);
-  });
+  for (int i = warp(); i < Tile::kPixels / Tile::kColumns; i += Tile::kWarps) {
+    store_line<Tile::kColumns, 1, WIDTH>(u + i * Tile::kColumns * Tile::kStride, Tile::kStride, y, x,
+                                         line(i / Tile::kHeight, i % Tile::kHeight, 0));
+  }
 }
 
 template <class T, int WIDTH, int PATCH>
@@ -255,9 +246,9 @@ void launch_gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf
   Packer<T> packer(device, kName);
   const FfnWeights<T> weights = pack_ffn(device, packer, kName, parameters, shape.channels, WIDTH);
   packer.run();
-  launch(device, kName, _gated_ffn_kernel<T, WIDTH, PATCH>, blocks_for(patches, Tile::kPatches, kName), Tile::kThreads,
+  launch(device, kName, _gated_ffn_kernel<T, WIDTH, PATCH>, (blocks_for(patches, 1, kName) + Tile::kPatches - 1) / Tile::kPatches, Tile::kThreads,
          Tile::kShared, Map<T>{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)}, y, weights, norm,
-         bound, static_cast<int>(shape.height), static_cast<int>(shape.width), patches);
+         bound, static_cast<int>(shape.height), static_cast<int>(shape.width), static_cast<int>(patches));
 }
 
 template <class T>

@@ -40,4 +40,14 @@ void inner_patch_attention(Device&, Shape, const T* x, T* y, const AttentionOf<c
 template <class T>
 void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, int patch);
 
+template <class T>
+void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
+
+// Of these two, outputs are 128 at most.
+template <class T>
+void image_head(Device&, Shape, const T* image, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<const T>&);
+
 }  // namespace ditn::cuda

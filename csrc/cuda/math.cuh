@@ -21,17 +21,39 @@ __device__ __forceinline__ T rounded(float x) {
   }
 }
 
-// Two neighbours, at an even place.
-__device__ __forceinline__ void store_pair(__half* target, float first, float second) {
-  *reinterpret_cast<__half2*>(target) = __floats2half2_rn(first, second);
-}
-__device__ __forceinline__ void store_pair(float* target, float first, float second) {
-  *reinterpret_cast<float2*>(target) = make_float2(first, second);
-}
-
 // Two neighbouring values, which are added and multiplied at once where they are halves.
 template <class T>
 using Pair = std::conditional_t<sizeof(T) == sizeof(__half), __half2, float2>;
+
+template <class T>
+__device__ __forceinline__ Pair<T> pair_of(float first, float second) {
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    return __floats2half2_rn(first, second);
+  } else {
+    return make_float2(first, second);
+  }
+}
+
+// x, or zeros. (The compiler would choose each half by itself.)
+__device__ __forceinline__ __half2 pair_if(bool kept, __half2 x) {
+  const unsigned bits = kept ? reinterpret_cast<const unsigned&>(x) : 0;
+  return reinterpret_cast<const __half2&>(bits);
+}
+__device__ __forceinline__ float2 pair_if(bool kept, float2 x) { return kept ? x : make_float2(0.0f, 0.0f); }
+
+// At an even place.
+template <class T>
+__device__ __forceinline__ Pair<T> load_pair(const T* source) {
+  return *reinterpret_cast<const Pair<T>*>(source);
+}
+template <class T>
+__device__ __forceinline__ void store_pair(T* target, Pair<T> pair) {
+  *reinterpret_cast<Pair<T>*>(target) = pair;
+}
+template <class T>
+__device__ __forceinline__ void store_pair(T* target, float first, float second) {
+  store_pair(target, pair_of<T>(first, second));
+}
 
 __device__ __forceinline__ __half2 multiply_add(__half2 a, __half2 b, __half2 c) { return __hfma2(a, b, c); }
 __device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {

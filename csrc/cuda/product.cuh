@@ -105,8 +105,8 @@ __device__ __forceinline__ Fragment load(const Columns<__half>& factor, int oute
 
 template <Side SIDE>
 __device__ __forceinline__ Fragment load(const Weight<__half, SIDE>& weight, int outer, int depth) {
-  const int tile = outer / 16 * weight.stride + depth / 16;
-  const uint4 words = __ldg(reinterpret_cast<const uint4*>(weight.data) + tile * 32 + lane());
+  const uint4* tiles = reinterpret_cast<const uint4*>(weight.data) + static_cast<int64_t>(outer / 16 * weight.stride * 32 + lane());
+  const uint4 words = __ldg(tiles + depth / 16 * 32);
   return {{words.x, words.y, words.z, words.w}};
 }
 
@@ -145,6 +145,8 @@ __device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& 
                                         int depth) {
   if constexpr (sizeof(typename A::Value) == sizeof(__half)) {
     static_assert(TILES % 2 == 0);
+    // More, and the compiler loads more weights in advance than there are registers.
+#pragma unroll(ROWS > 2 ? 2 : 4)
     for (int d = 0; d < depth; d += 16) {
       Fragment left[ROWS];
 #pragma unroll

@@ -94,6 +94,41 @@ Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, T
   return y;
 }
 
+Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
+                    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const GateOf<const T> weights{data<T>(in_weight),  data<T>(in_bias),  data<T>(dw5_weight), data<T>(dw5_bias),
+                                  data<T>(dw7_weight), data<T>(dw7_bias), data<T>(mix_weight), data<T>(mix_bias),
+                                  data<T>(out_weight), data<T>(out_bias)};
+    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm));
+  });
+  return y;
+}
+
+Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(3);
+  Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
+  with_type(image, [&]<class T>(cuda::Device& device) {
+    cuda::image_head<T>(device, shape_of(image), data<T>(image), out<T>(y), data<T>(weight), data<T>(bias),
+                        static_cast<int>(outputs));
+  });
+  return y;
+}
+
+Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
+                  int64_t upscale) {
+  const int64_t outputs = up_weight.size(3);
+  Tensor y = torch::stable::new_empty(
+      x, {x.size(0), x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale)});
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const TailOf<const T> weights{data<T>(body_weight), data<T>(body_bias),       data<T>(up_weight),
+                                  data<T>(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
+    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), weights);
+  });
+  return y;
+}
+
 Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(1);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
@@ -118,6 +153,9 @@ Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
   m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
+  m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
+  m.impl("image_head", TORCH_BOX(&image_head));
+  m.impl("image_tail", TORCH_BOX(&image_tail));
   m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
   m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
 }
