@@ -21,7 +21,7 @@ LAYERS = [
     ["ditn.folding"],
     ["ditn.modules"],
     ["ditn.model"],
-    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs", "ditn.portable"],
+    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs", "ditn.portable", "ditn.plugins"],
     ["ditn.recipe", "ditn.upscale", "ditn.accelerate", "ditn.formats"],
     ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate", "ditn.export"],
     ["ditn.cli"],
