@@ -45,7 +45,7 @@ def why_no_cuda() -> str | None:
         return reason
     if torch.version.cuda is None:
         return "needs a PyTorch with CUDA, this one is a build without"
-    library = _FOLDER / "_C_cuda.so"
+    library = FOLDER / "_C_cuda.so"
     if not library.exists():
         return str(build_info().get("cuda", {}).get("reason", "is not built: `setup.py` did not find CUDA"))
     try:
