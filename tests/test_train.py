@@ -210,20 +210,42 @@ def test_the_same_network_is_taken_whole() -> None:
     assert _same(model.state_dict(), source.state_dict())
 
 
-def test_deeper_starts_where_the_source_is(pictures: Path, tmp_path: Path) -> None:
+def test_deeper_starts_where_the_source_is() -> None:
     source = _detailed(ditn.DITN_Tiny(2, itls=1, sals=1))
     model = ditn.DITN(2, itls=2, sals=1)
-    # Targets are the source's own output: new layers pass on, so the tail that is fitted can be the source's.
-    lows = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    taken = take_weights(model, source, [])
+    assert len(taken.fits) == len(source.state_dict())
+    assert all(key.startswith(("UFONE.0.ITLs.1.", "UFONE.1.", "UFONE.2.")) for key in taken.missing)
+    image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.double()(image), source.double()(image), rtol=0, atol=1e-12)
+
+
+def test_the_fitted_convolution_is_the_solution() -> None:
+    # Shallower than its source; the targets are made by another convolution behind the same features: that is found.
+    source, wanted = _detailed(ditn.DITN_Tiny(2, itls=2, sals=1)), _detailed(ditn.DITN_Tiny(2, itls=1, sals=1))
+    body = {key: value for key, value in source.state_dict().items() if not key.startswith("upsample.")}
+    wanted.load_state_dict({key: value for key, value in body.items() if ".ITLs.1." not in key}, strict=False)
+    model, lows = ditn.DITN_Tiny(2, itls=1, sals=1), torch.rand(24, 3, 16, 16)
+    with torch.no_grad():
+        taken = take_weights(model, source, [(lows, wanted(lows))])
+        assert all(".ITLs.1." in key for key in taken.unused)
+        expected = wanted(lows[:2])
+        # Exact but for the ridge, which is a millionth of the features' mean square.
+        assert (model(lows[:2]) - expected).abs().max() <= 1e-2 * expected.std()
+        before = source.state_dict()["upsample.0.weight"]
+        assert (model.state_dict()["upsample.0.weight"] - before).abs().max() > 0.1 * before.abs().max()
+
+
+def test_layers_behind_another_norm_pass_on() -> None:
+    source, model = _detailed(ditn.DITN_Real(2, itls=1, sals=1)), ditn.DITN_Tiny(2, itls=1, sals=1)
+    lows = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         taken = take_weights(model, source, [(lows, source(lows))])
-        assert len(taken.fits) == len(source.state_dict())
-        assert taken.missing
-        assert all(key.startswith(("UFONE.0.ITLs.1.", "UFONE.1.", "UFONE.2.")) for key in taken.missing)
-        expected = source.double()(lows[:2].double())
-        error = (model.double()(lows[:2].double()) - expected).abs().max()
-    # The solution is exact but for its ridge, which is 1e-6 of the features' mean square.
-    assert error <= 1e-2 * expected.std()
+        assert {key.split(".")[4] for key in taken.missing} == {"norm1", "norm2"}
+        assert {key.split(".")[4] for key in taken.unused} == {"conv1", "conv2"}
+        stream = torch.rand(1, 60, 16, 16)
+        assert torch.equal(model.UFONE[0](stream), stream)
 
 
 @pytest.mark.parametrize("scale", [2, pytest.param(3, marks=pytest.mark.slow)])
