@@ -110,7 +110,9 @@ def _counted(
     loops = sass.natural_loops(instructions)
     if len(loops) != len(kernel.trips):
         sizes = list(map(len, loops))
-        raise ValueError(f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named")
+        raise ValueError(
+            f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named"
+        )
     weights = {
         address: math.prod(trips for loop, trips in zip(loops, kernel.trips, strict=True) if address in loop)
         for address in instructions
