@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import cases
 from benchmarks import gpu_timing as gpu
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
