@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 import ditn
 from benchmarks.contest import PROJECT, contest, versions
 from benchmarks.contestants import INFERENCE, TRAINING
+from benchmarks.cpu_timing import fma_peak
 from benchmarks.model import MODELS, machine
 from benchmarks.processes import Job
 from ditn_kernels import REGISTRY, _native
@@ -42,13 +42,6 @@ def measure(
         [(job, PROJECT) for job in jobs], rounds=arguments.rounds, each_round=lambda: peaks.append(fma_peak())
     )
     return [contestant.row() for contestant in found], peaks
-
-
-def fma_peak() -> float:
-    """FLOP/s of this process' threads in a loop of multiply-adds that touches nothing but registers."""
-    start = time.perf_counter()
-    flops = torch.ops.ditn_native.fma_loop(500 * torch.get_num_threads())
-    return float(flops / (time.perf_counter() - start))
 
 
 def flops(model: ditn.DITN, size: str) -> int:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
+"""The numbers in README.md and docs/performance.md from `benchmarks/results/`, and the plots beside these.
 
-    python -m benchmarks.report [--check]
+    python -m benchmarks.report [--check] [--plots]
 
 `results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`,
-`results/cpu-*.json` by `benchmarks.cpu`.
-A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
+`results/cpu-*.json` by `benchmarks.cpu`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
+`benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import plots, report_peers
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
+RESULTS = report_peers.RESULTS
 
 
 def quality() -> str:
@@ -92,6 +94,31 @@ def cpu() -> str:
     return "\n\n".join(blocks)
 
 
+def roofline() -> str:
+    """Each operator's rate on a CPU against the lower of two roofs that were measured in the same run."""
+    path = RESULTS / "ops-cpu.json"
+    if not path.exists():
+        return "Not measured yet: `python -m benchmarks.ops --device cpu` writes it."
+    result = _load(path)
+    machine, roof = result["machine"], result["roof"]
+    lines = [
+        "| operator | size | median | multiply-adds per byte | GFLOP/s | of the roof |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["backend"] == "cpu" and row["direction"] == "forward":
+            what = " ".join([f"`{row['operator']}`", *(str(value) for value in row["options"].values())])
+            lines.append(
+                f"| {what} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
+                f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"
+            )
+    flops = roof["matmul_tflop_per_s"]["torch.float32"] * 1e3
+    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    roofs = f"a copy moves {roof['copy_gb_per_s']:.1f} GB/s, multiply-adds in registers make {flops:.0f} GFLOP/s"
+    plot = "![operators under their roofs](../benchmarks/results/ops-cpu.svg)"
+    return "\n".join([*lines, "", f"Roofs: {roofs}. Measured on: {where}, {result['rounds']} rounds.", "", plot])
+
+
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
     return next((row for row in run["rows"] if row["contestant"] == name), {})
 
@@ -111,12 +138,23 @@ def _share(run: dict[str, Any]) -> str:
     return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
 
 
-BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
+# The blocks of each page.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"quality": quality, "speed": speed, "claims": report_peers.claims, "cpu": cpu, "support": support},
+    "docs/performance.md": {
+        "networks": report_peers.networks,
+        "claims": report_peers.claims,
+        "peers": report_peers.peers,
+        "stream": report_peers.stream,
+        "paper": report_peers.paper,
+        "roofline": roofline,
+    },
+}
 
 
-def rewritten(text: str) -> str:
-    """The text with every block made anew. Raises ValueError for a block that is missing."""
-    for name, make in BLOCKS.items():
+def rewritten(text: str, page: str) -> str:
+    """The text of a page with every block made anew. Raises ValueError for a block that is missing."""
+    for name, make in PAGES[page].items():
         text, count = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
             lambda match, make=make: match[1] + make() + "\n" + match[2],  # type: ignore[misc]
@@ -124,23 +162,31 @@ def rewritten(text: str) -> str:
             flags=re.DOTALL,
         )
         if count != 1:
-            raise ValueError(f"README.md has {count} blocks named {name}, expected one")
+            raise ValueError(f"{page} has {count} blocks named {name}, expected one")
     return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if README.md does not say what the results say")
+    parser.add_argument("--check", action="store_true", help="fail if pages or plots do not say what the results say")
+    parser.add_argument("--plots", action="store_true", help="draw the plots anew; needs matplotlib")
     args = parser.parse_args(arguments)
-    readme = PROJECT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = rewritten(before)
-    if args.check and after != before:
-        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
-        return 1
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return 0
+    if args.plots:
+        plots.draw(RESULTS)
+    stale = [
+        f"{path.relative_to(PROJECT)} is not of these results; run `python -m benchmarks.report --plots`"
+        for path in plots.stale(RESULTS)
+    ]
+    for page in PAGES:
+        path = PROJECT / page
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, page)
+        if args.check and after != before:
+            stale.append(f"{page} differs from benchmarks/results or the operators; run `make format`")
+        elif after != before:
+            path.write_text(after, encoding="utf-8")
+    print(*stale, sep="\n", end="\n" * bool(stale), file=sys.stderr)
+    return int(args.check and bool(stale))
 
 
 def _load(path: Path) -> dict[str, Any]:
