@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report_peers import first_result, whole_stream
+from benchmarks.performance import operator_name, whole_stream
 
 # Okabe and Ito's colours, which everybody can tell apart.
 COLOURS = {
@@ -27,53 +27,54 @@ COLOURS = {
 }
 
 
-def fixed(result: dict[str, Any], axes: Any) -> None:
-    """Latency against peak memory."""
-    for row in result["rows"]:
-        colour, seconds, mebibytes = COLOURS[row["network"]], row["median_s"], row["extra_bytes"] / 2**20
-        fused = row["contestant"].startswith("fused")
-        axes.scatter(seconds, mebibytes, color=colour, s=110 if fused else 45, marker="*" if fused else "o")
-        label = row["contestant"].replace("PyTorch ", "").replace(" float32", "")
-        axes.annotate(label, (seconds, mebibytes), xytext=(5, 3), textcoords="offset points", fontsize=6)
-    for name in dict.fromkeys(row["network"] for row in result["rows"]):
-        axes.scatter([], [], color=COLOURS[name], label=name)
-    axes.set(xscale="log", yscale="log", xlabel="seconds (median)", ylabel="peak memory of a call, MiB")
-    axes.set_title(f"{result['sizes'][0]}, x{result['upscale']}, float32, {result['machine']['cpu']}", fontsize=9)
-    axes.legend(fontsize=7)
+def fixed(result: dict[str, Any], figure: Any) -> None:
+    """Latency and peak memory of a call."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, result["rows"], lambda row: row["median_s"], "seconds (median)")
+    _bars(right, result["rows"], lambda row: row["extra_bytes"] / 2**20, "peak memory of a call, MiB")
+    figure.suptitle(f"{result['sizes'][0]}, x{result['upscale']}, float32, {_where(result)}", fontsize=9)
 
 
-def mixed(result: dict[str, Any], axes: Any) -> None:
-    """Images that are done against time, everything counted from the network in memory."""
-    for row in result["rows"]:
-        done, elapsed = [], row["ready_s"]
-        for number, seconds in enumerate(row["first_s"], start=1):
-            elapsed += seconds
-            done.append((elapsed, number))
-        fused = row["contestant"].startswith("fused")
-        axes.plot(*zip(*done, strict=True), color=COLOURS[row["network"]], linewidth=2.5 if fused else 1)
-        axes.annotate(f"{row['network']}, {row['contestant']}", done[-1], rotation=50, fontsize=6)
-    last = max(whole_stream(row) for row in result["rows"])
-    axes.set(xscale="log", xlabel="seconds since the network was in memory", ylabel="images done")
-    axes.set_xlim(min(first_result(row) for row in result["rows"]) / 2, 4 * last)
-    axes.set_ylim(0, 1.6 * len(result["sizes"]))
-    axes.set_title(f"{len(result['sizes'])} images of mixed sizes, first pass, {result['machine']['cpu']}", fontsize=9)
+def mixed(result: dict[str, Any], figure: Any) -> None:
+    """The whole stream, with everything that it waits for, and once more."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, result["rows"], whole_stream, "seconds until all are done, compilation and warm-up included")
+    _bars(right, result["rows"], lambda row: row["median_s"], "seconds of a warm pass (median)")
+    figure.suptitle(f"{len(result['sizes'])} mixed sizes, x{result['upscale']}, float32, {_where(result)}", fontsize=9)
 
 
-def roofs(result: dict[str, Any], axes: Any) -> None:
+def roofs(result: dict[str, Any], figure: Any) -> None:
     """Each operator under the roof of bandwidth and multiply-adds."""
+    axes = figure.subplots()
     bandwidth, peak = result["roof"]["copy_gb_per_s"], 1e3 * result["roof"]["matmul_tflop_per_s"]["torch.float32"]
     rows = [row for row in result["rows"] if row["backend"] == "cpu" and row["direction"] == "forward"]
-    intensities = [2 * row["macs_per_byte"] for row in rows]
-    ends = (min(intensities) / 2, 2 * max(intensities))
-    corners = (ends[0], peak / bandwidth, ends[1])
-    axes.plot(corners, [min(peak, bandwidth * x) for x in corners], color="black")
-    for row, intensity in zip(rows, intensities, strict=True):
-        rate = 1e3 * row["tflop_per_s"]
-        axes.scatter(intensity, rate, color="#0072b2")
-        label = " ".join([row["operator"], *(str(value) for value in row["options"].values())])
-        axes.annotate(label, (intensity, rate), xytext=(4, -8), textcoords="offset points", fontsize=6)
+    points = sorted((2 * row["macs_per_byte"], 1e3 * row["tflop_per_s"], operator_name(row)) for row in rows)
+    corners = sorted((points[0][0] / 2, peak / bandwidth, 2 * points[-1][0]))
+    axes.plot(corners, [min(peak, bandwidth * intensity) for intensity in corners], color="black")
+    for number, (intensity, rate, label) in enumerate(points):
+        axes.scatter(intensity, rate, color=COLOURS["ditn-real"])
+        place = (0, (6, -11)[number % 2])
+        axes.annotate(label, (intensity, rate), place, textcoords="offset points", fontsize=6, ha="center")
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of inputs and outputs", ylabel="GFLOP/s")
-    axes.set_title(f"float32, {result['machine']['threads']} threads, {result['machine']['cpu']}", fontsize=9)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(f"float32, {_where(result)}", fontsize=9)
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float], title: str) -> None:
+    labels = [f"{row['network']}, {row['contestant']}" for row in rows]
+    drawn = axes.barh(labels, [value(row) for row in rows], color=[COLOURS[row["network"]] for row in rows])
+    axes.bar_label(drawn, fmt="%.3g", fontsize=6, padding=2)
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(title, fontsize=8)
+    axes.tick_params(labelsize=7)
+    if not axes.yaxis_inverted():
+        axes.invert_yaxis()
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{result['machine']['cpu']}, {result['machine']['threads']} threads"
 
 
 # By the beginning of the results' names.
@@ -86,8 +87,8 @@ def draw(folder: Path) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "the same file from the same results"
     for source, plot in _sources(folder):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        plot(json.loads(source.read_text(encoding="utf-8")), figure.add_subplot())
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        plot(json.loads(source.read_text(encoding="utf-8")), figure)
         metadata = {"Date": None, "Creator": None, "Description": _fingerprint(source)}
         figure.savefig(source.with_suffix(".svg"), metadata=metadata)
 

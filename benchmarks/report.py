@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import plots, report_peers
+from benchmarks import performance, plots
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = report_peers.RESULTS
+RESULTS = performance.RESULTS
 
 
 def quality() -> str:
@@ -94,31 +94,6 @@ def cpu() -> str:
     return "\n\n".join(blocks)
 
 
-def roofline() -> str:
-    """Each operator's rate on a CPU against the lower of two roofs that were measured in the same run."""
-    path = RESULTS / "ops-cpu.json"
-    if not path.exists():
-        return "Not measured yet: `python -m benchmarks.ops --device cpu` writes it."
-    result = _load(path)
-    machine, roof = result["machine"], result["roof"]
-    lines = [
-        "| operator | size | median | multiply-adds per byte | GFLOP/s | of the roof |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        if row["backend"] == "cpu" and row["direction"] == "forward":
-            what = " ".join([f"`{row['operator']}`", *(str(value) for value in row["options"].values())])
-            lines.append(
-                f"| {what} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
-                f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"
-            )
-    flops = roof["matmul_tflop_per_s"]["torch.float32"] * 1e3
-    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
-    roofs = f"a copy moves {roof['copy_gb_per_s']:.1f} GB/s, multiply-adds in registers make {flops:.0f} GFLOP/s"
-    plot = "![operators under their roofs](../benchmarks/results/ops-cpu.svg)"
-    return "\n".join([*lines, "", f"Roofs: {roofs}. Measured on: {where}, {result['rounds']} rounds.", "", plot])
-
-
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
     return next((row for row in run["rows"] if row["contestant"] == name), {})
 
@@ -140,14 +115,14 @@ def _share(run: dict[str, Any]) -> str:
 
 # The blocks of each page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"quality": quality, "speed": speed, "claims": report_peers.claims, "cpu": cpu, "support": support},
+    "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
     "docs/performance.md": {
-        "networks": report_peers.networks,
-        "claims": report_peers.claims,
-        "peers": report_peers.peers,
-        "stream": report_peers.stream,
-        "paper": report_peers.paper,
-        "roofline": roofline,
+        "networks": performance.networks,
+        "claims": performance.claims,
+        "peers": performance.peers,
+        "stream": performance.stream,
+        "paper": performance.paper,
+        "roofline": performance.roofline,
     },
 }
 

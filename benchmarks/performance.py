@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's blocks about peers: what was measured, the claims made beforehand, the paper's figures beside ours."""
+"""The report's blocks for docs/performance.md: networks, claims, peers, the paper's figures beside ours, operators."""
 
 from __future__ import annotations
 
@@ -159,6 +159,34 @@ def paper() -> str:
         lines.append(f"| {name} | {what} | {' | '.join(cells)} | {gigabytes[2]} | {memory} |")
     here = measured_on(results[4]) if 4 in results else NOT_MEASURED
     return "\n".join([*lines, "", "The second number is relative to DITN-Real. " + here])
+
+
+def roofline() -> str:
+    """Each operator's rate on a CPU against the lower of two roofs that were measured in the same run."""
+    result = _load("ops-cpu.json")
+    if result is None:
+        return "Not measured yet: `python -m benchmarks.ops --device cpu` writes it."
+    machine, roof = result["machine"], result["roof"]
+    lines = [
+        "| operator | size | median | multiply-adds per byte | GFLOP/s | of the roof |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["backend"] == "cpu" and row["direction"] == "forward":
+            lines.append(
+                f"| {operator_name(row)} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
+                f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"
+            )
+    flops = roof["matmul_tflop_per_s"]["torch.float32"] * 1e3
+    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    roofs = f"a copy moves {roof['copy_gb_per_s']:.1f} GB/s, multiply-adds in registers make {flops:.0f} GFLOP/s"
+    plot = "![operators under their roofs](../benchmarks/results/ops-cpu.svg)"
+    return "\n".join([*lines, "", f"Roofs: {roofs}. Measured on: {where}, {result['rounds']} rounds.", "", plot])
+
+
+def operator_name(row: Row) -> str:
+    """With its options: the norm, and 8 for patches or 0 for the whole map."""
+    return " ".join([row["operator"], *(str(value) for value in row["options"].values())])
 
 
 def _best(result: dict[str, Any] | None, network: str) -> Row | None:
