@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels take and offer. No torch here: pointers into the GPU's memory, sizes, a stream, and a way to get
+// memory. Nothing is waited for. A launch that fails throws std::runtime_error with the operator's name.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../operators.h"
+
+namespace ditn::cuda {
+
+// Where the kernels are launched: the current device, on this stream.
+class Device {
+ public:
+  explicit Device(cudaStream_t stream) : stream(stream) {}
+  Device(const Device&) = delete;
+  virtual ~Device() = default;
+  // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
+  virtual void* allocate(size_t bytes) = 0;
+
+  const cudaStream_t stream;
+};
+
+// Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.
+template <class T>
+void tanh_affine(Device&, Shape, const T* x, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void layer_norm2d(Device&, Shape, const T* x, T* y, const T* weight, const T* bias, float eps);
+
+// patch is 4, 8 or 16.
+template <class T>
+void inner_patch_attention(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, Norm, int patch);
+
+// patch is 4, 8 or 16, or 0: the whole map is one.
+template <class T>
+void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, int patch);
+
+template <class T>
+void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
+
+}  // namespace ditn::cuda

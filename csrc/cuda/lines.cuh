@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pieces of lines of a map between global memory and rows of channels in shared memory, by one warp: 16 lanes to a pixel,
+// every STEP-th pixel.
+#pragma once
+
+#include "pixels.cuh"
+
+namespace ditn::cuda {
+
+// Pixels left, left + STEP, ... of a line. `first` is where the line's pixel 0 starts in the map.
+struct Line {
+  int64_t first;
+  int left, width;  // of the map; pixels beyond either end of the line do not exist
+  bool exists;
+};
+
+// rows[i][0, WIDTH) = the channels of the line's pixel i, then zeros, for i < COUNT, which is even; tanh of them if `tanh`.
+// Pixels that do not exist are zeros.
+template <int COUNT, int STEP, int WIDTH, class T>
+__device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map, const Line& line, bool tanh) {
+  const int half = lane() / 16, left = line.left + half * STEP;
+#pragma unroll
+  for (int c = lane() % 16 * 4; c < WIDTH; c += 64) {
+    const bool channel = line.exists && c < map.channels;
+    const T* source = map.data + line.first + static_cast<int64_t>(left) * map.channels + c;
+    Quad<T> quads[COUNT / 2] = {};
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i) {
+      const auto column = static_cast<unsigned>(left + 2 * i * STEP);
+      if (channel && column < static_cast<unsigned>(line.width)) {
+        if (map.quads) {
+          quads[i] = fetch_quad(source);
+        } else {
+          T* values = reinterpret_cast<T*>(&quads[i]);
+          for (int k = 0; k < 4 && c + k < map.channels; ++k) values[k] = source[k];
+        }
+      }
+      source += 2 * STEP * map.channels;
+    }
+    T* target = rows + half * stride + c;
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i) {
+      store_quad(target + 2 * i * stride, tanh ? tanh_of(quads[i]) : quads[i]);
+    }
+  }
+}
+
+// y = rows + residual at the line's pixels that exist.
+template <int COUNT, int STEP, int WIDTH, class T>
+__device__ __forceinline__ void store_line(const T* rows, int stride, T* y, const Map<T>& residual, const Line& line) {
+  const int half = lane() / 16, left = line.left + half * STEP, channels = residual.channels;
+#pragma unroll
+  for (int c = lane() % 16 * 4; c < WIDTH; c += 64) {
+    if (!line.exists || c >= channels) continue;
+    int64_t place = line.first + static_cast<int64_t>(left) * channels + c;
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i, place += 2 * STEP * channels) {
+      if (static_cast<unsigned>(left + 2 * i * STEP) >= static_cast<unsigned>(line.width)) continue;
+      const T* row = rows + (2 * i + half) * stride + c;
+      if (residual.quads) {
+        write_quad(y + place, sum_of(load_quad(row), fetch_quad(residual.data + place)));
+      } else {
+        for (int k = 0; k < 4 && c + k < channels; ++k) {
+          y[place + k] = rounded<T>(to_float(row[k]) + to_float(residual.data[place + k]));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace ditn::cuda
