@@ -13,16 +13,18 @@
 
 namespace ditn::cuda {
 
-// Where the kernels are launched: the current device, on this stream.
+// Where the kernels are launched: the current device, on this stream. Or, without `launches`, where they are not: an operator
+// then asks for its memory, which it does not touch, and does nothing else.
 class Device {
  public:
-  explicit Device(cudaStream_t stream) : stream(stream) {}
+  explicit Device(cudaStream_t stream, bool launches = true) : stream(stream), launches(launches) {}
   Device(const Device&) = delete;
   virtual ~Device() = default;
   // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
   virtual void* allocate(size_t bytes) = 0;
 
   const cudaStream_t stream;
+  const bool launches;
 };
 
 // Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.
@@ -42,5 +44,16 @@ void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, in
 
 template <class T>
 void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
+
+// Of these two, outputs are 128 at most.
+template <class T>
+void image_head(Device&, Shape, const T* image, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<const T>&);
+
+// `layers` times attention and FFN; parameters are [layers][...]. patch is 8, and channels are 64 at most.
+void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
+                       int layers, Norm, int patch);
 
 }  // namespace ditn::cuda
