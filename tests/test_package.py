@@ -48,7 +48,9 @@ def test_readme_says_what_was_measured() -> None:
 def test_a_number_that_was_not_measured_is_found(tmp_path, monkeypatch) -> None:
     results = tmp_path / "benchmarks" / "results"
     shutil.copytree(report.RESULTS, results)
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / page, tmp_path / page)
     monkeypatch.setattr(report, "PROJECT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", results)
     measured = next(results.glob("evaluate-*.json"))
