@@ -222,6 +222,8 @@ CUDA = Support(
 
 # A patch of float32, its queries and keys have to fit the 64 KiB of shared memory that Turing has.
 CUDA_ATTENTION = replace(CUDA, max_channels_of={torch.float32: 64})
+# A stage is made for the shipped networks' patches; others run as its layers.
+CUDA_STAGE = replace(CUDA, dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,))
 
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

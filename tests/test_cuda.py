@@ -14,7 +14,7 @@ import torch
 from conftest import PROJECT
 from cuda_host import HostKernels
 
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 

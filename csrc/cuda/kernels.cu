@@ -7,6 +7,7 @@
 #include "image_head.cuh"
 #include "image_tail.cuh"
 #include "inner_patch_attention.cuh"
+#include "inner_patch_stage.cuh"
 #include "layer_norm2d.cuh"
 #include "tanh_affine.cuh"
 

@@ -34,6 +34,9 @@ __device__ __forceinline__ Pair<T> pair_of(float first, float second) {
   }
 }
 
+__device__ __forceinline__ __half2 pair_of(__half first, __half second) { return __halves2half2(first, second); }
+__device__ __forceinline__ float2 pair_of(float first, float second) { return make_float2(first, second); }
+
 // x, or zeros. (The compiler would choose each half by itself.)
 __device__ __forceinline__ __half2 pair_if(bool kept, __half2 x) {
   const unsigned bits = kept ? reinterpret_cast<const unsigned&>(x) : 0;
@@ -60,8 +63,8 @@ __device__ __forceinline__ float2 multiply_add(float2 a, float2 b, float2 c) {
   return make_float2(fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y));
 }
 
-__device__ __forceinline__ __half2 add(__half2 a, __half2 b) { return __hadd2(a, b); }
-__device__ __forceinline__ float2 add(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
+__device__ __forceinline__ __half2 sum_of(__half2 a, __half2 b) { return __hadd2(a, b); }
+__device__ __forceinline__ float2 sum_of(float2 a, float2 b) { return make_float2(a.x + b.x, a.y + b.y); }
 
 __device__ __forceinline__ __half2 multiply(__half2 a, __half2 b) { return __hmul2(a, b); }
 __device__ __forceinline__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x, a.y * b.y); }

@@ -15,7 +15,7 @@ struct Packing {
   Side side;
 };
 
-constexpr int kPackings = 4;
+constexpr int kPackings = 7;
 
 struct Packings {
   Packing list[kPackings];

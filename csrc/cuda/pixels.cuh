@@ -75,7 +75,7 @@ __device__ __forceinline__ Quad<T> tanh_of(const Quad<T>& x) {
 
 template <class T>
 __device__ __forceinline__ Quad<T> sum_of(const Quad<T>& a, const Quad<T>& b) {
-  return {{add(a.pairs[0], b.pairs[0]), add(a.pairs[1], b.pairs[1])}};
+  return {{sum_of(a.pairs[0], b.pairs[0]), sum_of(a.pairs[1], b.pairs[1])}};
 }
 
 // Calls visit(i, c) for every pixel i < count and every multiple c < width of four. The fast way has no loop where count and
