@@ -55,8 +55,8 @@ def export(
 ) -> Exported:
     """Write a model (or the shipped one or file of that name) for inference elsewhere, its affine maps folded.
 
-    format   "onnx" (default for that suffix), "pt2" or "aoti", see `ditn.formats`
-    dtype    float32, float16 or bfloat16, of weights, image and result; bfloat16 in ONNX is for OpenVINO
+    format   "onnx" (default for that suffix), "trt-onnx", "pt2" or "aoti", see `ditn.formats`
+    dtype    float32, float16 or bfloat16, of weights, image and result; bfloat16 in ONNX is for OpenVINO alone
     uint8    the graph takes and gives uint8 [B, H, W, C] instead of `dtype` [B, C, H, W] in 0..1
     opset    of ONNX
     device   where pt2 and aoti are to run; onnx runs anywhere
@@ -69,7 +69,7 @@ def export(
 
     Raises ValueError for an unknown format, dtype or opset and for weights that are not finite; OSError for a path that
     cannot be written; FileExistsError unless `overwrite`; ExportError (a RuntimeError) for a package that is not
-    installed, or a file that computes something else; BackendError for a model that the compiled library cannot run.
+    installed, or a file that computes something else; BackendError for a model that the kernels cannot run.
     """
     path = Path(path)
     format = _format(path, format)
@@ -99,7 +99,7 @@ def export(
 
 def _format(path: Path, format: str | None) -> str:
     if format is None:
-        fitting = [name for name, one in FORMATS.items() if one.suffix == path.suffix]
+        fitting = [name for name, one in FORMATS.items() if one.suffix == path.suffix and one.by_suffix]
         if len(fitting) != 1:
             raise ValueError(f"{path}: name the format, {' or '.join(fitting or FORMATS)}")
         return fitting[0]

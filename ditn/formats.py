@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as fx_config
 
 from ditn.model import DITN
+from ditn.plugins import PluginGraph, open_reference
 from ditn.portable import Portable
 from ditn_kernels import lower_to_native, native_libraries
 
@@ -77,25 +78,37 @@ class Bytes(nn.Module):
 
 @dataclass(frozen=True)
 class Format:
-    """`needs` are the packages that writing takes. `open` loads a file into the runtime it is checked with."""
+    """`needs` are the packages that writing takes. `open` loads a file into the runtime it is checked with. A file name
+    with its suffix asks for it `by_suffix`."""
 
     summary: str
     suffix: str
     needs: tuple[str, ...]
     write: Callable[[Job, Path], None]
     open: Callable[[Path], Run]
+    by_suffix: bool = True
 
 
 def _write_onnx(job: Job, path: Path) -> None:
+    _write_graph(job, Portable(job.model), path)
+
+
+def _write_plugin_graph(job: Job, path: Path) -> None:
+    _write_graph(job, PluginGraph(job.model), path)
+
+
+def _write_graph(job: Job, network: nn.Module, path: Path) -> None:
     import onnx
 
     options: dict[str, Any] = {"input_names": ["image"], "output_names": ["enlarged"], "verbose": False}
     # One file: by default the weights would lie beside it.
     options |= {"external_data": False, "opset_version": job.opset}
     with redirect_stdout(StringIO()):
-        torch.onnx.export(job.trace(Portable(job.model)), (), str(path), dynamo=True, **options)
+        torch.onnx.export(job.trace(network), (), str(path), dynamo=True, **options)
     graph = onnx.load(path)
     _name_sizes(graph.graph)
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # lines of this program, with where it is installed
     onnx.helper.set_model_props(graph, dict(job.facts))
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
@@ -189,6 +202,14 @@ def _open_package(path: Path) -> Run:
 FORMATS = {
     "onnx": Format(
         "ONNX, for ONNX Runtime, OpenVINO and others", ".onnx", ("onnx", "onnxscript"), _write_onnx, _open_onnx
+    ),
+    "trt-onnx": Format(
+        "ONNX with nodes for csrc/tensorrt's plugins",
+        ".onnx",
+        ("onnx", "onnxscript"),
+        _write_plugin_graph,
+        open_reference,
+        by_suffix=False,
     ),
     "pt2": Format("torch.export program of this package's operators", ".pt2", (), _write_program, _open_program),
     "aoti": Format("AOTInductor package, for Python and C++", ".pt2", (), _write_package, _open_package),

@@ -217,8 +217,10 @@ def refused(tmp_path, error, message: str, *args, **options) -> None:
 def test_errors_say_what_is_wrong_and_leave_nothing(tmp_path, model, monkeypatch) -> None:
     file = tmp_path / "a.pt2"
     refused(tmp_path, ValueError, r"a\.pt2: name the format, pt2 or aoti", model, file)
-    refused(tmp_path, ValueError, "name the format, onnx or pt2 or aoti", model, tmp_path / "a.bin")
-    refused(tmp_path, ValueError, "format is 'ncnn', must be one of onnx, pt2, aoti", model, file, format="ncnn")
+    refused(tmp_path, ValueError, "name the format, onnx or trt-onnx or pt2 or aoti", model, tmp_path / "a.bin")
+    refused(
+        tmp_path, ValueError, "format is 'ncnn', must be one of onnx, trt-onnx, pt2, aoti", model, file, format="ncnn"
+    )
     refused(tmp_path, ValueError, r"format onnx has the suffix \.onnx", model, file, format="onnx")
     refused(tmp_path, ValueError, r"dtype is torch\.float64", model, file, format="pt2", dtype=torch.float64)
     refused(tmp_path, ValueError, "opset is 19, must be 20 to 23", model, tmp_path / "a.onnx", opset=19)
