@@ -43,6 +43,26 @@ def test_kernels_on_the_host(op: Op, sample: Sample, dtype: torch.dtype) -> None
     check(HostKernels(800), op, sample, dtype)
 
 
+# Maps of one pixel, and some that no tile divides; as many channels and outputs as there may be.
+SIZES = [
+    ("gated_ffn", {"B": 1, "C": 1, "E": 1, "H": 1, "W": 1}, {"norm": "tanh", "patch_size": 0}),
+    ("gated_ffn", {"B": 2, "C": 61, "E": 33, "H": 9, "W": 17}, {"norm": "layernorm", "patch_size": 0}),
+    ("gated_ffn", {"B": 1, "C": 128, "E": 7, "H": 4, "W": 12}, {"norm": "none", "patch_size": 4}),
+    ("gated_ffn", {"B": 1, "C": 66, "E": 120, "H": 32, "W": 16}, {"norm": "tanh", "patch_size": 16}),
+    ("dilated_gate", {"B": 1, "C": 1, "H": 1, "W": 1}, {"norm": "none"}),
+    ("dilated_gate", {"B": 2, "C": 64, "H": 25, "W": 25}, {"norm": "tanh"}),
+    ("image_head", {"B": 1, "N": 128, "C": 128, "H": 3, "W": 17}, {}),
+    ("image_tail", {"B": 1, "C": 61, "D": 128, "H": 9, "W": 1}, {"upscale": 4}),
+    ("image_tail", {"B": 2, "C": 128, "D": 27, "H": 1, "W": 18}, {"upscale": 3}),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("name", "axes", "options"), SIZES, ids=lambda value: "")
+def test_any_size_on_the_host(name: str, axes: dict[str, int], options: dict, dtype: torch.dtype) -> None:
+    check(HostKernels(800), REGISTRY[name], Sample("", axes, options), dtype)
+
+
 @pytest.mark.parametrize("arch", [700, 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
