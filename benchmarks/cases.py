@@ -34,8 +34,10 @@ def enlarged(sample: Sample, height: int, width: int) -> Sample:
     return Sample(sample.name, {**sample.axes, "B": 1, "H": height, "W": width}, sample.options)
 
 
-def framed_samples(op: Op) -> list[Sample]:
-    return [enlarged(sample, *FRAME) for sample in default_samples(op)]
+def framed_samples(op: Op, *, of_network: bool = True) -> list[Sample]:
+    """The network's layers, or whatever the operator's samples are, on a large map."""
+    chosen = default_samples(op) if of_network else (sample for sample in op.samples if sample.axes["B"])
+    return [enlarged(sample, *FRAME) for sample in chosen]
 
 
 def samples_of(op: Op, channels: int) -> Iterator[Sample]:

@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help=f"of {', '.join(INFERENCE)}; default all")
     parser.add_argument("--training", action="store_true", help="and a training step on a batch of 8 of 48x48")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="where the runs go, beside those that the file has already")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -222,8 +222,28 @@ def main() -> int:
         show(runs[-1])
     if arguments.json:
         about = {"machine": machine() | versions(), "model": arguments.model, "upscale": arguments.upscale}
-        arguments.json.write_text(json.dumps(about | {"rounds": arguments.rounds, "runs": runs}, indent=2) + "\n")
+        runs = added(json.loads(arguments.json.read_text()), about, runs) if arguments.json.exists() else runs
+        arguments.json.write_text(json.dumps(about | {"runs": runs}, indent=2) + "\n")
     return 0
+
+
+def added(old: dict[str, Any], about: dict[str, Any], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of an earlier file and these, which replace any of the same task, size and threads.
+
+    Raises SystemExit if the earlier ones are of another machine, version or network.
+    """
+    for name, value in about.items():
+        if _undated(old[name]) != _undated(value):
+            raise SystemExit(f"the file's {name} is {old[name]}, not {value}: write to a new file")
+
+    def what(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["task"], run["size"], run["threads"]
+
+    return [run for run in old["runs"] if what(run) not in map(what, runs)] + runs
+
+
+def _undated(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "date"} if isinstance(value, dict) else value
 
 
 def versions() -> dict[str, str]:

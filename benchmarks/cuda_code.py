@@ -53,15 +53,13 @@ class Kernel:
 
 _IN_PATCHES = {"norm": "tanh", "patch_size": 8}
 _ON_MAP = {"norm": "tanh", "patch_size": 0}
-# The hidden map is cleared by 760 (of a patch) or 1,640 words of 16 bytes, of which a thread stores every 128th or 256th:
-# what four do not divide of its words, then four at a time.
 KERNELS = (
     Kernel("_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, (), _IN_PATCHES),
-    # Lines of the patch, the clearing, slices of 32 of 120 hidden channels, lines again.
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, (2, 2, 1, 4, 2), _IN_PATCHES),
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 0, (10 / 8, 2.4, 1, 4), _ON_MAP),
-    # Layers; in them two tiles of the depth at a time of q, k, v and the result; then as gated_ffn.
-    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 0, (4, 2, 2, 2, 2, 6, 4), _IN_PATCHES),
+    # Lines of the patch, slices of 32 of 120 hidden channels, lines again.
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 0, (2, 4, 2), _IN_PATCHES),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 0, (10 / 8, 4), _ON_MAP),
+    # Layers, and in them the slices.
+    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 0, (4, 4), _IN_PATCHES),
 )
 
 

@@ -3,7 +3,7 @@
 
     python -m benchmarks.report [--check]
 
-`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`,
+`results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`.
 A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
 """
@@ -11,6 +11,7 @@ A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import sys
@@ -18,24 +19,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from ditn.recipe import load_recipe
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
+RECIPES, WEIGHTS = PROJECT / "recipes", PROJECT / "ditn" / "weights"
 
 
 def quality() -> str:
-    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation."""
+    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how the weights came about; of images
+    degraded as photographs are in a table of their own."""
     rows = [_load(path) for path in sorted(RESULTS.glob("evaluate-*.json"))]
-    names = list(rows[0]["datasets"])
-    lines = [f"| model | scale | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-    for row in sorted(rows, key=lambda row: (row["model"] == "bicubic", row["model"])):
-        means = [row["datasets"][name]["mean"] for name in names]
-        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" for mean in means]
-        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} |")
+    rows.sort(key=lambda row: (row["scale"], row["model"] == "bicubic", row["model"]))
+    photos = [row for row in rows if row["degradation"] == "photo"]
+    blocks = [_scores([row for row in rows if row not in photos])]
+    if photos:
+        blocks += ["The low-resolution images blurred, noisy and compressed (`--degradation photo`):", _scores(photos)]
+    return "\n\n".join(blocks)
+
+
+def _scores(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row["datasets"]))
+    lines = [f"| model | scale | {' | '.join(names)} | trained |", f"|---|---|{'---|' * len(names)}---|"]
+    for row in rows:
+        means = [row["datasets"].get(name, {}).get("mean") for name in names]
+        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" if mean else "" for mean in means]
+        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} | {_training(row['model'])} |")
     return "\n".join(lines)
+
+
+def _training(name: str) -> str:
+    """How weights came about, from their recipe, its log and the file's metadata."""
+    recipe_file = RECIPES / f"{name}.toml"
+    if not recipe_file.exists():
+        return ""
+    recipe = load_recipe(recipe_file)
+    with (RECIPES / f"{name}.log.csv").open(newline="") as file:
+        minutes = float(list(csv.DictReader(file))[-1]["seconds"]) / 60
+    with safe_open(WEIGHTS / f"{name}.safetensors", framework="pt") as weights:
+        hardware = weights.metadata().get("hardware", "CPU")
+    start = f"from {recipe.init}" if recipe.init else "from an interpolation" if recipe.interpolation_start else ""
+    what = f"{recipe.steps:,} steps of {recipe.batch} x {recipe.patch}x{recipe.patch}"
+    return f"{what} {start}, {minutes:.0f} min on {hardware}"
 
 
 def speed() -> str:

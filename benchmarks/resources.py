@@ -64,7 +64,7 @@ def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: st
     """Every operator with Triton kernels, in both directions, on the chips that the operator's table admits."""
     for op in (op for op in REGISTRY.values() if "triton" in op.backends):
         support = op.backends["triton"]
-        chosen = cases.framed_samples(op) if samples == "network" else [one for one in op.samples if one.axes["B"]]
+        chosen = cases.framed_samples(op, of_network=samples == "network")
         for dtype, backward in itertools.product(dtypes, (False, True)):
             if dtype not in (support.backward if backward else support.dtypes):
                 continue
@@ -105,7 +105,7 @@ def main() -> int:
         "--samples",
         choices=("network", "all"),
         default="network",
-        help="the network's layers on a large map, or all of the operators' samples (default: %(default)s)",
+        help="the network's layers, or the shapes and norms of all of the operators' samples (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once")
     parser.add_argument("--json", type=Path)

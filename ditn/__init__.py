@@ -3,9 +3,21 @@
 
 from __future__ import annotations
 
+from ditn.accelerate import accelerate
 from ditn.checkpoint import CheckpointError, load, models, save
 from ditn.config import DITNConfig
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.upscale import Upscaler
 
-__all__ = ["DITN", "CheckpointError", "DITNConfig", "DITN_Real", "DITN_Tiny", "Upscaler", "load", "models", "save"]
+__all__ = [
+    "DITN",
+    "CheckpointError",
+    "DITNConfig",
+    "DITN_Real",
+    "DITN_Tiny",
+    "Upscaler",
+    "accelerate",
+    "load",
+    "models",
+    "save",
+]

@@ -91,9 +91,10 @@ class HostKernels:
 
     @staticmethod
     def _numbers(op: Op, args: dict[str, Any]) -> list[Any]:
-        """The sizes that no shape of an activation tells, then the options."""
+        """The sizes that the shape of the first tensor does not tell, then the options."""
         sizes = op.check(args)
-        numbers = [ctypes.c_int64(sizes[axis]) for axis in ("L", "E", "D", "N") if axis in sizes and axis != "B"]
+        told = next(iter(op.axes.values())).split()
+        numbers = [ctypes.c_int64(sizes[axis]) for axis in ("L", "E", "D", "C") if axis in sizes and axis not in told]
         for option in list(args.values())[len(op.axes) :]:
             code = _NORM_CODES.get(option, option) if isinstance(option, str) else option
             numbers.append(ctypes.c_double(code) if isinstance(code, float) else ctypes.c_int64(code))

@@ -30,8 +30,7 @@ struct NearTile {
   static constexpr int kHeight = kHalf ? (WIDTH == 64 ? 16 : 8) : 4, kColumns = kHeight == 16 ? 16 : 8;
   static constexpr int kWarps = kHeight == 16 ? 8 : 4, kThreads = 32 * kWarps;
   static constexpr int kSeenColumns = kColumns + 4, kSeen = (kHeight + 4) * kSeenColumns;
-  static constexpr int kTiles = WIDTH == 64 ? 2 : 1;  // of 16 pixels, that a warp multiplies at once
-  static constexpr int kSeenRows = (kSeen + 16 * kTiles - 1) / (16 * kTiles) * (16 * kTiles);
+  static constexpr int kSeenRows = (kSeen + 15) / 16 * 16;
   static constexpr int kLines = kHeight / 4, kRun = 8;  // results of a lane
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kSeenRows * kStride * sizeof(T);
@@ -39,7 +38,7 @@ struct NearTile {
 };
 
 // near = dw5x5(a) + b, a = W_a norm(x) + b_a; zeros in the frame.
-// Grid: a block for every tile of the framed maps.
+// Grid: a tile_grid of the framed maps.
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDTH>::kBlocks)
     _dilated_gate_near_kernel(Map<T> x, T* near, GateWeights<T> w, Norm norm, int height, int width, Framed framed) {
@@ -47,12 +46,10 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
   using Tile = NearTile<T, WIDTH>;
   constexpr int kStride = Tile::kStride;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
-  const int columns = framed.width / Tile::kColumns, rows = framed.height / Tile::kHeight;
-  const int tile_row = blockIdx.x / columns;
-  const int framed_top = tile_row % rows * Tile::kHeight, framed_left = (blockIdx.x - tile_row * columns) * Tile::kColumns;
-  const int64_t image = tile_row / rows;
+  const TilePlace tile(framed.height / Tile::kHeight);
+  const int framed_top = tile.row * Tile::kHeight, framed_left = tile.column * Tile::kColumns;
   const int top = framed_top - kFrame, left = framed_left - kFrame;
-  T* target = near + ((image * framed.height + framed_top) * framed.width + framed_left) * WIDTH + 2 * lane();
+  T* target = near + ((tile.image * framed.height + framed_top) * framed.width + framed_left) * WIDTH + 2 * lane();
 
   const bool empty = top + Tile::kHeight <= 0 || top >= height || left + Tile::kColumns <= 0 || left >= width;
   const auto exists = [&](int row, int column) {
@@ -61,7 +58,7 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
   if (!empty) {
     for (int i = warp(); i < Tile::kHeight + 4; i += Tile::kWarps) {
       const int row = top - 2 + i;
-      const Line line{(image * height + row) * width * x.channels, left - 2, width, row >= 0 && row < height};
+      const Line line{(tile.image * height + row) * width * x.channels, left - 2, width, row >= 0 && row < height};
       load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * kStride, kStride, x, line, norm == Norm::kTanh);
     }
     __syncthreads();
@@ -70,21 +67,21 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
       __syncthreads();
     }
     // A warp has rows of its own, and a takes the place of u.
-    for (int first = warp() * Tile::kTiles * 16; first < Tile::kSeenRows; first += Tile::kWarps * Tile::kTiles * 16) {
-      float sums[Tile::kTiles][WIDTH / 8][4] = {};
+    for (int first = 16 * warp(); first < Tile::kSeenRows; first += 16 * Tile::kWarps) {
+      float sums[WIDTH / 8][4] = {};
       product(sums, Rows<T>{u, kStride}, first, w.a, 0, Tile::kHalf ? WIDTH : x.channels);
       __syncwarp();
 #pragma unroll
-      for (int m = 0; m < Tile::kTiles * 2; ++m) {
-        const int pixel = first + m / 2 * 16 + m % 2 * 8 + row();
+      for (int m = 0; m < 2; ++m) {
+        const int pixel = first + 8 * m + row();
         // A pixel outside is zeros already, but for the bias.
-        const float shown = exists(top - 2 + pixel / Tile::kSeenColumns, left - 2 + pixel % Tile::kSeenColumns);
+        const bool there = exists(top - 2 + pixel / Tile::kSeenColumns, left - 2 + pixel % Tile::kSeenColumns);
+        const Pair<T> shown = pair_if(there, pair_of<T>(1.0f, 1.0f));
 #pragma unroll
         for (int n = 0; n < WIDTH / 8; ++n) {
-          const float* sum = sums[m / 2][n] + m % 2 * 2;
           const Pair<T> bias = *w.near.at(26, 8 * n + column());
           store_pair(u + pixel * kStride + 8 * n + column(),
-                     multiply_add(bias, pair_of<T>(shown, shown), pair_of<T>(sum[0], sum[1])));
+                     multiply_add(bias, shown, pair_of<T>(sums[n][2 * m], sums[n][2 * m + 1])));
         }
       }
     }
@@ -128,23 +125,22 @@ struct FarTile {
 };
 
 // x + W_out (g * (W_mix far + b_mix)) + b_out, g = W_g norm(x) + b_g, far = dw7x7(near) + b with dilation 3.
-// Grid: for every tile of kHeight x kWidth pixels a block for each third of its rows.
+// Grid: a tile_grid, with a block for each third of a tile's rows.
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>::kBlocks)
     _dilated_gate_far_kernel(Map<T> x, const T* near, T* y, GateWeights<T> w, Norm norm, int height, int width, Framed framed) {
   assume_network(x.quads, norm);
   using Tile = FarTile<T, WIDTH>;
-  constexpr int kStride = Tile::kStride, kChunk = WIDTH == 64 ? 64 : 32;  // columns of the products at a time
+  constexpr int kStride = Tile::kStride, kChunk = 32;  // columns of the products at a time
   T* rows = shared_memory<T>();  // [kPixels][kStride], those of a warp one behind the other
-  const int across = (width + Tile::kWidth - 1) / Tile::kWidth, down = (height + Tile::kHeight - 1) / Tile::kHeight;
-  const int third = blockIdx.x / across, tile_row = third / kDilation;
-  const int left = (blockIdx.x - third * across) * Tile::kWidth, top = tile_row % down * Tile::kHeight + third % kDilation;
-  const int64_t image = tile_row / down;
+  const TilePlace tile((height + Tile::kHeight - 1) / Tile::kHeight * kDilation);
+  const int top = tile.row / kDilation * Tile::kHeight + tile.row % kDilation, left = tile.column * Tile::kWidth;
   const int depth = Tile::kHalf ? WIDTH : x.channels, first_row = warp() * Tile::kTiles * 16;
 
+#pragma unroll 1
   for (int first = 0; first < WIDTH; first += kGroup) {
     const int row = top + warp() / kDilation * Tile::kLines * kDilation, column = left + warp() % kDilation;
-    const T* seen = near + ((image * framed.height + row) * framed.width + column) * WIDTH + first + 2 * lane();
+    const T* seen = near + ((tile.image * framed.height + row) * framed.width + column) * WIDTH + first + 2 * lane();
     Pair<T> sums[Tile::kLines][Tile::kColumns];
     depthwise<T, 7, 0>(sums, w.far.at(0, first + 2 * lane()), [&](int i, int j) {
       const T* pixel = seen + i * static_cast<int64_t>(kDilation * framed.width * WIDTH);
@@ -189,7 +185,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
   // One of the warp's lines.
   const auto line = [&](int i) {
     const int row = top + (warp() / kDilation * Tile::kLines + i) * kDilation;
-    return Line{(image * height + row) * width * x.channels, left + warp() % kDilation, width, row < height};
+    return Line{(tile.image * height + row) * width * x.channels, left + warp() % kDilation, width, row < height};
   };
 
   multiplied(w.mix, 50, [&](int m, int n, Pair<T> mixed) { held[m][n] = mixed; });
@@ -221,11 +217,11 @@ void launch_dilated_gate(Device& device, Shape shape, const T* x, T* y, const Ga
   using Near = NearTile<T, WIDTH>;
   using Far = FarTile<T, WIDTH>;
   const int height = static_cast<int>(shape.height), width = static_cast<int>(shape.width), channels = shape.channels;
-  const auto rounded_up = [](int size, int unit) { return (size + unit - 1) / unit * unit; };
-  const int far_height = rounded_up(height, Far::kHeight), far_width = rounded_up(width, Far::kWidth);
-  const Framed framed{rounded_up(far_height + 2 * kFrame, Near::kHeight), rounded_up(far_width + 2 * kFrame, Near::kColumns)};
-  const int64_t framed_pixels = shape.batch * framed.height * framed.width;
-  if (shape.batch * shape.height * shape.width == 0) return;
+  const int rows = parts(height, Far::kHeight), columns = parts(width, Far::kWidth);
+  const int near_rows = parts(rows * Far::kHeight + 2 * kFrame, Near::kHeight);
+  const int near_columns = parts(columns * Far::kWidth + 2 * kFrame, Near::kColumns);
+  const Framed framed{near_rows * Near::kHeight, near_columns * Near::kColumns};
+  if (shape.batch * height * width == 0) return;
 
   Packer<T> packer(device, kName);
   const auto square = [&](const T* weight, int stride) { return packer.add(weight, channels, stride, channels, WIDTH, WIDTH); };
@@ -239,13 +235,12 @@ void launch_dilated_gate(Device& device, Shape shape, const T* x, T* y, const Ga
                    {w.dw7_weight, 49, 4, {{w.dw7_bias, 0}, {w.mix_bias, 0}, {w.in_bias + channels, 0}, {w.out_bias, 0}}}, 1,
                    channels)};
   packer.run();
-  auto* near = static_cast<T*>(device.allocate(framed_pixels * WIDTH * sizeof(T)));
+  auto* near = static_cast<T*>(device.allocate(shape.batch * framed.height * framed.width * WIDTH * sizeof(T)));
   const Map<T> map{x, channels, in_quads(x, channels) && in_quads(y, channels)};
-  launch(device, kName, _dilated_gate_near_kernel<T, WIDTH>, blocks_for(framed_pixels, Near::kHeight * Near::kColumns, kName),
+  launch(device, kName, _dilated_gate_near_kernel<T, WIDTH>, tile_grid(kName, shape.batch, near_rows, near_columns),
          Near::kThreads, Near::kShared, map, near, weights, norm, height, width, framed);
-  launch(device, kName, _dilated_gate_far_kernel<T, WIDTH>,
-         blocks_for(shape.batch * far_height * far_width, Far::kPixels, kName), Far::kThreads, Far::kShared, map, near, y,
-         weights, norm, height, width, framed);
+  launch(device, kName, _dilated_gate_far_kernel<T, WIDTH>, tile_grid(kName, shape.batch, rows * kDilation, columns),
+         Far::kThreads, Far::kShared, map, near, y, weights, norm, height, width, framed);
 }
 
 template <class T>

@@ -29,6 +29,7 @@ struct FfnTile {
   static constexpr int kSeen = kBordered ? (kHeight + 2) * kSeenColumns : kPixels;
   // A pair of warps takes some rows of the product with W_in at once, one the gates and one the values.
   static constexpr int kInTiles = kPixels == 128 ? 3 : 2, kInRows = 16 * kInTiles;
+  static constexpr int kInColumns = kPixels == 128 ? 16 : 32;  // at a time, lest registers spill
   static constexpr int kInRounds = (kSeen + kInRows * kWarps / 2 - 1) / (kInRows * kWarps / 2);
   static constexpr int kSeenRows = (kSeen + kInRows - 1) / kInRows * kInRows;
   // And some of the product with W_out, half of its columns each.
@@ -44,7 +45,7 @@ struct FfnTile {
 
   static constexpr int kScratch = kHidden + kPixelPitch + kPixels * kGatedStride;  // values, a multiple of 16 bytes
   static constexpr size_t kShared = (kSeenRows * kStride + kScratch) * sizeof(T);
-  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 240);
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 128 ? 240 : kHalf ? 128 : 168);
 };
 
 template <class T>
@@ -79,13 +80,16 @@ FfnWeights<T> pack_ffn(Device& device, Packer<T>& packer, const char* name, cons
 // Zeros into the hidden map: what a pixel sees where nothing is stored.
 template <class Tile, class T>
 __device__ __forceinline__ void clear_hidden(T* scratch) {
-  for (int i = threadIdx.x; i < Tile::kHidden * static_cast<int>(sizeof(T)) / 16; i += Tile::kThreads) {
-    reinterpret_cast<uint4*>(scratch)[i] = uint4{};
+  constexpr int kWords = Tile::kHidden * static_cast<int>(sizeof(T)) / 16;
+#pragma unroll
+  for (int i = 0; i < kWords; i += Tile::kThreads) {
+    if (i + static_cast<int>(threadIdx.x) < kWords) reinterpret_cast<uint4*>(scratch)[i + threadIdx.x] = uint4{};
   }
 }
 
 // Rows [kPixels] of u become W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in u + b_in) + b_dw. Before, they are the kSeen
-// normalized pixels of the tile, line by line; exists(y, x) says whether one of a bordered tile does, or is zero padding. The block's
+// normalized pixels of the tile, line by line; exists(y, x) says whether
+// one of a bordered tile does, or is zero padding, and lines below the tile do not. The block's
 // threads have to meet before the call, and after it.
 template <class Tile, class T, class Exists>
 __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<T>& w, const Exists& exists) {
@@ -104,7 +108,8 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
     int slot;
     if constexpr (Tile::kBordered) {
       const int y = pixel / Tile::kSeenColumns, x = pixel - y * Tile::kSeenColumns;
-      slot = pixel < Tile::kSeen && exists(y, x) ? y * Tile::kLinePitch + x * Tile::kPixelPitch : Tile::kHidden;
+      slot = y * Tile::kLinePitch + x * Tile::kPixelPitch;
+      slot = exists(y, x) ? slot : Tile::kHidden;
     } else {
       // Eight pixels are whole lines, and sixteen a patch of them, or part of one.
       const int y = (group * Tile::kInRows + row()) / Tile::kColumns, x = row() % Tile::kColumns;
@@ -122,16 +127,19 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
     for (int round = 0; round < Tile::kInRounds; ++round) {
       const int first = (round * Tile::kWarps / 2 + group) * Tile::kInRows;
       if (Tile::kBordered && first >= Tile::kSeen) break;
-      float sums[Tile::kInTiles][kSlice / 8][4] = {};
-      product(sums, Rows<T>{u, kStride}, first, in, e, Tile::kHalf ? Tile::kWidth : w.channels);
-      const Pair<T>* bias = taps + 10 * kPairs + (half * kSlice + column()) / 2;
 #pragma unroll
-      for (int n = 0; n < kSlice / 8; ++n) {
-        const Pair<T> added = bias[4 * n];
+      for (int c = 0; c < kSlice; c += Tile::kInColumns) {
+        float sums[Tile::kInTiles][Tile::kInColumns / 8][4] = {};
+        product(sums, Rows<T>{u, kStride}, first, in, e + c, Tile::kHalf ? Tile::kWidth : w.channels);
+        const Pair<T>* bias = taps + 10 * kPairs + (half * kSlice + c + column()) / 2;
 #pragma unroll
-        for (int m = 0; m < Tile::kInTiles * 2; ++m) {
-          const float* sum = sums[m / 2][n] + m % 2 * 2;
-          store_pair(hidden + slots[round][m / 2][m % 2] + 8 * n, sum_of(pair_of<T>(sum[0], sum[1]), added));
+        for (int n = 0; n < Tile::kInColumns / 8; ++n) {
+          const Pair<T> added = bias[4 * n];
+#pragma unroll
+          for (int m = 0; m < Tile::kInTiles * 2; ++m) {
+            const float* sum = sums[m / 2][n] + m % 2 * 2;
+            store_pair(hidden + slots[round][m / 2][m % 2] + c + 8 * n, sum_of(pair_of<T>(sum[0], sum[1]), added));
+          }
         }
       }
     }
@@ -171,50 +179,45 @@ __device__ __forceinline__ void feed_forward(T* u, T* scratch, const FfnWeights<
   for (int n = 0; n < Tile::kOutColumns; ++n) {
     const int c = half * Tile::kOutColumns * 8 + 8 * n + column();
     // Behind the last channel anything will do.
-    const float left = to_float(w.out_bias[min(c, w.channels - 1)]), right = to_float(w.out_bias[min(c + 1, w.channels - 1)]);
+    const Pair<T> bias = pair_of(w.out_bias[min(c, w.channels - 1)], w.out_bias[min(c + 1, w.channels - 1)]);
 #pragma unroll
     for (int m = 0; m < Tile::kOutTiles * 2; ++m) {
+      const float* sum = out[m / 2][n] + m % 2 * 2;
       T* target = u + ((group * Tile::kOutTiles + m / 2) * 16 + m % 2 * 8 + row()) * kStride + c;
-      store_pair(target, out[m / 2][n][m % 2 * 2] + left, out[m / 2][n][m % 2 * 2 + 1] + right);
+      store_pair(target, sum_of(pair_of<T>(sum[0], sum[1]), bias));
     }
   }
 }
 
-// x + W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw. `bound` is the side of the square outside of
-// which a pixel sees zeros; 0: it sees the whole map.
-// Grid: a block for every tile; of patches of 4 pixels it takes four.
+// What a pixel sees: the square around it on a grid, or the whole map. Outside there are zeros.
+struct Bound {
+  int height, width, mask;  // (mask & row) is where row lies in its square
+};
+
+// x + W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
+// Grid: a tile_grid; of patches of 4 pixels a block takes four neighbours.
 template <class T, int WIDTH, int PATCH>
 __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T, WIDTH, PATCH>::kBlocks)
-    _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, int bound, int height, int width, int patches) {
+    _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, Bound bound, int height, int width) {
   assume_network(x.quads, norm);
   using Tile = FfnTile<T, WIDTH, PATCH>;
   T* u = shared_memory<T>();  // [kSeenRows][kStride]
   T* scratch = u + Tile::kSeenRows * Tile::kStride;
-  const int rows = (height + Tile::kHeight - 1) / Tile::kHeight, columns = (width + Tile::kColumns - 1) / Tile::kColumns;
 
-  struct Corner {
-    int top, left;
-    int64_t image;
+  const TilePlace tile((height + Tile::kHeight - 1) / Tile::kHeight);
+  const int top = tile.row * Tile::kHeight, left = tile.column * Tile::kPatches * Tile::kColumns;
+  // A line of a patch of the tile, from a column of the patch on.
+  const auto line = [&](int patch, int row, int column) {
+    row += top;
+    return Line{(tile.image * height + row) * width * x.channels, left + patch * Tile::kColumns + column, width,
+                row >= 0 && row < height};
   };
-  // Where a patch of the block begins.
-  const auto corner = [&](int patch) {
-    const int index = blockIdx.x * Tile::kPatches + patch, line = index / columns;
-    return Corner{line % rows * Tile::kHeight, (index - line * columns) * Tile::kColumns, index < patches ? line / rows : -1};
-  };
-  const Corner first = corner(0);
-  // A line of a patch, from the column `left` of the patch on.
-  const auto line = [&](int patch, int row, int left) {
-    const Corner from = Tile::kPatches == 1 ? first : corner(patch);
-    row += from.top;
-    return Line{(from.image * height + row) * width * x.channels, from.left + left, width,
-                from.image >= 0 && row >= 0 && row < height};
-  };
-  // The square, or the map, from the border's corner.
-  const int top = (bound ? first.top / bound * bound : 0) - first.top + 1, bound_height = bound ? bound : height;
-  const int left = (bound ? first.left / bound * bound : 0) - first.left + 1, bound_width = bound ? bound : width;
+  // Where the square begins in the bordered tile, and how many lines of it are there.
+  const int bound_top = 1 - (top & bound.mask), bound_left = 1 - (left & bound.mask);
+  const int lines = min(bound.height, Tile::kHeight + 2 - bound_top);
   const auto exists = [&](int y, int x) {
-    return static_cast<unsigned>(y - top) < static_cast<unsigned>(bound_height) &&
-           static_cast<unsigned>(x - left) < static_cast<unsigned>(bound_width);
+    const bool column = static_cast<unsigned>(x - bound_left) < static_cast<unsigned>(bound.width);
+    return column & (static_cast<unsigned>(y - bound_top) < static_cast<unsigned>(lines));
   };
 
   constexpr int kBorder = Tile::kBordered;
@@ -237,18 +240,20 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
 }
 
 template <class T, int WIDTH, int PATCH>
-void launch_gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm, int bound) {
+void launch_gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm, int side) {
   constexpr const char* kName = "gated_ffn";
   using Tile = FfnTile<T, WIDTH, PATCH>;
-  const auto parts = [](int64_t whole, int size) { return (whole + size - 1) / size; };
-  const int64_t patches = shape.batch * parts(shape.height, Tile::kHeight) * parts(shape.width, Tile::kColumns);
-  if (!patches) return;
+  const int height = static_cast<int>(shape.height), width = static_cast<int>(shape.width);
+  const dim3 tiles = tile_grid(kName, shape.batch, parts(height, Tile::kHeight), parts(width, Tile::kPatches * Tile::kColumns));
+  if (!tiles.x || !tiles.y) return;
+  // The side of a patch is a power of two.
+  const Bound bound = side ? Bound{side, side, side - 1} : Bound{height, width, -1};
   Packer<T> packer(device, kName);
   const FfnWeights<T> weights = pack_ffn(device, packer, kName, parameters, shape.channels, WIDTH);
   packer.run();
-  launch(device, kName, _gated_ffn_kernel<T, WIDTH, PATCH>, (blocks_for(patches, 1, kName) + Tile::kPatches - 1) / Tile::kPatches, Tile::kThreads,
-         Tile::kShared, Map<T>{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)}, y, weights, norm,
-         bound, static_cast<int>(shape.height), static_cast<int>(shape.width), static_cast<int>(patches));
+  launch(device, kName, _gated_ffn_kernel<T, WIDTH, PATCH>, tiles, Tile::kThreads, Tile::kShared,
+         Map<T>{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)}, y, weights, norm, bound,
+         height, width);
 }
 
 template <class T>

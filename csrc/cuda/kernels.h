@@ -43,6 +43,13 @@ void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, in
 template <class T>
 void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
 
+// Of these two, outputs are 128 at most.
+template <class T>
+void image_head(Device&, Shape, const T* image, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<const T>&);
+
 // `layers` times attention and FFN; parameters are [layers][...]. patch is 8, and channels are 64 at most.
 void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
                        int layers, Norm, int patch);

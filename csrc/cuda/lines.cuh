@@ -1,11 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces of lines of a map between global memory and rows of channels in shared memory, by one warp: 16 lanes to a pixel,
-// every STEP-th pixel.
+// Tiles of maps, and pieces of their lines between global memory and rows of channels in shared memory: by one warp, 16
+// lanes to a pixel, every STEP-th pixel.
 #pragma once
 
 #include "pixels.cuh"
+#include "product.cuh"
 
 namespace ditn::cuda {
+
+// A block's tile: images follow each other along x of the grid, and in each the rows of tiles; columns of tiles along y.
+struct TilePlace {
+  int64_t image;
+  int row, column;
+  __device__ explicit TilePlace(int rows)
+      : image(blockIdx.x / rows), row(blockIdx.x - static_cast<int>(image) * rows), column(blockIdx.y) {}
+};
+
+inline int parts(int64_t whole, int size) { return static_cast<int>((whole + size - 1) / size); }
+
+inline dim3 tile_grid(const char* name, int64_t images, int rows, int columns) {
+  return dim3(blocks_for(images * rows, 1, name), columns);
+}
 
 // Pixels left, left + STEP, ... of a line. `first` is where the line's pixel 0 starts in the map.
 struct Line {
@@ -31,8 +46,9 @@ __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map
         if (map.quads) {
           quads[i] = fetch_quad(source);
         } else {
-          T* values = reinterpret_cast<T*>(&quads[i]);
+          T values[4] = {};
           for (int k = 0; k < 4 && c + k < map.channels; ++k) values[k] = source[k];
+          quads[i] = load_quad(values);
         }
       }
       source += 2 * STEP * map.channels;
@@ -52,16 +68,18 @@ __device__ __forceinline__ void store_line(const T* rows, int stride, T* y, cons
 #pragma unroll
   for (int c = lane() % 16 * 4; c < WIDTH; c += 64) {
     if (!line.exists || c >= channels) continue;
-    int64_t place = line.first + static_cast<int64_t>(left) * channels + c;
+    T* target = y + line.first;
+    const T* source = residual.data + line.first;
 #pragma unroll
-    for (int i = 0; i < COUNT / 2; ++i, place += 2 * STEP * channels) {
-      if (static_cast<unsigned>(left + 2 * i * STEP) >= static_cast<unsigned>(line.width)) continue;
-      const T* row = rows + (2 * i + half) * stride + c;
+    for (int i = 0; i < COUNT / 2; ++i) {
+      const int column = left + 2 * i * STEP, place = column * channels + c;
+      if (static_cast<unsigned>(column) >= static_cast<unsigned>(line.width)) continue;
+      const T* added = rows + (2 * i + half) * stride + c;
       if (residual.quads) {
-        write_quad(y + place, sum_of(load_quad(row), fetch_quad(residual.data + place)));
+        write_quad(target + place, sum_of(load_quad(added), fetch_quad(source + place)));
       } else {
         for (int k = 0; k < 4 && c + k < channels; ++k) {
-          y[place + k] = rounded<T>(to_float(row[k]) + to_float(residual.data[place + k]));
+          target[place + k] = rounded<T>(to_float(added[k]) + to_float(source[place + k]));
         }
       }
     }

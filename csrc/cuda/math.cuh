@@ -34,6 +34,9 @@ __device__ __forceinline__ Pair<T> pair_of(float first, float second) {
   }
 }
 
+__device__ __forceinline__ __half2 pair_of(__half first, __half second) { return __halves2half2(first, second); }
+__device__ __forceinline__ float2 pair_of(float first, float second) { return make_float2(first, second); }
+
 // x, or zeros. (The compiler would choose each half by itself.)
 __device__ __forceinline__ __half2 pair_if(bool kept, __half2 x) {
   const unsigned bits = kept ? reinterpret_cast<const unsigned&>(x) : 0;

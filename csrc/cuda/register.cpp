@@ -86,7 +86,7 @@ Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, T
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),  data<T>(dw_weight), data<T>(dw_bias),
+    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
                                  data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
     cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
                        static_cast<int>(patch_size));
@@ -123,6 +123,29 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
   return y;
 }
 
+Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(3);
+  Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
+  with_type(image, [&]<class T>(cuda::Device& device) {
+    cuda::image_head<T>(device, shape_of(image), data<T>(image), out<T>(y), data<T>(weight), data<T>(bias),
+                        static_cast<int>(outputs));
+  });
+  return y;
+}
+
+Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
+                  int64_t upscale) {
+  const int64_t outputs = up_weight.size(3);
+  Tensor y = torch::stable::new_empty(
+      x, {x.size(0), x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale)});
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const TailOf<const T> weights{data<T>(body_weight), data<T>(body_bias),       data<T>(up_weight),
+                                  data<T>(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
+    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), weights);
+  });
+  return y;
+}
+
 Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(1);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
@@ -148,6 +171,8 @@ STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
   m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
   m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
   m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
+  m.impl("image_head", TORCH_BOX(&image_head));
+  m.impl("image_tail", TORCH_BOX(&image_tail));
   m.impl("inner_patch_stage", TORCH_BOX(&inner_patch_stage));
   m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
   m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));

@@ -67,6 +67,7 @@ def _backward(
         Sample("patch 4", {"B": 1, "C": 32, "E": 64, "H": 12, "W": 20}, {"norm": "tanh", "patch_size": 4}),
         Sample("patch 16", {"B": 1, "C": 48, "E": 96, "H": 16, "W": 32}, {"norm": "layernorm", "patch_size": 16}),
         Sample("128 channels", {"B": 1, "C": 128, "E": 256, "H": 9, "W": 11}, {"norm": "tanh", "patch_size": 0}),
+        Sample("large patches", {"B": 1, "C": 100, "E": 20, "H": 16, "W": 32}, {"norm": "none", "patch_size": 16}),
         Sample("odd channels", {"B": 1, "C": 7, "E": 19, "H": 1, "W": 5}, {"norm": "layernorm", "patch_size": 0}),
         Sample("empty", {"B": 0, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],

@@ -61,6 +61,16 @@ def multiply_add(a, b, acc):
 
 
 @triton.jit
+def anew(x):
+    """The int32 x, but inside a loop the compiler does not know that it is the same in every round: addresses that
+    follow from it are computed where they are used, and not kept in registers over the loop."""
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def zeros_of_sum(rows: tl.constexpr, columns: tl.constexpr, dtype: tl.constexpr):
     """Zeros [rows, columns] to start a sum of loaded tiles with. If Triton knew them for a constant, it would take the
     change of layout that a following product needs from the sum to each of its terms."""

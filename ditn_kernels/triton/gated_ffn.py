@@ -14,11 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, gelu, multiply_add, normalize, rounded, zeros_of_sum
+from ditn_kernels.triton._math import anew, dot, gelu, multiply_add, normalize, rounded, zeros_of_sum
 
 CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128)}}
-# Where there are no patches, the map is cut into tiles of this many rows and columns.
-MAP_TILE = (8, 16)
 
 
 @triton.jit
@@ -121,24 +119,24 @@ def _gated_ffn_fwd_kernel(
     TILE_W: tl.constexpr,
     HALO: tl.constexpr,
     REGION: tl.constexpr,
+    PATCH: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """x + W_out (gelu(d[:E]) * d[E:]) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
 
     Grid: as many programs as the chip holds; each takes every so-manieth tile. A tile is a patch (HALO 0), or a
-    piece of the map that computes the hidden channels of a border of one pixel for itself (HALO 1).
+    piece of a patch or of the map that computes the hidden channels of a border of one pixel for itself (HALO 1).
     REGION is the number of pixels with that border, rounded up to a power of two.
     """
+    # Whether the addresses of a tile would take too many registers to be kept from one tile to the next.
+    IS_LARGE: tl.constexpr = REGION * C_PAD > 64 * 64
     channel = tl.arange(0, C_PAD)
     region = tl.arange(0, REGION)
     region_y = region // (TILE_W + 2 * HALO) - HALO
     region_x = region % (TILE_W + 2 * HALO) - HALO
     slot = (region_y + 1) * (TILE_W + 2) + region_x + 1
     stored = region_y < TILE_H + HALO
-    pixel = tl.arange(0, TILE_H * TILE_W)
-    pixel_y = pixel // TILE_W
-    pixel_x = pixel % TILE_W
     scratch_ptr += tl.program_id(0) * ((TILE_H + 2) * (TILE_W + 2) * 2 * SLICE)
     if HALO == 0:
         clear_border(scratch_ptr, SLICE, TILE_H, TILE_W)
@@ -148,10 +146,13 @@ def _gated_ffn_fwd_kernel(
         left = tile % columns * TILE_W
         image = tile // columns // rows
         corner = ((image.to(tl.int64) * H + top) * W + left) * C
+        width = anew(W) if IS_LARGE else W
         y = top + region_y
         x = left + region_x
         shown = stored & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-        offset = ((region_y * W + region_x) * C)[:, None] + channel[None, :]
+        if HALO and PATCH:
+            shown &= (y // PATCH == top // PATCH) & (x // PATCH == left // PATCH)
+        offset = ((region_y * width + region_x) * C)[:, None] + channel[None, :]
         u = tl.load(x_ptr + corner + offset, shown[:, None] & (channel < C)[None, :], 0.0)  # [REGION, C_PAD]
         u = normalize(u, channel, C, NORM)
         out = feed_forward(
@@ -174,7 +175,11 @@ def _gated_ffn_fwd_kernel(
             TILE_W,
             PRECISION,
         )
-        inside = ((top + pixel_y < H) & (left + pixel_x < W))[:, None] & (channel < C)[None, :]
+        pixel = tl.arange(0, TILE_H * TILE_W)
+        pixel = anew(pixel) if IS_LARGE else pixel
+        pixel_y = pixel // TILE_W
+        pixel_x = pixel % TILE_W
+        inside = ((pixel_y < H - top) & (pixel_x < W - left))[:, None] & (channel < C)[None, :]
         offset = ((pixel_y * W + pixel_x) * C)[:, None] + channel[None, :]
         residual = tl.load(x_ptr + corner + offset, inside, 0.0).to(tl.float32)
         tl.store(y_ptr + corner + offset, rounded(residual + out, y_ptr.dtype.element_ty), inside)
@@ -195,11 +200,11 @@ def forward(
     hidden = out_weight.shape[0]
     x = dense(x)
     y = torch.empty_like(x)
-    tile_height, tile_width = (patch_size, patch_size) if patch_size else MAP_TILE
-    halo = 0 if patch_size else 1
+    tile_height, tile_width, is_patch = _tile(padded(channels), x.element_size(), patch_size)
+    halo = 0 if is_patch else 1
     rows, columns = triton.cdiv(height, tile_height), triton.cdiv(width, tile_width)
     tiles = batch * rows * columns
-    plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
+    plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size if is_patch else 0)
     programs = plan.programs(tiles)
     scratch = x.new_empty(programs * (tile_height + 2) * (tile_width + 2) * 2 * plan.blocks["SLICE"])
     weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
@@ -223,6 +228,16 @@ def forward(
         TILE_W=tile_width,
         HALO=halo,
         REGION=triton.next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo)),
+        PATCH=patch_size,
         NORM=norm,
     )
     return y
+
+
+def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:
+    """Rows and columns of a tile for which there are registers, from the padded channels and the bytes of a value, and
+    whether it is a whole patch."""
+    is_wide = channels * size > 256
+    if 0 < patch_size**2 * channels <= (4096 if is_wide else 16384):
+        return patch_size, patch_size, True
+    return 4 if is_wide else 8, 32 // size, False

@@ -87,6 +87,19 @@ const char* gated_ffn(bool half, const Shape* shape, void** tensors, int64_t exp
   });
 }
 
+const char* image_head(bool half, const Shape* shape, void** tensors, int64_t outputs) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::image_head(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
+  });
+}
+
+const char* image_tail(bool half, const Shape* shape, void** tensors, int64_t outputs, int64_t upscale) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const TailOf<const T> weights{t[2], t[3], t[4], t[5], static_cast<int>(outputs), static_cast<int>(upscale)};
+    cuda::image_tail<T>(device, *shape, t[0], t[1], t[6], weights);
+  });
+}
+
 const char* dilated_gate(bool half, const Shape* shape, void** tensors, int64_t norm) {
   return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
     const GateOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
