@@ -3,9 +3,9 @@
 
     counts = count(capability=80)
 
-For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops around
-it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a hash of the
-sources.
+For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops
+around it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a
+hash of the sources.
 """
 
 from __future__ import annotations
@@ -56,10 +56,14 @@ _ON_MAP = {"norm": "tanh", "patch_size": 0}
 KERNELS = (
     Kernel("_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, (), _IN_PATCHES),
     # Lines of the patch, slices of 32 of 120 hidden channels, lines again.
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 0, (2, 4, 2), _IN_PATCHES),
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 0, (10 / 8, 4), _ON_MAP),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, (2, 4, 2), _IN_PATCHES),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, (10 / 8, 4), _ON_MAP),
+    # Lines of what a tile of 16 x 16 sees, and tiles of 16 pixels of them, by eight warps.
+    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 256, 57600, (20 / 8, 25 / 8), {"norm": "tanh"}),
+    # Lines of eight pixels, of which a warp has four.
+    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 192, 27648, (4, 4), {"norm": "tanh"}),
     # Layers, and in them the slices.
-    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 0, (4, 4), _IN_PATCHES),
+    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, (4, 4), _IN_PATCHES),
 )
 
 
@@ -81,6 +85,12 @@ def cubin(*flags: str, capability: int) -> Path:
     return path
 
 
+def version() -> str:
+    """nvcc's release."""
+    said = subprocess.run([str(NVCC), "--version"], check=True, capture_output=True, text=True).stdout
+    return said.rpartition(", V")[2].split()[0]
+
+
 def resources(path: Path) -> dict[str, tuple[int, int]]:
     """Registers and bytes of stack of every kernel in a cubin, by its mangled name."""
     found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", sass.cuobjdump("--dump-resource-usage", path))
@@ -88,8 +98,8 @@ def resources(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def count(capability: int) -> dict[Kernel, Count]:
-    """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not as
-    many as the kernel names."""
+    """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not
+    as many as the kernel names."""
     path = cubin(NETWORK, capability=capability)
     usage = resources(path)
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
@@ -108,7 +118,9 @@ def _counted(
     loops = sass.natural_loops(instructions)
     if len(loops) != len(kernel.trips):
         sizes = list(map(len, loops))
-        raise ValueError(f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named")
+        raise ValueError(
+            f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named"
+        )
     weights = {
         address: math.prod(trips for loop, trips in zip(loops, kernel.trips, strict=True) if address in loop)
         for address in instructions
