@@ -3,9 +3,9 @@
 
     counts = count(capability=80)
 
-For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops around
-it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a hash of the
-sources.
+For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops
+around it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a
+hash of the sources.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ KERNELS = (
     Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, (10 / 8, 1, 9, 1, 8)),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
-    # Layers; in them two tiles of the depth at a time of q, k, v and the result; then as gated_ffn.
-    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 0, (4, 2, 2, 2, 2, 4), _IN_PATCHES),
+    # Layers, and in them the slices.
+    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, (4, 4), _IN_PATCHES),
 )
 
 
@@ -90,6 +90,12 @@ def cubin(*flags: str, capability: int) -> Path:
     return path
 
 
+def version() -> str:
+    """nvcc's release."""
+    said = subprocess.run([str(NVCC), "--version"], check=True, capture_output=True, text=True).stdout
+    return said.rpartition(", V")[2].split()[0]
+
+
 def resources(path: Path) -> dict[str, tuple[int, int]]:
     """Registers and bytes of stack of every kernel in a cubin, by its mangled name."""
     found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", sass.cuobjdump("--dump-resource-usage", path))
@@ -97,8 +103,8 @@ def resources(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def count(capability: int) -> dict[Kernel, Count]:
-    """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not as
-    many as the kernel names."""
+    """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not
+    as many as the kernel names."""
     path = cubin(NETWORK, capability=capability)
     usage = resources(path)
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
@@ -117,7 +123,9 @@ def _counted(
     loops = sass.natural_loops(instructions)
     if len(loops) != len(kernel.trips):
         sizes = list(map(len, loops))
-        raise ValueError(f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named")
+        raise ValueError(
+            f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named"
+        )
     weights = {
         address: math.prod(trips for loop, trips in zip(loops, kernel.trips, strict=True) if address in loop)
         for address in instructions
