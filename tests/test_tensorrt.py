@@ -33,7 +33,7 @@ from tensorrt_host import (
     unpacked,
 )
 
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import NORMS, Sample
 
