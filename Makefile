@@ -43,10 +43,7 @@ gpu: gpu-test gpu-sanitize gpu-bench  ## on a GPU, with its own python: tests, s
 gpu-test:  ## on a GPU: every operator, maps beyond 2^31 elements, CUDA graphs, the official images
 	$(ON_GPU) -m pytest $(SEVERAL) tests/test_ops.py tests/test_dispatch.py tests/test_gpu.py
 
-gpu-docs-test: .venv/installed  ## every command of docs/deployment.md (also part of test-all)
-	$(BIN)/python -m pytest tests/test_docs.py
-
-sanitize:  ## on a GPU: every Triton kernel under compute-sanitizer, if that is installed
+gpu-sanitize:  ## on a GPU: every Triton kernel under compute-sanitizer, if that is installed
 	$(ON_GPU) -m benchmarks.sanitize
 
 gpu-bench:  ## on a GPU: DITN-Real x4 against eager and compiled PyTorch, inference and training
