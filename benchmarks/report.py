@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
+"""The numbers in README.md and docs/performance.md from `benchmarks/results/`, and the plots beside these.
 
-    python -m benchmarks.report [--check]
+    python -m benchmarks.report [--check] [--plots]
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
-`results/cpu-*.json` by `benchmarks.cpu`.
-A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
+`results/cpu-*.json` by `benchmarks.cpu`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
+`benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from benchmarks import performance, plots
 from ditn.recipe import load_recipe
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
+RESULTS = performance.RESULTS
 RECIPES, WEIGHTS = PROJECT / "recipes", PROJECT / "ditn" / "weights"
 
 
@@ -140,12 +142,23 @@ def _share(run: dict[str, Any]) -> str:
     return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
 
 
-BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
+# The blocks of each page.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
+    "docs/performance.md": {
+        "networks": performance.networks,
+        "claims": performance.claims,
+        "peers": performance.peers,
+        "stream": performance.stream,
+        "paper": performance.paper,
+        "roofline": performance.roofline,
+    },
+}
 
 
-def rewritten(text: str) -> str:
-    """The text with every block made anew. Raises ValueError for a block that is missing."""
-    for name, make in BLOCKS.items():
+def rewritten(text: str, page: str) -> str:
+    """The text of a page with every block made anew. Raises ValueError for a block that is missing."""
+    for name, make in PAGES[page].items():
         text, count = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
             lambda match, make=make: match[1] + make() + "\n" + match[2],  # type: ignore[misc]
@@ -153,23 +166,31 @@ def rewritten(text: str) -> str:
             flags=re.DOTALL,
         )
         if count != 1:
-            raise ValueError(f"README.md has {count} blocks named {name}, expected one")
+            raise ValueError(f"{page} has {count} blocks named {name}, expected one")
     return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if README.md does not say what the results say")
+    parser.add_argument("--check", action="store_true", help="fail if pages or plots do not say what the results say")
+    parser.add_argument("--plots", action="store_true", help="draw the plots anew; needs matplotlib")
     args = parser.parse_args(arguments)
-    readme = PROJECT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = rewritten(before)
-    if args.check and after != before:
-        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
-        return 1
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return 0
+    if args.plots:
+        plots.draw(RESULTS)
+    stale = [
+        f"{path.relative_to(PROJECT)} is not of these results; run `python -m benchmarks.report --plots`"
+        for path in plots.stale(RESULTS)
+    ]
+    for page in PAGES:
+        path = PROJECT / page
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, page)
+        if args.check and after != before:
+            stale.append(f"{page} differs from benchmarks/results or the operators; run `make format`")
+        elif after != before:
+            path.write_text(after, encoding="utf-8")
+    print(*stale, sep="\n", end="\n" * bool(stale), file=sys.stderr)
+    return int(args.check and bool(stale))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from ditn.accelerate import accelerate
 from ditn.checkpoint import CheckpointError, load, models, save
 from ditn.config import DITNConfig
+from ditn.export import export
+from ditn.formats import ExportError
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.upscale import Upscaler
 
@@ -15,8 +17,10 @@ __all__ = [
     "DITNConfig",
     "DITN_Real",
     "DITN_Tiny",
+    "ExportError",
     "Upscaler",
     "accelerate",
+    "export",
     "load",
     "models",
     "save",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ditn_kernels._op import NORMS, Op
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 _NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
 assert set(_NORM_CODES) == set(NORMS)
 
@@ -27,7 +27,7 @@ assert set(_NORM_CODES) == set(NORMS)
 @functools.cache
 def why_missing() -> str | None:
     """Load the library. None if it is there, else the reason why not."""
-    library = _FOLDER / "_C.so"
+    library = FOLDER / "_C.so"
     if not library.exists():
         return str(build_info().get("reason", "is not built: `setup.py` did not run when the package was installed"))
     try:
@@ -45,7 +45,7 @@ def why_no_cuda() -> str | None:
         return reason
     if torch.version.cuda is None:
         return "needs a PyTorch with CUDA, this one is a build without"
-    library = _FOLDER / "_C_cuda.so"
+    library = FOLDER / "_C_cuda.so"
     if not library.exists():
         return str(build_info().get("cuda", {}).get("reason", "is not built: `setup.py` did not find CUDA"))
     try:
@@ -69,7 +69,7 @@ def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
 @functools.cache
 def build_info() -> dict[str, Any]:
     """What `setup.py` says about the build; empty if it did not run."""
-    path = _FOLDER / "build_info.json"
+    path = FOLDER / "build_info.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content
 

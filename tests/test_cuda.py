@@ -17,7 +17,7 @@ from conftest import PROJECT
 from cuda_host import HostKernels
 
 from benchmarks import cases, cuda_code, sass
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 
@@ -49,7 +49,7 @@ def test_kernels_on_the_host(op: Op, sample: Sample, dtype: torch.dtype) -> None
 
 
 @needs_gcc
-@pytest.mark.parametrize("arch", [700, 750])
+@pytest.mark.parametrize("arch", [pytest.param(700, marks=pytest.mark.slow), 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
     check(HostKernels(arch), op, op.samples[0], torch.float16)

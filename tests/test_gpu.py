@@ -18,7 +18,7 @@ from test_model import small
 
 import ditn
 from benchmarks import cases, published
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture

@@ -22,10 +22,10 @@ LAYERS = [
     ["ditn.folding"],
     ["ditn.modules"],
     ["ditn.model"],
-    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs"],
-    ["ditn.trainer", "ditn.upscale", "ditn.accelerate"],
+    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs", "ditn.portable", "ditn.plugins"],
+    ["ditn.trainer", "ditn.upscale", "ditn.accelerate", "ditn.formats"],
     ["ditn.train_log"],
-    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate"],
+    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate", "ditn.export"],
     ["ditn.cli"],
     ["ditn.__main__"],
 ]

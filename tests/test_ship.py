@@ -28,7 +28,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("ditn/weights", "recipes", "benchmarks/results"):
         (project / folder).mkdir(parents=True)
     (project / "README.md").write_text("<!-- quality -->\n<!-- /quality -->\n")
-    monkeypatch.setattr(report, "BLOCKS", {"quality": report.quality})
+    monkeypatch.setattr(report, "PAGES", {"README.md": {"quality": report.quality}})
     for module in (ship, report):
         monkeypatch.setattr(module, "PROJECT", project)
         monkeypatch.setattr(module, "WEIGHTS", project / "ditn" / "weights")

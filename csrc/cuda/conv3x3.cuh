@@ -43,15 +43,24 @@ __device__ __forceinline__ Fragment load(const Windows<__half>& factor, int oute
 }
 #endif
 
+// Divides by a multiplication, exactly as long as the number times the divisor is below 2^20.
+struct Divisor {
+  int value;
+  unsigned reciprocal;
+  __host__ __device__ explicit Divisor(int value) : value(value), reciprocal(((1u << 20) + value - 1) / value) {}
+  __device__ int divide(int number) const { return static_cast<int>(number * reciprocal >> 20); }
+};
+
 // How results are stored: output c * upscale^2 + i * upscale + j of a pixel is channel c of the pixel (i, j) of the square
 // that takes its place.
 struct Shuffle {
   int upscale, channels;
-  bool quads;  // a line of such a square is a whole number of Quads, and so are places in y and the skip
+  Divisor square, line;  // pixels of a square; units of a line of it, which are Quads, or values
+  bool quads;            // so are places in y and in the skip
   // Where an output lies among those of a pixel, sorted by i, then j, then c.
   __device__ int place(int output) const {
-    const int square = upscale * upscale, c = output / square, i = output % square;
-    return i * channels + c;
+    const int c = square.divide(output);
+    return (output - c * square.value) * channels + c;
   }
 };
 
@@ -60,6 +69,7 @@ struct Shuffle {
 template <class T, int WIDTH>
 __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
     _conv3x3_kernel(Map<T> x, T* y, Weight<T> weight, const T* bias, const T* skip, Shuffle shuffle, int height, int width) {
+  assume_network(shuffle.quads && x.quads == (WIDTH > 16), Norm::kTanh);
   using Tile = ConvTile<T, WIDTH>;
   constexpr int kStride = Tile::kStride;
   T* seen = shared_memory<T>();  // [kHeight + 2][kSeenColumns][kStride]
@@ -77,6 +87,7 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
 
   constexpr int kColumns = 32;  // of a warp at a time
   const int first_line = warp() / 2 * 2;
+#pragma unroll 1
   for (int o = warp() % 2 * kColumns; o < weight.outputs; o += 2 * kColumns) {
     float sums[2][kColumns / 8][4] = {};
 #pragma unroll 1
@@ -108,17 +119,18 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
   __syncthreads();
 
   // A line of the tile becomes `upscale` lines, whose values lie one behind the other in y.
-  const int run = shuffle.upscale * shuffle.channels, unit = shuffle.quads ? 4 : 1;
-  const int count = min(width - left, kLineTile) * run / unit, per_pixel = run / unit;
-  const unsigned reciprocal = ((1 << 20) + per_pixel - 1) / per_pixel;  // exact for what is divided here
+  const int unit = shuffle.quads ? 4 : 1, run = shuffle.line.value * unit;
+  const int count = min(width - left, kLineTile) * shuffle.line.value;
+#pragma unroll 1
   for (int i = warp(); i < Tile::kHeight * shuffle.upscale; i += Tile::kWarps) {
     const int line = i / shuffle.upscale, part = i - line * shuffle.upscale;
     if (top + line >= height) break;
     const T* source = results + line * kLineTile * results_stride + part * run;
     const int64_t target = (((tile.image * height + top + line) * shuffle.upscale + part) * width + left) * run;
+#pragma unroll 1
     for (int q = lane(); q < count; q += 32) {
-      const int pixel = q * reciprocal >> 20;
-      const T* value = source + pixel * results_stride + (q - pixel * per_pixel) * unit;
+      const int pixel = shuffle.line.divide(q);
+      const T* value = source + pixel * results_stride + (q - pixel * shuffle.line.value) * unit;
       const int64_t place = target + q * unit;
       if (shuffle.quads) {
         const Quad<T> quad = load_quad(value);
@@ -155,7 +167,7 @@ void launch_conv3x3(Device& device, const char* name, Shape shape, const T* x, T
     const size_t shared = (Tile::kSeen + Tile::kHeight * kLineTile * (padded(outputs) + kSpare<T>)) * sizeof(T);
     launch(device, name, _conv3x3_kernel<T, kWidth>, tiles, Tile::kThreads, shared,
            Map<T>{x, shape.channels, in_quads(x, shape.channels)}, y, weight, bias, skip,
-           Shuffle{upscale, outputs / (upscale * upscale), quads}, static_cast<int>(shape.height), static_cast<int>(shape.width));
+           Shuffle{upscale, outputs / (upscale * upscale), Divisor(upscale * upscale), Divisor(quads ? run / 4 : run), quads}, static_cast<int>(shape.height), static_cast<int>(shape.width));
   };
   switch (conv_width(shape.channels)) {
     case 16:

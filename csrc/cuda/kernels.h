@@ -13,16 +13,18 @@
 
 namespace ditn::cuda {
 
-// Where the kernels are launched: the current device, on this stream.
+// Where the kernels are launched: the current device, on this stream. Or, without `launches`, where they are not: an operator
+// then asks for its memory, which it does not touch, and does nothing else.
 class Device {
  public:
-  explicit Device(cudaStream_t stream) : stream(stream) {}
+  explicit Device(cudaStream_t stream, bool launches = true) : stream(stream), launches(launches) {}
   Device(const Device&) = delete;
   virtual ~Device() = default;
   // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
   virtual void* allocate(size_t bytes) = 0;
 
   const cudaStream_t stream;
+  const bool launches;
 };
 
 // Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.

@@ -50,7 +50,7 @@ inline void check(cudaError_t error, const char* name) {
 template <class... Parameters, class... Arguments>
 void launch(const Device& device, const char* name, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
             size_t shared_bytes, const Arguments&... arguments) {
-  if (!blocks.x || !blocks.y || !blocks.z) return;
+  if (!device.launches || !blocks.x || !blocks.y || !blocks.z) return;
   const auto function = reinterpret_cast<const void*>(kernel);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
   cudaLaunchConfig_t config{};
