@@ -120,7 +120,7 @@ def open_reference(path: Path, run_node: RunNode | None = None) -> Callable[[Ten
 
     graph = onnx.load(path)
     names = {node.op_type for node in graph.graph.node if node.domain == DOMAIN}
-    evaluator = ReferenceEvaluator(graph, new_ops=[evaluator_of(name) for name in sorted(names)])
+    evaluator: Any = ReferenceEvaluator(graph, new_ops=[evaluator_of(name) for name in sorted(names)])
     return lambda image: torch.from_numpy(evaluator.run(None, {"image": image.numpy()})[0])
 
 
