@@ -107,9 +107,10 @@ def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: a
                     picture = samples(trainer, held_out)
                     sheet.save(picture, folder / "samples.png")
                     log.picture(trainer.step, picture)
-                bar.set_postfix_str(f"loss {loss:.4f}, held-out {psnr:.2f} dB")
+                said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
+                bar.set_postfix_str(said)
                 if bar.disable:
-                    print(f"step {trainer.step}: loss {loss:.5f}, held-out {psnr:.3f} dB", flush=True)
+                    print(f"step {trainer.step}: {said}", flush=True)
                 losses = []
             if last:
                 break

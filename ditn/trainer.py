@@ -100,7 +100,7 @@ class Trainer:
         """One step on this process's crops, uint8 [b, p, p, 3] and [b, sp, sp, 3]; the loss over all processes.
 
         A step whose loss or gradient is not finite leaves the weights alone and is counted in `bad_steps`; RuntimeError
-        after 5 in a row, which with float16 only follow from a scale that does not settle: 20 then.
+        after 5 in a row, or 20 with float16, whose scale has to settle first.
         """
         began = time.monotonic()
         for group in self.optimizer.param_groups:
@@ -136,7 +136,7 @@ class Trainer:
         self.bad_steps += 1
         if self.world.first:
             print(f"step {self.step}: loss {loss}, gradient norm {norm}: skipped", file=sys.stderr)
-        # float16 starts with a scale that overflows and is halved until it does not: 2^16 in at most 16 steps.
+        # float16 starts with a scale of 2^16, which may overflow and is halved until it does not: at most 16 steps.
         allowed = 20 if self.recipe.amp == "float16" else _MAX_BAD_STEPS
         if self.bad_steps == allowed:
             raise RuntimeError(f"{allowed} steps in a row were not finite; lower lr (now {self.recipe.lr})")

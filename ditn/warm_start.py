@@ -85,8 +85,9 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
     which `model` computes as much of what `source` did as it can.
 
     A layer that is not wholly the source's, for its norm is another or it stands deeper than the source ends, passes
-    its input on: its branches end in zeros. Where anything was not taken, the tail's last convolution becomes the one
-    that turns the features into `pairs` (low [B, C, H, W], high [B, C, sH, sW], in 0..1) with the least squared error.
+    its input on: its branches end in zeros. Unless this makes `model` the same function as `source`, the tail's last
+    convolution becomes the one that turns the features into `pairs` (low [B, C, H, W], high [B, C, sH, sW], in 0..1)
+    with the least squared error.
 
     Raises ValueError if the channels of images or stream differ, for then no layer fits.
     """
@@ -103,12 +104,18 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
         unused=tuple(key for key in theirs if key not in ours),
     )
     model.load_state_dict({key: theirs[key] for key in fits}, strict=False)
+    new: list[str] = []
     for number, ufone in enumerate(model.UFONE):
         for kind in ("ITLs", "SALs"):
             for index, layer in enumerate(getattr(cast(UFONE, ufone), kind)):
-                if any(f"UFONE.{number}.{kind}.{index}.{key}" not in fits for key in layer.state_dict()):
+                prefix = f"UFONE.{number}.{kind}.{index}."
+                found = [prefix + key in fits for key in layer.state_dict()]
+                if not all(found):
                     _pass_on(layer)
-    if taken.missing or taken.other_shape:
+                if not any(found):
+                    new.append(prefix)
+    same = all(key.startswith(tuple(new)) for key in taken.missing)
+    if taken.other_shape or taken.unused or not same:
         _fit_tail(model, pairs)
     return taken
 

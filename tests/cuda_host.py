@@ -48,6 +48,10 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "height", "width")] + [("channels", ctypes.c_int)]
 
 
+class _Launch(ctypes.Structure):
+    _fields_ = [("threads", ctypes.c_int64), ("shared_bytes", ctypes.c_int64)]
+
+
 @functools.cache
 def build(arch: int, *, sanitized: bool = False) -> Path:
     """The library for __CUDA_ARCH__ `arch`, kept in build/cuda_host until a source changes."""
@@ -70,6 +74,12 @@ class HostKernels:
     def __init__(self, arch: int, *, sanitized: bool = False, reverse: bool = False) -> None:
         self.library = ctypes.CDLL(str(build(arch, sanitized=sanitized)))
         self.library.reverse(reverse)
+
+    def launches(self) -> list[tuple[int, int]]:
+        """Threads and bytes of shared memory of each launch of the last call."""
+        found = ctypes.POINTER(_Launch)()
+        number = self.library.launches(ctypes.byref(found))
+        return [(found[i].threads, found[i].shared_bytes) for i in range(number)]
 
     def has(self, op: Op) -> bool:
         return hasattr(self.library, op.name)

@@ -23,7 +23,7 @@ import ditn
 from ditn import train
 from ditn.data import PairedImages, batches, list_images, to_pixels, to_tensor
 from ditn.metrics import psnr_y
-from ditn.recipe import Recipe
+from ditn.recipe import Recipe, load_recipe
 from ditn.resize import bicubic
 from ditn.train_log import Log
 from ditn.trainer import Trainer, pixel_loss
@@ -95,23 +95,38 @@ def test_continuing_equals_an_unbroken_run_bit_by_bit(pictures: Path, tmp_path: 
     assert _same(a, b)
 
 
-def test_sigterm_saves_and_stops(pictures: Path, tmp_path: Path) -> None:
-    arguments = ["--data", str(pictures), "--output", str(tmp_path), "--steps", "100000", "--report-every", "1", *SMALL]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_killed_run_goes_on_exactly(pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+    # Without decay a step does not depend on how many there will be, so the run can be ended anywhere.
+    flags = ("--decay", "0", "--save-every", "0", "--report-every", "1")
+    arguments = ["--data", str(pictures), "--output", str(tmp_path / "killed"), "--steps", "100000", *SMALL, *flags]
     process = subprocess.Popen(
         [sys.executable, "-m", "ditn", "train", *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(train.__file__).parents[1])},
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(Path(train.__file__).parents[1]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2:"):
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert 2 <= _checkpoint(tmp_path)["step"] < 100000
-    assert (tmp_path / "weights.safetensors").is_file()
+    assert process.returncode == (3 if number == signal.SIGTERM else -number)
+    assert (tmp_path / "killed" / "weights.safetensors").is_file() == (number == signal.SIGTERM)
+    step = _checkpoint(tmp_path / "killed")["step"]
+    assert 2 <= step < 100000
+    last = ("--steps", str(step + 2), *flags)
+    assert _run(pictures, tmp_path / "killed", *last, "--resume") == 0
+    assert _run(pictures, tmp_path / "whole", *last) == 0
+    states = [_checkpoint(tmp_path / name) for name in ("killed", "whole")]
+    assert all(state.pop("seconds") > 0 for state in states)
+    assert _same(*states)
 
 
 def test_log_forgets_what_was_not_saved(tmp_path: Path) -> None:
@@ -195,20 +210,42 @@ def test_the_same_network_is_taken_whole() -> None:
     assert _same(model.state_dict(), source.state_dict())
 
 
-def test_deeper_starts_where_the_source_is(pictures: Path, tmp_path: Path) -> None:
+def test_deeper_starts_where_the_source_is() -> None:
     source = _detailed(ditn.DITN_Tiny(2, itls=1, sals=1))
     model = ditn.DITN(2, itls=2, sals=1)
-    # Targets are the source's own output: new layers pass on, so the tail that is fitted can be the source's.
-    lows = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    taken = take_weights(model, source, [])
+    assert len(taken.fits) == len(source.state_dict())
+    assert all(key.startswith(("UFONE.0.ITLs.1.", "UFONE.1.", "UFONE.2.")) for key in taken.missing)
+    image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.double()(image), source.double()(image), rtol=0, atol=1e-12)
+
+
+def test_the_fitted_convolution_is_the_solution() -> None:
+    # Shallower than its source; the targets are made by another convolution behind the same features: that is found.
+    source, wanted = _detailed(ditn.DITN_Tiny(2, itls=2, sals=1)), _detailed(ditn.DITN_Tiny(2, itls=1, sals=1))
+    body = {key: value for key, value in source.state_dict().items() if not key.startswith("upsample.")}
+    wanted.load_state_dict({key: value for key, value in body.items() if ".ITLs.1." not in key}, strict=False)
+    model, lows = ditn.DITN_Tiny(2, itls=1, sals=1), torch.rand(24, 3, 16, 16)
+    with torch.no_grad():
+        taken = take_weights(model, source, [(lows, wanted(lows))])
+        assert all(".ITLs.1." in key for key in taken.unused)
+        expected = wanted(lows[:2])
+        # Exact but for the ridge, which is a millionth of the features' mean square.
+        assert (model(lows[:2]) - expected).abs().max() <= 1e-2 * expected.std()
+        before = source.state_dict()["upsample.0.weight"]
+        assert (model.state_dict()["upsample.0.weight"] - before).abs().max() > 0.1 * before.abs().max()
+
+
+def test_layers_behind_another_norm_pass_on() -> None:
+    source, model = _detailed(ditn.DITN_Real(2, itls=1, sals=1)), ditn.DITN_Tiny(2, itls=1, sals=1)
+    lows = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         taken = take_weights(model, source, [(lows, source(lows))])
-        assert len(taken.fits) == len(source.state_dict())
-        assert taken.missing
-        assert all(key.startswith(("UFONE.0.ITLs.1.", "UFONE.1.", "UFONE.2.")) for key in taken.missing)
-        expected = source.double()(lows[:2].double())
-        error = (model.double()(lows[:2].double()) - expected).abs().max()
-    # The solution is exact but for its ridge, which is 1e-6 of the features' mean square.
-    assert error <= 1e-2 * expected.std()
+        assert {key.split(".")[4] for key in taken.missing} == {"norm1", "norm2"}
+        assert {key.split(".")[4] for key in taken.unused} == {"conv1", "conv2"}
+        stream = torch.rand(1, 60, 16, 16)
+        assert torch.equal(model.UFONE[0](stream), stream)
 
 
 @pytest.mark.parametrize("scale", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -334,6 +371,15 @@ def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_pa
     assert _run(pictures, tmp_path, "--steps", "2", "--resume") == 0
     assert _checkpoint(tmp_path)["step"] == 2
     assert _checkpoint(tmp_path)["recipe"]["lr"] == 3e-4
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(train.__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_recipes_are_understood(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert path.stem == f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    assert recipe.init in ("", *ditn.models())
 
 
 def test_refuses(pictures: Path, tmp_path: Path) -> None:

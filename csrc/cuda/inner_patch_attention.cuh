@@ -53,7 +53,7 @@ struct AttentionTiles {
 };
 
 // sums[16 channels][PIXELS] = W^T u^T + b for a warp's channels.
-template <int AHEAD, int TILES, class T, class Factor>
+template <int TILES, class T, class Factor>
 __device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T, kLeft>& weight, const T* bias, const Factor& u,
                                         int depth) {
   const int upper = 16 * warp() + row(), lower = upper + 8;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T,
     sums[n][0] = sums[n][1] = first;
     sums[n][2] = sums[n][3] = second;
   }
-  product<AHEAD>(sums, weight, 16 * warp(), u, 0, depth);
+  product(sums, weight, 16 * warp(), u, 0, depth);
 }
 
 // rows[16 warp() + ...][column] = sums.
@@ -122,8 +122,8 @@ __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (
 
 // W_o (softmax(t qn kn^T) v) + b_o of a patch of BLOCKS times PIXELS pixels. load(block, u) fills u with the norm of a
 // block's pixels, put(block, rows) gets the result, [PIXELS][kPixelStride]; both by all threads. Grid of the caller: CHANNELS
-// / 16 warps. AHEAD as of product.
-template <int CHANNELS, int PIXELS, int BLOCKS, int AHEAD = 8, class T, class Load, class Put>
+// / 16 warps.
+template <int CHANNELS, int PIXELS, int BLOCKS, class T, class Load, class Put>
 __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int channels, T* memory, const Load& load,
                                        const Put& put) {
   using Tiles = AttentionTiles<T, CHANNELS, PIXELS>;
@@ -137,10 +137,10 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
     load(block, tiles.u);
     __syncthreads();
     float sums[PIXELS / 8][4];
-    project<AHEAD>(sums, weights.q, weights.qkv_bias, u, depth);
+    project(sums, weights.q, weights.qkv_bias, u, depth);
     add_squares(squares[0], sums);
     store_rows(tiles.q, Tiles::kWide, sums);
-    project<AHEAD>(sums, weights.k, weights.qkv_bias + channels, u, depth);
+    project(sums, weights.k, weights.qkv_bias + channels, u, depth);
     add_squares(squares[1], sums);
     store_rows(tiles.k, Tiles::kStride, sums);
     __syncthreads();
@@ -163,14 +163,14 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
       __syncthreads();
     }
     float sums[PIXELS / 8][4];
-    project<AHEAD>(sums, weights.v, weights.qkv_bias + 2 * channels, u, depth);
+    project(sums, weights.v, weights.qkv_bias + 2 * channels, u, depth);
     store_rows(tiles.k, Tiles::kStride, sums);
     __syncthreads();
     float attended[PIXELS / 8][4] = {};
     product(attended, q, 16 * warp(), Columns<T>{tiles.k, Tiles::kStride}, 0, depth);
     store_rows(tiles.u, Tiles::kStride, attended);
     __syncthreads();
-    project<AHEAD>(sums, weights.out, weights.out_bias, Columns<T>{tiles.u, Tiles::kStride}, depth);
+    project(sums, weights.out, weights.out_bias, Columns<T>{tiles.u, Tiles::kStride}, depth);
     T* result = tiles.k + column() * Tiles::kPixelStride + 16 * warp() + row();
 #pragma unroll
     for (int n = 0; n < PIXELS / 8; ++n) {

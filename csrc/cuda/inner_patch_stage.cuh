@@ -79,7 +79,7 @@ static_assert(Stream::kStride == StageFfn::kStride && Stream::kStride == StageAt
 
 // `layers` times x + attention(x), then x + ffn(x), in every patch of 8 by 8 pixels.
 // Grid: a block for every patch.
-__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 160))
+__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 200))
     _inner_patch_stage_kernel(Map<__half> x, __half* y, PackedAttention<__half> attention, FfnWeights<__half> ffn, int layers,
                               Norm norm, int columns) {
   const bool quads = x.quads;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 160))
   const Patch patch = patch_of_block(columns, x.channels, 8);
   Stream stream({x.data, x.channels, quads}, patch);
   for (int layer = 0; layer < layers; ++layer) {
-    attend<64, 64, 1, 2>(
+    attend<64, 64, 1>(
         attention.of_layer(layer), x.channels, rows, [&](int, __half* u) { stream.normalize(u, norm); },
         [&](int, const __half* result) { stream.add(result); });
     stream.normalize(rows, norm);

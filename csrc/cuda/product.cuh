@@ -139,14 +139,14 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const Fragment& a, uns
 #endif
 }
 
-// sums += a b^T for the 16 ROWS rows from a_outer on and the 8 TILES columns from b_outer on. AHEAD: how many tiles along the
-// depth stand in one piece of code, for whose factors the compiler takes registers.
-template <int AHEAD = 8, int ROWS, int TILES, class A, class B>
+// sums += a b^T for the 16 ROWS rows from a_outer on and the 8 TILES columns from b_outer on.
+template <int ROWS, int TILES, class A, class B>
 __device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& a, int a_outer, const B& b, int b_outer,
                                         int depth) {
   if constexpr (sizeof(typename A::Value) == sizeof(__half)) {
     static_assert(TILES % 2 == 0);
-#pragma unroll(AHEAD)
+    // More, and the compiler loads more weights in advance than there are registers.
+#pragma unroll 4
     for (int d = 0; d < depth; d += 16) {
       Fragment left[ROWS];
 #pragma unroll
@@ -181,9 +181,9 @@ __device__ __forceinline__ void product(float (&sums)[ROWS][TILES][4], const A& 
   }
 }
 
-template <int AHEAD = 8, int TILES, class A, class B>
+template <int TILES, class A, class B>
 __device__ __forceinline__ void product(float (&sums)[TILES][4], const A& a, int a_outer, const B& b, int b_outer, int depth) {
-  product<AHEAD>(reinterpret_cast<float(&)[1][TILES][4]>(sums), a, a_outer, b, b_outer, depth);
+  product(reinterpret_cast<float(&)[1][TILES][4]>(sums), a, a_outer, b, b_outer, depth);
 }
 
 }  // namespace ditn::cuda

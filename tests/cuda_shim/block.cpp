@@ -4,7 +4,6 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -23,6 +22,7 @@ alignas(256) unsigned char memory[kMostShared];  // what a kernel declares as it
 namespace shim {
 
 bool reversed = false;
+std::vector<Launch> launches;
 
 namespace {
 
@@ -140,6 +140,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   if (shared_bytes > kMostShared) throw std::runtime_error("no chip has so much shared memory");
   if (fibers.size() < block.x) fibers = std::vector<Fiber>(block.x);
   if (warps.size() < block.x / kWarp) warps.resize(block.x / kWarp);
+  launches.push_back({block.x, static_cast<int64_t>(shared_bytes)});
   work = &kernel;
   failure = nullptr;
   gridDim = grid;

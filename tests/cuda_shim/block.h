@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -34,6 +35,13 @@ void barrier();
 
 // Whether warps and lanes are run from the last to the first: what one order hides for want of a barrier, the other shows.
 extern bool reversed;
+
+struct Launch {
+  int64_t threads, shared_bytes;
+};
+
+// What was launched since this was cleared.
+extern std::vector<Launch> launches;
 
 // Throws std::runtime_error where lanes part before a collective instruction, or threads before a barrier.
 void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
