@@ -53,15 +53,20 @@ class Kernel:
 
 _IN_PATCHES = {"norm": "tanh", "patch_size": 8}
 _ON_MAP = {"norm": "tanh", "patch_size": 0}
+_GATE = {"norm": "tanh"}
 KERNELS = (
     Kernel("_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, (), _IN_PATCHES),
-    # Lines of the patch, slices of 32 of 120 hidden channels, lines again.
+    # Lines of the tile, slices of 32 of 120 hidden channels, lines again, of which there is one per warp on a map.
     Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, (2, 4, 2), _IN_PATCHES),
     Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, (10 / 8, 4), _ON_MAP),
-    # Lines of what a tile of 16 x 16 sees, and tiles of 16 pixels of them, by eight warps.
-    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 256, 57600, (20 / 8, 25 / 8), {"norm": "tanh"}),
-    # Lines of eight pixels, of which a warp has four.
-    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 192, 27648, (4, 4), {"norm": "tanh"}),
+    # Lines, tiles of 16 pixels. Blocks also take the frame: there are 2,232 for a map of 960x544.
+    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 234, 57600, (20 / 8, 25 / 8), _GATE),
+    # Lines in, lines out. 2,760 blocks, since 544 is no multiple of 24.
+    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, (4, 4), _GATE),
+    # Lines, 64 outputs by two warps, taps, lines of results, words of them.
+    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, (10 / 8, 1, 9, 1, 8)),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
     # Layers, and in them the slices.
     Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, (4, 4), _IN_PATCHES),
 )

@@ -26,8 +26,9 @@ class Support:
 
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
     the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
-    its compiler fails on them. `max_channels_of` restricts single dtypes further. On chips older than `first_before`
-    this backend comes before those that stand before it in the operator's table.
+    its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_outputs` the length of the
+    operator's last bias. On chips older than `first_before` this backend comes before those that stand before it in
+    the operator's table.
     """
 
     devices: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Support:
     min_capability_backward: tuple[int, int] | None = None
     failing_backward: tuple[int, ...] = ()
     max_channels_of: Mapping[torch.dtype, int] = field(default_factory=dict)
+    max_outputs: int | None = None
     first_before: tuple[int, int] | None = None
 
     def comes_first_on(self, capability: tuple[int, int]) -> bool:
@@ -69,6 +71,9 @@ class Support:
         most = self.max_channels_of.get(x.dtype, self.max_channels)
         if most is not None and x.shape[1] > most:
             reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
+        outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
+        if self.max_outputs is not None and outputs > self.max_outputs:
+            reasons.append(f"makes at most {self.max_outputs} outputs per pixel, asked for {outputs}")
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")
@@ -219,6 +224,9 @@ CUDA = Support(
     patch_sizes=(0, 4, 8, 16),
     first_before=(8, 0),
 )
+
+# Their results lie in shared memory, sorted for the pixel shuffle.
+CUDA_CONV = replace(CUDA, max_outputs=128)
 
 # A patch of float32, its queries and keys have to fit the 64 KiB of shared memory that Turing has.
 CUDA_ATTENTION = replace(CUDA, max_channels_of={torch.float32: 64})

@@ -14,7 +14,7 @@ from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._native import runs_on
-from ditn_kernels._op import Op, Support
+from ditn_kernels._op import Op, Sample, Support
 
 OP = ditn_kernels.tanh_affine
 
@@ -187,6 +187,15 @@ def test_explanations_read_well(install) -> None:
     text = str(explain(OP, *OP.inputs(OP.samples[0]).values()))
     assert "is not built" in text
     assert "runs this" in text
+
+
+def test_outputs_are_refused_with_a_reason() -> None:
+    op = REGISTRY["image_tail"]
+    args = op.inputs(Sample("x8", {"B": 1, "C": 4, "D": 192, "H": 1, "W": 1}, {"upscale": 8}))
+    assert Support(max_outputs=192).why_not(args, backward=False) == []
+    assert Support(max_outputs=128).why_not(args, backward=False) == [
+        "makes at most 128 outputs per pixel, asked for 192"
+    ]
 
 
 def test_chips_are_refused_with_a_reason() -> None:

@@ -9,17 +9,20 @@ namespace ditn::cuda {
 
 constexpr int kLineTile = 16;  // pixels of a line in a block's tile: a tile of the product
 
-// WIDTH: channels at most, 16, 64 or 128. Everything fits into Turing's 64 KiB for up to kMostOutputs outputs.
+constexpr int kMostOutputs = 128;
+
+// WIDTH: channels at most, 16, 64 or 128.
 template <class T, int WIDTH>
 struct ConvTile {
-  static constexpr int kBytes = WIDTH * static_cast<int>(sizeof(T));
-  static constexpr int kHeight = kBytes <= 128 ? 8 : kBytes == 256 ? 4 : 2;
+  static constexpr int kHeight = (sizeof(T) == sizeof(__half) ? 8 : 4) / (WIDTH == 128 ? 2 : 1);
   static constexpr int kWarps = kHeight, kThreads = 32 * kWarps;  // a pair of them takes two lines, half of the columns each
   static constexpr int kSeenColumns = kLineTile + 2, kStride = WIDTH + kSpare<T>;
   static constexpr int kSeen = (kHeight + 2) * kSeenColumns * kStride;
+  static constexpr size_t shared(int outputs) {
+    return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
+  }
+  static_assert(shared(kMostOutputs) <= kTuringShared);
 };
-
-constexpr int kMostOutputs = 128;
 
 // Lines of kLineTile pixels out of longer ones, as the factor a of a product.
 template <class T>
@@ -164,8 +167,7 @@ void launch_conv3x3(Device& device, const char* name, Shape shape, const T* x, T
     constexpr int kWidth = decltype(width)::value;
     using Tile = ConvTile<T, kWidth>;
     const dim3 tiles = tile_grid(name, shape.batch, parts(shape.height, Tile::kHeight), parts(shape.width, kLineTile));
-    const size_t shared = (Tile::kSeen + Tile::kHeight * kLineTile * (padded(outputs) + kSpare<T>)) * sizeof(T);
-    launch(device, name, _conv3x3_kernel<T, kWidth>, tiles, Tile::kThreads, shared,
+    launch(device, name, _conv3x3_kernel<T, kWidth>, tiles, Tile::kThreads, Tile::shared(outputs),
            Map<T>{x, shape.channels, in_quads(x, shape.channels)}, y, weight, bias, skip,
            Shuffle{upscale, outputs / (upscale * upscale), Divisor(upscale * upscale), Divisor(quads ? run / 4 : run), quads}, static_cast<int>(shape.height), static_cast<int>(shape.width));
   };

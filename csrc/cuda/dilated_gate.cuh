@@ -23,7 +23,7 @@ struct GateWeights {
   Taps<T> far;   // 7x7, its bias, and those of mix, g and out
 };
 
-// A block's piece of `near`. Turing's 64 KiB have room for what it sees.
+// A block's piece of `near`.
 template <class T, int WIDTH>
 struct NearTile {
   static constexpr bool kHalf = sizeof(T) == sizeof(__half);
@@ -34,6 +34,7 @@ struct NearTile {
   static constexpr int kLines = kHeight / 4, kRun = 8;  // results of a lane
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kSeenRows * kStride * sizeof(T);
+  static_assert(kShared <= kTuringShared);
   static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 128 : 200);
 };
 
@@ -121,6 +122,7 @@ struct FarTile {
   static constexpr int kHeight = 2 * kLines * kDilation, kWidth = kColumns * kDilation;  // of kDilation blocks
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kPixels * kStride * sizeof(T);
+  static_assert(kShared <= kTuringShared);
   static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 168 : 240);
 };
 

@@ -11,15 +11,15 @@ namespace ditn::cuda {
 constexpr int kSlice = kGroup / 2;  // channels of each half of the hidden map that are taken at a time
 
 // What a block of the FFN works on. WIDTH: channels of the stream at most, 64 or 128. PATCH 4 or 8: whole patches, 64
-// pixels of them. PATCH 0: a piece of something larger, which computes the hidden channels of a border of one pixel itself.
-// The sizes are such that everything fits into Turing's 64 KiB.
+// pixels of them if they fit. PATCH 0: a piece of something larger, which computes the hidden channels of a border of one
+// pixel for itself.
 template <class T, int WIDTH, int PATCH>
 struct FfnTile {
   static constexpr bool kHalf = sizeof(T) == sizeof(__half), kBordered = PATCH == 0;
   static constexpr int kWidth = WIDTH;
   static constexpr int kHeight = kBordered ? (kHalf ? 8 : 4) : PATCH;
   static constexpr int kColumns = kBordered ? (kHalf && WIDTH == 64 ? 16 : 8) : PATCH;
-  static constexpr int kPatches = PATCH == 4 ? 4 : 1;
+  static constexpr int kPatches = PATCH != 4 ? 1 : kHalf || WIDTH == 64 ? 4 : 2;
   static constexpr int kPatchPixels = kHeight * kColumns, kPixels = kPatches * kPatchPixels;
   static constexpr int kWarps = kPixels == 128 ? 8 : 4, kThreads = 32 * kWarps;
 
@@ -28,7 +28,7 @@ struct FfnTile {
   static constexpr int kSeenColumns = kColumns + 2 * kBordered;
   static constexpr int kSeen = kBordered ? (kHeight + 2) * kSeenColumns : kPixels;
   // A pair of warps takes some rows of the product with W_in at once, one the gates and one the values.
-  static constexpr int kInTiles = kPixels == 128 ? 3 : 2, kInRows = 16 * kInTiles;
+  static constexpr int kInTiles = kPixels == 128 ? 3 : kSeen == 32 ? 1 : 2, kInRows = 16 * kInTiles;
   static constexpr int kInColumns = kPixels == 128 ? 16 : 32;  // at a time, lest registers spill
   static constexpr int kInRounds = (kSeen + kInRows * kWarps / 2 - 1) / (kInRows * kWarps / 2);
   static constexpr int kSeenRows = (kSeen + kInRows - 1) / kInRows * kInRows;
@@ -45,6 +45,7 @@ struct FfnTile {
 
   static constexpr int kScratch = kHidden + kPixelPitch + kPixels * kGatedStride;  // values, a multiple of 16 bytes
   static constexpr size_t kShared = (kSeenRows * kStride + kScratch) * sizeof(T);
+  static_assert(kShared <= kTuringShared);
   static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 128 ? 240 : kHalf ? 128 : 168);
 };
 
@@ -195,7 +196,7 @@ struct Bound {
 };
 
 // x + W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
-// Grid: a tile_grid; of patches of 4 pixels a block takes four neighbours.
+// Grid: a tile_grid; of patches of 4 pixels a block takes several neighbours.
 template <class T, int WIDTH, int PATCH>
 __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T, WIDTH, PATCH>::kBlocks)
     _gated_ffn_kernel(Map<T> x, T* y, FfnWeights<T> w, Norm norm, Bound bound, int height, int width) {

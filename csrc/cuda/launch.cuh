@@ -24,6 +24,8 @@ __device__ __forceinline__ void assume_network([[maybe_unused]] bool quads, [[ma
 #endif
 }
 
+constexpr size_t kTuringShared = 64 << 10;  // bytes of a multiprocessor of sm_75, the least that there is
+
 // Blocks that a multiprocessor should hold at once: as many as its shared memory has room for, but no more than leave each
 // thread `registers`. For __launch_bounds__, where the compiler would otherwise choose a number of registers by itself.
 constexpr int blocks_at_once(size_t shared_bytes, int threads, int registers) {
@@ -34,7 +36,7 @@ constexpr int blocks_at_once(size_t shared_bytes, int threads, int registers) {
 #elif __CUDA_ARCH__ >= 800
   constexpr size_t kShared = 100 << 10;
 #else
-  constexpr size_t kShared = 65 << 10;  // 64 KiB, all of which a block may have
+  constexpr size_t kShared = kTuringShared + 1024;  // all of which a block may have
 #endif
   const int by_registers = (64 << 10) / (threads * registers), by_shared = static_cast<int>(kShared / (shared_bytes + 1024));
   const int blocks = by_registers < by_shared ? by_registers : by_shared;
