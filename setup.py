@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the compiled library `ditn_kernels/_C.so`; everything else is in pyproject.toml.
+"""Builds the compiled libraries `ditn_kernels/_C.so` and, for CUDA, `_C_cuda.so`; all else is in pyproject.toml.
 
-DITN_BUILD  auto (default): build, or say why not and install without; cpu: build, or fail; none: do not build.
+DITN_BUILD       auto (default): build, or say why not and install without; CUDA only for a torch that has it.
+                 cpu: build for the CPU, or fail; cuda: build both, or fail; none: build nothing.
+DITN_CUDA_ARCHS  what nvcc compiles for, such as "7.5;8.0+PTX"; by default whatever one of its releases runs on.
 
-The library uses LibTorch's stable ABI from 2.10 on and no Python: one file serves every Python and every newer torch,
+The libraries use LibTorch's stable ABI from 2.10 on and no Python: one file serves every Python and every newer torch,
 so the wheel is tagged py3-none-<platform>.
 """
 
@@ -12,9 +14,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +47,10 @@ FLAGS = [
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
 ]
+TORCH_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+# Newer chips of a generation run what was compiled for its first.
+CUDA_ARCHS = "7.5;8.0;9.0;10.0;12.0+PTX"
+CUDA_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 
 
 class BuildError(Exception):
@@ -52,46 +60,46 @@ class BuildError(Exception):
 class BuildLibrary(build_ext):
     def run(self) -> None:
         wanted = os.environ.get("DITN_BUILD", "auto")
-        if wanted not in ("auto", "cpu", "none"):
-            raise SystemExit(f"DITN_BUILD is {wanted!r}, must be auto, cpu or none")
+        if wanted not in ("auto", "cpu", "cuda", "none"):
+            raise SystemExit(f"DITN_BUILD is {wanted!r}, must be auto, cpu, cuda or none")
         folder = PROJECT if self.inplace else Path(self.build_lib)
-        folder = folder / "ditn_kernels"
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder / "ditn_kernels"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        info = self._attempt("_C.so", self._build, wanted, must=wanted in ("cpu", "cuda"))
+        info["cuda"] = self._attempt("_C_cuda.so", self._build_cuda, wanted, must=wanted == "cuda")
+        (self._folder / "build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+    def _attempt(
+        self, name: str, build: Callable[[Path, str], dict[str, object]], wanted: str, *, must: bool
+    ) -> dict[str, object]:
+        """What is to be known about a library, or the reason why there is none."""
+        library = self._folder / name
         try:
             if wanted == "none":
                 raise BuildError("is not built: DITN_BUILD was none")
-            info = self._build(folder / "_C.so")
+            return build(library, wanted)
         except BuildError as error:
-            if wanted == "cpu":
-                raise SystemExit(f"the compiled library {error}") from error
-            print(f"warning: the compiled library {error}; installing without it", file=sys.stderr)
-            (folder / "_C.so").unlink(missing_ok=True)
-            info = {"reason": str(error)}
-        (folder / "build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            if must:
+                raise SystemExit(f"the compiled library {name} {error}") from error
+            print(f"warning: the compiled library {name} {error}; installing without it", file=sys.stderr)
+            library.unlink(missing_ok=True)
+            return {"reason": str(error)}
 
-    def _build(self, library: Path) -> dict[str, object]:
-        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    def _build(self, library: Path, wanted: str) -> dict[str, object]:
         levels = LEVELS.get(platform.machine())
         if platform.system() != "Linux" or levels is None:
             raise BuildError(f"is not built: no kernels for {platform.system()} on {platform.machine()} yet")
-        if compiler is None:
-            raise BuildError("is not built: no C++ compiler (g++ or clang++) was found")
-        try:
-            import torch
-        except ImportError as error:
-            raise BuildError("is not built: torch must be installed first, with --no-build-isolation") from error
-        root = Path(torch.__file__).parent
-        target = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(root / "include")]
+        compiler, root = _compiler(), _torch()
+        target = [*TORCH_FLAGS, "-isystem", str(root / "include")]
         units = {"level": ("csrc/cpu/level.cpp", []), "register": ("csrc/register.cpp", target)}
         for name, flags in levels.items():
             for stem in ("kernels", "backward"):
                 units[f"{stem}-{name}"] = (f"csrc/cpu/{stem}.cpp", [f"-DDITN_LEVEL={name}", *flags])
-        objects = Path(self.build_temp)
-        objects.mkdir(parents=True, exist_ok=True)
 
         def compile_unit(name: str) -> str:
             source, flags = units[name]
-            output = str(objects / f"{name}.o")
+            output = str(Path(self.build_temp) / f"{name}.o")
             _run([compiler, *FLAGS, *flags, "-c", str(PROJECT / source), "-o", output])
             return output
 
@@ -100,12 +108,49 @@ class BuildLibrary(build_ext):
         partial = library.with_suffix(".partial")
         _run([compiler, "-shared", "-o", str(partial), *compiled, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"])
         os.replace(partial, library)
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        return {"levels": list(levels), "compiler": version.splitlines()[0], "torch": torch.__version__}
+        import torch
+
+        return {"levels": list(levels), "compiler": _version(compiler)[0], "torch": torch.__version__}
+
+    def _build_cuda(self, library: Path, wanted: str) -> dict[str, object]:
+        root, temporary = _torch(), Path(self.build_temp)
+        import torch
+
+        if wanted == "cpu":
+            raise BuildError("is not built: DITN_BUILD was cpu")
+        if wanted == "auto" and torch.version.cuda is None:
+            raise BuildError("is not built: this PyTorch is a build without CUDA (DITN_BUILD=cuda builds it anyway)")
+        nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+        if nvcc is None:
+            raise BuildError("is not built: nvcc was not found (environment variable CUDACXX, or PATH)")
+        asked = os.environ.get("DITN_CUDA_ARCHS") or CUDA_ARCHS
+        codes = [code for arch in asked.split(";") for code in _codes(arch)]
+        compile_to = [nvcc, "-ccbin", _compiler(), *CUDA_FLAGS, "-c", "-o"]
+        kernels, register = str(temporary / "cuda-kernels.o"), str(temporary / "cuda-register.o")
+        generate = ["--threads", "0", *(f"-gencode={code}" for code in codes)]
+        _run([*compile_to, kernels, *generate, f"-I{PROJECT / 'csrc/cuda'}", str(PROJECT / "csrc/cuda/kernels.cu")])
+        target = ["-DUSE_CUDA", *TORCH_FLAGS, "-isystem", str(root / "include")]
+        _run([*compile_to, register, *target, str(PROJECT / "csrc/cuda/register.cpp")])
+        libraries = root / "lib"
+        if not (libraries / "libtorch_cuda.so").exists():
+            # A torch without CUDA: another library stands in for the one that will be there where this one is loaded.
+            libraries = temporary / "stand-in"
+            libraries.mkdir(exist_ok=True)
+            source = libraries / "libtorch_cuda.cpp"
+            source.write_text('extern "C" void aoti_torch_get_current_cuda_stream() {}\n', encoding="utf-8")
+            stand_in = ["-shared", "-Wl,-soname,libtorch_cuda.so", "-o", str(libraries / "libtorch_cuda.so")]
+            _run([_compiler(), *stand_in, str(source)])
+        partial = library.with_suffix(".partial")
+        link = [nvcc, "-ccbin", _compiler(), "-shared", "-cudart", "static", "-o", str(partial), register, kernels]
+        names = ["-Xlinker", "--no-as-needed,-z,defs", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+        _run([*link, f"-L{libraries}", f"-L{root / 'lib'}", *names])
+        os.replace(partial, library)
+        return {"architectures": asked.split(";"), "compiler": _version(nvcc)[-2], "torch": torch.__version__}
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib) / "ditn_kernels"
-        return [str(path) for path in (folder / "_C.so", folder / "build_info.json") if path.exists()]
+        names = ("_C.so", "_C_cuda.so", "build_info.json")
+        return [str(folder / name) for name in names if (folder / name).exists()]
 
 
 class PlatformWheel(bdist_wheel):
@@ -113,6 +158,36 @@ class PlatformWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise BuildError("is not built: no C++ compiler (g++ or clang++) was found")
+    return compiler
+
+
+def _torch() -> Path:
+    """The folder of the torch that is installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise BuildError("is not built: torch must be installed first, with --no-build-isolation") from error
+    return Path(torch.__file__).parent
+
+
+def _codes(arch: str) -> list[str]:
+    """What nvcc's -gencode takes for "7.5" or "7.5+PTX"."""
+    found = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", arch)
+    if found is None:
+        raise SystemExit(f"DITN_CUDA_ARCHS holds {arch!r}, must be such as 7.5 or 7.5+PTX, separated by semicolons")
+    number = found[1] + found[2]
+    kinds = ["sm", "compute"] if found[3] else ["sm"]
+    return [f"arch=compute_{number},code={kind}_{number}" for kind in kinds]
+
+
+def _version(compiler: str) -> list[str]:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _run(command: list[str]) -> None:

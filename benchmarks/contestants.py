@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else one could run a DITN with on a CPU, each with its best settings: static shape, constant weights, latency.
+"""What one could run a network with, each with its best settings.
 
-A contestant is made of a network (the published formula, or the folded operators in plain PyTorch) and the input image,
-and is a function without arguments that returns the result.
+A contestant is made of a network and a task, and is a function of an image. A network is one of `benchmarks.peers`, or
+a DITN in one of three forms: the published formula, the folded operators in plain PyTorch, the fused operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,45 @@ from torch import Tensor, nn
 
 import ditn
 from benchmarks import published
-from ditn_kernels import use_backend
+from benchmarks.peers.layout import padded
+from ditn.portable import Portable
+from ditn_kernels import native_libraries, use_backend
 
-Call = Callable[[], Tensor]
+Call = Callable[[Tensor], Tensor]
+# Pixels of a piece that is large enough to tell memory layouts apart.
+_SAMPLE = 128
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model and what it is to do: `image` [B, 3, H, W] float32; `target`, of the result's shape, if it is to train.
-    `folder` is for files that contestants make of themselves."""
+    """What a network, which enlarges `scale` times and pads to multiples of `grid`, is to do with images [B, 3, H, W].
 
-    model: ditn.DITN
-    image: Tensor
+    One image may be optimised for; several are a stream, in which the next one may have any size. `target` has the
+    result's shape, if there is training to do. `folder` is for files that contestants make of themselves.
+    """
+
+    images: list[Tensor]
     target: Tensor | None
+    scale: int
+    grid: int
     threads: int
     folder: Path
+
+    @property
+    def stream(self) -> bool:
+        return len(self.images) > 1
+
+
+Runtime = Callable[[nn.Module, Task], Call]
+OfDITN = Callable[[ditn.DITN, Task], Call]
 
 
 class Published(nn.Module):
     """The published formula, layer by layer."""
 
-    def __init__(self, state: published.State) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        state = model.state_dict()
         self.names = list(state)
         self.tensors = nn.ParameterList(nn.Parameter(state[name].detach().clone()) for name in self.names)
 
@@ -48,118 +66,226 @@ class Published(nn.Module):
 
 def folded(model: ditn.DITN) -> ditn.DITN:
     """The operators' plain PyTorch definitions on folded weights, channels-last."""
-    network = ditn.DITN(config=model.config, fused=False).eval()
+    network = ditn.DITN(config=model.config, fused=False).to(model.sft.weight).eval()
     network.load_state_dict(model.state_dict())
     return network
 
 
 def eager(network: nn.Module, task: Task) -> Call:
-    network(task.image[..., :8, :8])  # loads oneDNN, which is no memory of the call
-    return lambda: network(task.image)
+    network(task.images[0][..., :8, :8])  # loads oneDNN, which is no memory of the call
+    return network
+
+
+def eager_in_best_layout(network: nn.Module, task: Task) -> Call:
+    sample = task.images[0][..., :_SAMPLE, :_SAMPLE]
+    seconds = {layout: _seconds(network, sample, layout) for layout in (torch.channels_last, torch.contiguous_format)}
+    best = min(seconds, key=seconds.__getitem__)
+    network.to(memory_format=best)  # type: ignore[call-overload]
+    return lambda image: network(image.contiguous(memory_format=best))
 
 
 def compiled(network: nn.Module, task: Task) -> Call:
-    call = torch.compile(network, fullgraph=True, options={"freezing": True})
-    call(task.image)
-    return lambda: call(task.image)
+    options: dict[str, Any] = {"freezing": True} if task.images[0].device.type == "cpu" else {}
+    call = torch.compile(network, fullgraph=True, dynamic=task.stream, options=options)
+    return _started(call, task)
+
+
+def tuned(network: nn.Module, task: Task) -> Call:
+    """Compiled with every choice measured, and replayed from a CUDA graph unless sizes change."""
+    mode = "max-autotune-no-cudagraphs" if task.stream else "max-autotune"
+    call = torch.compile(network, fullgraph=True, dynamic=task.stream, mode=mode)
+    # The next replay would overwrite the result.
+    return _started(call if task.stream else lambda image: call(image).clone(), task)
 
 
 def ahead_of_time(network: nn.Module, task: Task) -> Call:
-    program = torch.export.export(network, (task.image,))
+    example, sizes = _example(task)
+    program = torch.export.export(network, (example,), dynamic_shapes=sizes)
     package = torch._inductor.aoti_compile_and_package(
         program, package_path=str(task.folder / "network.pt2"), inductor_configs={"freezing": True}
     )
-    call = torch._inductor.aoti_load_package(package)
-    return lambda: call(task.image)
+    return _started(torch._inductor.aoti_load_package(package), task)
 
 
 def onnx_runtime(network: nn.Module, task: Task) -> Call:
+    return _on_grid(_in_onnx_runtime(_onnx(network, task), task), task)
+
+
+def _in_onnx_runtime(path: str, task: Task) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
-    path = _onnx(network, task)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: task.image.numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+    name = session.get_inputs()[0].name
+    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
 
 
-def openvino(precision: str) -> Callable[[nn.Module, Task], Call]:
-    def make(network: nn.Module, task: Task) -> Call:
-        import openvino
+def openvino(precision: str) -> Runtime:
+    return lambda network, task: _on_grid(_in_openvino(_onnx(network, task), task, precision), task)
 
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        settings |= {"INFERENCE_NUM_THREADS": task.threads}
-        request = openvino.Core().compile_model(_onnx(network, task), "CPU", settings).create_infer_request()
-        feed = [task.image.numpy()]
-        return lambda: torch.from_numpy(next(iter(request.infer(feed).values())))
+
+def _in_openvino(path: str, task: Task, precision: str = "f32") -> Call:
+    import openvino
+
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    settings |= {"INFERENCE_NUM_THREADS": task.threads}
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    return lambda image: torch.from_numpy(next(iter(request.infer([image.numpy()]).values())))
+
+
+def _in_inductor(path: str, task: Task) -> Call:
+    native_libraries()
+    return torch._inductor.aoti_load_package(path)
+
+
+def exported(format: str, suffix: str, start: Callable[[str, Task], Call]) -> OfDITN:
+    """The file of `ditn export`, whose sizes are free."""
+
+    def make(model: ditn.DITN, task: Task) -> Call:
+        path = task.folder / f"network{suffix}"
+        ditn.export(model, path, format=format, verify=False)
+        return start(str(path), task)
 
     return make
 
 
-def fused(dtype: torch.dtype) -> Callable[[Task], Call]:
-    def make(task: Task) -> Call:
-        model, image = task.model.to(dtype), task.image.to(dtype)
+def fused(backend: str, dtype: torch.dtype) -> OfDITN:
+    def make(model: ditn.DITN, task: Task) -> Call:
+        model.to(dtype)
 
-        def run() -> Tensor:
-            with use_backend("cpu"):
-                return model(image)  # type: ignore[no-any-return]
+        def run(image: Tensor) -> Tensor:
+            with use_backend(backend):
+                return model(image.to(dtype))  # type: ignore[no-any-return]
 
-        with use_backend("cpu"):
-            model(image[..., :8, :8])  # loads the library and folds the weights, which is no memory of a call
+        run(task.images[0][..., :8, :8])  # loads the library and folds the weights, which is no memory of a call
         return run
 
     return make
 
 
+def fused_graph(model: ditn.DITN, task: Task) -> Call:
+    """The launches recorded once per size."""
+    from ditn.graphs import Captured
+
+    return Captured(model)
+
+
 def training_step(network: nn.Module, task: Task) -> Call:
-    """Forward, backward and an update. Returns all gradients as one vector."""
+    """Forward, backward and an update that leaves the weights as they are. Returns all gradients as one vector."""
     network.train().requires_grad_()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
     target = task.target
     assert target is not None
 
-    def run() -> Tensor:
+    def run(image: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            (network(task.image) - target).square().mean().backward()
+            (network(image) - target).square().mean().backward()
         optimizer.step()
         return torch.cat([p.grad.flatten() for p in network.parameters()])  # type: ignore[union-attr]
 
     return run
 
 
-def _on_both(name: str, make: Callable[[nn.Module, Task], Call]) -> dict[str, Callable[[Task], Call]]:
-    return {
-        f"{name}, published": lambda task: make(Published(task.model.state_dict()).requires_grad_(False), task),
-        f"{name}, folded": lambda task: make(folded(task.model).requires_grad_(False), task),
-    }
+def _on_both(runtimes: Mapping[str, Runtime]) -> dict[str, OfDITN]:
+    found: dict[str, OfDITN] = {}
+    for name, make in runtimes.items():
+        found[f"{name}, published"] = lambda model, task, make=make: make(Published(model).requires_grad_(False), task)  # type: ignore[misc]
+        found[f"{name}, folded"] = lambda model, task, make=make: make(folded(model).requires_grad_(False), task)  # type: ignore[misc]
+    return found
 
 
-# In the order of the tables. The first is what ratios are quoted against.
-INFERENCE: dict[str, Callable[[Task], Call]] = {
-    **_on_both("PyTorch eager", eager),
-    **_on_both("torch.compile", compiled),
-    **_on_both("AOTInductor", ahead_of_time),
-    **_on_both("ONNX Runtime", onnx_runtime),
-    **_on_both("OpenVINO f32", openvino("f32")),
-    **_on_both("OpenVINO bf16", openvino("bf16")),
-    "fused float32": fused(torch.float32),
-    "fused bfloat16": fused(torch.bfloat16),
+_COMMON: dict[str, Runtime] = {
+    "torch.compile": compiled,
+    "AOTInductor": ahead_of_time,
+    "ONNX Runtime": onnx_runtime,
+    "OpenVINO f32": openvino("f32"),
+    "OpenVINO bf16": openvino("bf16"),
 }
-TRAINING: dict[str, Callable[[Task], Call]] = {
-    "PyTorch eager, published": lambda task: training_step(Published(task.model.state_dict()), task),
-    "PyTorch eager, folded": lambda task: training_step(folded(task.model), task),
-    "fused float32": lambda task: training_step(task.model, task),
+_GPU: dict[str, Runtime] = {"torch.compile": compiled, "torch.compile, max-autotune": tuned}
+# Of a peer, by device; a peer's eager form is its published one, and has a choice of layout.
+RUNTIMES: dict[str, dict[str, Runtime]] = {
+    "cpu": {"PyTorch eager": eager_in_best_layout, **_COMMON},
+    "cuda": {"PyTorch eager": eager_in_best_layout, **_GPU},
+}
+# Of a DITN, in the order of the tables. The first is what ratios are quoted against.
+INFERENCE: dict[str, dict[str, OfDITN]] = {
+    "cpu": {
+        **_on_both({"PyTorch eager": eager, **_COMMON}),
+        "fused float32": fused("cpu", torch.float32),
+        "fused bfloat16": fused("cpu", torch.bfloat16),
+    },
+    "cuda": {
+        **_on_both({"PyTorch eager": eager, **_GPU}),
+        "fused": fused("triton", torch.float16),
+        "fused, graph": fused_graph,
+    },
+}
+# What `ditn export` is compared with: the plain graph at one size, and its own graph at one size.
+DEPLOYMENT: dict[str, OfDITN] = {
+    "ONNX Runtime, published": INFERENCE["cpu"]["ONNX Runtime, published"],
+    "ONNX Runtime, exported": exported("onnx", ".onnx", _in_onnx_runtime),
+    "ONNX Runtime, exported, one size": lambda model, task: onnx_runtime(Portable(model), task),
+    "OpenVINO f32, published": INFERENCE["cpu"]["OpenVINO f32, published"],
+    "OpenVINO f32, exported": exported("onnx", ".onnx", _in_openvino),
+    "OpenVINO f32, exported, one size": lambda model, task: openvino("f32")(Portable(model), task),
+    "AOTInductor, published": INFERENCE["cpu"]["AOTInductor, published"],
+    "AOTInductor, exported": exported("aoti", ".pt2", _in_inductor),
+}
+TRAINING: dict[str, OfDITN] = {
+    "PyTorch eager, published": lambda model, task: training_step(Published(model), task),
+    "PyTorch eager, folded": lambda model, task: training_step(folded(model), task),
+    "fused float32": training_step,
 }
 
 
-def is_bfloat16(name: str) -> bool:
-    return "bf16" in name or "bfloat16" in name
+def dtype_of(name: str, device: str) -> torch.dtype:
+    """In which a contestant computes."""
+    if device == "cuda":
+        return torch.float16
+    return torch.bfloat16 if "bf16" in name or "bfloat16" in name else torch.float32
+
+
+def _seconds(network: nn.Module, image: Tensor, layout: torch.memory_format) -> float:
+    network.to(memory_format=layout)  # type: ignore[call-overload]
+    image = image.contiguous(memory_format=layout)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float(network(image)[0, 0, 0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _started(call: Call, task: Task) -> Call:
+    """For one size, whatever happens at the first call only has happened; in a stream it counts."""
+    if not task.stream:
+        call(task.images[0])
+    return _on_grid(call, task)
+
+
+def _on_grid(call: Call, task: Task) -> Call:
+    """For graphs of a stream, whose sizes are multiples of the network's grid: pad, call, crop."""
+
+    def run(image: Tensor) -> Tensor:
+        height, width = (task.scale * length for length in image.shape[2:])
+        return call(padded(image, task.grid))[:, :, :height, :width]
+
+    return run if task.stream else call
+
+
+def _example(task: Task) -> tuple[Tensor, Any]:
+    """The image to trace with, and its free sizes."""
+    if not task.stream:
+        return task.images[0], None
+    height, width = (task.grid * torch.export.Dim(name, min=2, max=512) for name in ("rows", "columns"))
+    return padded(task.images[0], task.grid), {"image": {2: height, 3: width}}
 
 
 def _onnx(network: nn.Module, task: Task) -> str:
     path = str(task.folder / "network.onnx")
+    example, sizes = _example(task)
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    torch.onnx.export(network, (task.image,), path, **options)
+    torch.onnx.export(network, (example,), path, dynamic_shapes=sizes, **options)
     return path

@@ -25,8 +25,8 @@ from torch import Tensor
 import ditn
 from benchmarks import cases, published
 from benchmarks import gpu_timing as gpu
-from benchmarks.compare import assert_as_good
 from benchmarks.model import MODELS
+from benchmarks.tolerance import assert_as_good
 from ditn.graphs import Captured
 from ditn_kernels import REGISTRY, explain
 

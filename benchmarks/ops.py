@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each operator on a GPU, by every backend that can run it: time, and the share of what the chip allows.
+"""Each operator, by every backend that can run it: time, and the share of what the chip allows.
 
     python -m benchmarks.ops [--sizes 320x180 960x540] [--dtypes float16] [--ops gated_ffn] [--compile]
+    python -m benchmarks.ops --device cpu --sizes 320x180
 
 A contestant is compared with float64 before it is timed: at most twice the error of plain PyTorch in its dtype. Times
-are of the GPU alone, with a cold second-level cache, medians and quartiles of interleaved rounds. The share is of a
-roof measured in the same run: the least bytes over the rate of a large copy, or the least multiply-adds over the rate
-of a large product of matrices, whichever takes longer. "layers" is a stage run operator by operator.
+are medians and quartiles of interleaved rounds; on a GPU of the GPU alone, with a cold second-level cache. The share is
+of a roof measured in the same run: the least bytes over the rate of a large copy, or the least multiply-adds over the
+rate of a large product of matrices (on a CPU, of multiply-adds in registers), whichever takes longer. "layers" is a
+stage run operator by operator. Written to `ops.json` in the GPU's folder of results, or to `results/ops-cpu.json`.
 """
 
 from __future__ import annotations
@@ -15,19 +17,25 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import cases
-from benchmarks import gpu_timing as gpu
-from benchmarks.compare import assert_as_good
-from ditn_kernels import REGISTRY, Op, explain
+from benchmarks import cases, cpu_timing, gpu_timing
+from benchmarks.tolerance import assert_as_good
+from ditn_kernels import REGISTRY, Op, _native, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
 
 Call = Callable[[], Any]
+RESULTS = Path(__file__).parent / "results"
+
+
+def timing(device: str) -> ModuleType:
+    return gpu_timing if device == "cuda" else cpu_timing
 
 
 def contestants(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tuple[str, Call]]:
@@ -35,8 +43,9 @@ def contestants(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[
     for backend in op.backends:
         if not reasons_against(op, backend, args):
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
-    if op.layers is not None and explain(op, *args.values(), backend="triton").chosen:
-        yield LAYERS, lambda: op.layers(*args.values(), backend="triton")  # type: ignore[misc]
+    kernels = "triton" if next(iter(args.values())).is_cuda else "cpu"
+    if op.layers is not None and explain(op, *args.values(), backend=kernels).chosen:
+        yield LAYERS, lambda: op.layers(*args.values(), backend=kernels)  # type: ignore[misc]
     if compiled:
         function = torch.compile(op.reference, mode="max-autotune-no-cudagraphs", dynamic=False)
         yield "torch.compile", lambda: function(*args.values())
@@ -50,9 +59,9 @@ def gradients(op: Op, args: Mapping[str, Any], grad: Tensor) -> Iterator[tuple[s
             yield backend, lambda backend=backend: overload(grad, *args.values(), backend=backend)  # type: ignore[misc]
 
 
-def check(op: Op, sample: Sample, dtype: torch.dtype, *, compiled: bool) -> None:
+def check(op: Op, sample: Sample, dtype: torch.dtype, device: str, *, compiled: bool) -> None:
     """Every contestant on the operator's own small sample. Raises SystemExit for one that is wrong."""
-    args = op.inputs(sample, dtype=dtype, device="cuda")
+    args = op.inputs(sample, dtype=dtype, device=device)
     wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in args.items()}
     exact, plain = op.reference(**wide), op.reference(**args)
     results = {name: (call(),) for name, call in contestants(op, args, compiled=compiled)}
@@ -73,20 +82,22 @@ def compare(op: Op, what: str, results: Any, exact: tuple[Tensor, ...], plain: A
             raise SystemExit(f"{error}; nothing timed") from error
 
 
-def roof_ms(op: Op, args: Mapping[str, Any], dtype: torch.dtype) -> float:
-    cost = op.cost(args)
-    return 1e3 * max(cost.bytes / gpu.copy_bytes_per_second(), cost.macs / gpu.matmul_macs_per_second(dtype))
+def roof_ms(op: Op, args: Mapping[str, Any], dtype: torch.dtype, device: str) -> float:
+    cost, clock = op.cost(args), timing(device)
+    return 1e3 * float(max(cost.bytes / clock.copy_bytes_per_second(), cost.macs / clock.matmul_macs_per_second(dtype)))
 
 
-def rows(op: Op, sample: Sample, dtype: torch.dtype, *, compiled: bool, rounds: int) -> Iterator[dict[str, Any]]:
-    args = cases.inputs(op, sample, dtype=dtype, device="cuda")
-    grad = torch.randn(op.output_shape(op.check(args), args), dtype=dtype, device="cuda")
+def rows(
+    op: Op, sample: Sample, dtype: torch.dtype, device: str, *, compiled: bool, rounds: int
+) -> Iterator[dict[str, Any]]:
+    args = cases.inputs(op, sample, dtype=dtype, device=device)
+    grad = torch.randn(op.output_shape(op.check(args), args), dtype=dtype, device=device)
     directions = {"forward": dict(contestants(op, args, compiled=compiled))}
     if op.backward is not None:
         directions["backward"] = dict(gradients(op, args, grad.contiguous(memory_format=torch.channels_last)))
     cost = op.cost(args)
     for direction, calls in directions.items():
-        for name, times in gpu.cold_milliseconds(calls, rounds).items():
+        for name, times in timing(device).cold_milliseconds(calls, rounds).items():
             row: dict[str, Any] = {
                 "operator": op.name,
                 "direction": direction,
@@ -94,11 +105,12 @@ def rows(op: Op, sample: Sample, dtype: torch.dtype, *, compiled: bool, rounds: 
                 "backend": name,
             }
             row |= {"size": f"{sample.axes['W']}x{sample.axes['H']}", "dtype": str(dtype).removeprefix("torch.")}
-            row |= gpu.summary(times)
+            row |= gpu_timing.summary(times)
             if direction == "forward":
                 seconds = 1e-3 * row["median_ms"]
                 row |= {"gb_per_s": cost.bytes / seconds / 1e9, "tflop_per_s": 2 * cost.macs / seconds / 1e12}
-                row["share_of_roof"] = roof_ms(op, args, dtype) / row["median_ms"]
+                row["macs_per_byte"] = cost.macs / cost.bytes
+                row["share_of_roof"] = roof_ms(op, args, dtype, device) / row["median_ms"]
             yield row
 
 
@@ -114,33 +126,43 @@ def line(row: Mapping[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = ["320x180", "480x270", "640x360", "960x540"]
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--threads", type=int, default=2, help="on a CPU (default %(default)s)")
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="WIDTHxHEIGHT", help="padded to multiples of 16")
-    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, help="default all; on a CPU float32")
     parser.add_argument("--ops", nargs="+", choices=REGISTRY, default=list(REGISTRY))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile(mode=max-autotune) of the definition, too"
     )
+    parser.add_argument("--json", type=Path, help="for a CPU's results (default benchmarks/results/ops-cpu.json)")
     args = parser.parse_args()
-    gpu.require_gpu()
+    if args.device == "cuda":
+        gpu_timing.require_gpu()
+        path = gpu_timing.results_folder() / "ops.json"
+    elif reason := _native.why_missing():
+        raise SystemExit(f"nothing to measure: the compiled library {reason}")
+    else:
+        torch.set_num_threads(args.threads)
+        path = args.json or RESULTS / "ops-cpu.json"
+    clock = timing(args.device)
+    dtypes = [cases.DTYPES[name] for name in args.dtypes or (cases.DTYPES if args.device == "cuda" else ["float32"])]
     found = []
     with torch.inference_mode():
         for op in (REGISTRY[name] for name in args.ops):
             for sample in cases.default_samples(op):
-                for dtype in (cases.DTYPES[name] for name in args.dtypes):
-                    check(op, sample, dtype, compiled=args.compile)
+                for dtype in dtypes:
+                    check(op, sample, dtype, args.device, compiled=args.compile)
                     for width, height in (map(int, size.split("x")) for size in args.sizes):
                         large = cases.enlarged(sample, -(-height // 16) * 16, -(-width // 16) * 16)
-                        for row in rows(op, large, dtype, compiled=args.compile, rounds=args.rounds):
+                        for row in rows(op, large, dtype, args.device, compiled=args.compile, rounds=args.rounds):
                             found.append(row)
                             print(".", end="", file=sys.stderr, flush=True)
-    dtypes = {cases.DTYPES[name] for name in args.dtypes}
-    roof: dict[str, Any] = {"copy_gb_per_s": gpu.copy_bytes_per_second() / 1e9}
-    roof["matmul_tflop_per_s"] = {str(dtype): 2 * gpu.matmul_macs_per_second(dtype) / 1e12 for dtype in dtypes}
-    content = {"machine": gpu.machine(), "cold_second_level_cache": True, "rounds": args.rounds, "roof": roof}
-    path = gpu.results_folder() / "ops.json"
+    roof: dict[str, Any] = {"copy_gb_per_s": clock.copy_bytes_per_second() / 1e9}
+    roof["matmul_tflop_per_s"] = {str(dtype): 2 * clock.matmul_macs_per_second(dtype) / 1e12 for dtype in dtypes}
+    content = {"machine": clock.machine(), "cold_second_level_cache": True, "rounds": args.rounds, "roof": roof}
     path.write_text(json.dumps(content | {"rows": found}, indent=1) + "\n", encoding="utf-8")
-    print("", *map(line, found), f"written to {path.relative_to(gpu.PROJECT)}", sep="\n")
+    print("", *map(line, found), f"written to {path}", sep="\n")
     return 0
 
 

@@ -1,41 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's numbers from `benchmarks/results/`, and its table of operators: rewritten, or with --check compared.
+"""The numbers in README.md and docs/performance.md from `benchmarks/results/`, and the plots beside these.
 
-    python -m benchmarks.report [--check]
+    python -m benchmarks.report [--check] [--plots]
 
-`results/evaluate-<model>.json` are written by `ditn evaluate --json`, `results/model-*.json` by `benchmarks.model`,
-`results/cpu-*.json` by `benchmarks.cpu`.
-A block between `<!-- NAME -->` and `<!-- /NAME -->` in README.md belongs to the function of that name here.
+`results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
+`results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from benchmarks import deploy, performance, plots
+from ditn.recipe import load_recipe
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
 PROJECT = Path(__file__).parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
+RESULTS = performance.RESULTS
+RECIPES, WEIGHTS = PROJECT / "recipes", PROJECT / "ditn" / "weights"
 
 
 def quality() -> str:
-    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation."""
+    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how the weights came about; of images
+    degraded as photographs are in a table of their own."""
     rows = [_load(path) for path in sorted(RESULTS.glob("evaluate-*.json"))]
-    names = list(rows[0]["datasets"])
-    lines = [f"| model | scale | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-    for row in sorted(rows, key=lambda row: (row["model"] == "bicubic", row["model"])):
-        means = [row["datasets"][name]["mean"] for name in names]
-        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" for mean in means]
-        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} |")
+    rows.sort(key=lambda row: (row["scale"], row["model"] == "bicubic", row["model"]))
+    photos = [row for row in rows if row["degradation"] == "photo"]
+    blocks = [_scores([row for row in rows if row not in photos])]
+    if photos:
+        blocks += ["The low-resolution images blurred, noisy and compressed (`--degradation photo`):", _scores(photos)]
+    return "\n\n".join(blocks)
+
+
+def _scores(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row["datasets"]))
+    lines = [f"| model | scale | {' | '.join(names)} | trained |", f"|---|---|{'---|' * len(names)}---|"]
+    for row in rows:
+        means = [row["datasets"].get(name, {}).get("mean") for name in names]
+        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" if mean else "" for mean in means]
+        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} | {_training(row['model'])} |")
     return "\n".join(lines)
+
+
+def _training(name: str) -> str:
+    """How weights came about, from their recipe, its log and the file's metadata."""
+    recipe_file = RECIPES / f"{name}.toml"
+    if not recipe_file.exists():
+        return ""
+    recipe = load_recipe(recipe_file)
+    with (RECIPES / f"{name}.log.csv").open(newline="") as file:
+        minutes = float(list(csv.DictReader(file))[-1]["seconds"]) / 60
+    with safe_open(WEIGHTS / f"{name}.safetensors", framework="pt") as weights:
+        hardware = weights.metadata().get("hardware", "CPU")
+    start = f"from {recipe.init}" if recipe.init else "from an interpolation" if recipe.interpolation_start else ""
+    what = f"{recipe.steps:,} steps of {recipe.batch} x {recipe.patch}x{recipe.patch}"
+    return f"{what} {start}, {minutes:.0f} min on {hardware}"
 
 
 def speed() -> str:
@@ -111,12 +142,49 @@ def _share(run: dict[str, Any]) -> str:
     return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
 
 
-BLOCKS = {"quality": quality, "speed": speed, "cpu": cpu, "support": support}
+def deployed() -> str:
+    """Files of `ditn export` in their runtimes: a table for each model, a column for each run."""
+    blocks = []
+    for path in sorted(RESULTS.glob("deploy-*.json")):
+        result = _load(path)
+        runs, about = result["runs"], result["machine"]
+        names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
+        heads = [f"{run['size']}, {run['threads']} thr." for run in runs]
+        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
+        lines += [f"| {name} | {' | '.join(_gain(run, name) for run in runs)} |" for name in names]
+        used = ", ".join(f"{name} {about[name]}" for name in ("torch", "onnxruntime", "openvino"))
+        blocks.append("\n".join([*lines, "", f"Measured on: {about['cpu']}, {used}, {about['date']}."]))
+    return "\n\n".join(blocks) or "Not measured yet."
 
 
-def rewritten(text: str) -> str:
-    """The text with every block made anew. Raises ValueError for a block that is missing."""
-    for name, make in BLOCKS.items():
+def _gain(run: dict[str, Any], name: str) -> str:
+    """Median, ratio to the plain graph in the same runtime, peak memory."""
+    row = _row(run, name)
+    if not row:
+        return ""
+    ratio = deploy.gain(row, run["rows"])
+    against = "" if ratio is None else f" ({ratio:.2f} x)"
+    return f"{row['median_s']:.3f} s{against}, {row['extra_bytes'] / 2**20:.0f} MiB"
+
+
+# The blocks of each page.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
+    "docs/performance.md": {
+        "networks": performance.networks,
+        "claims": performance.claims,
+        "peers": performance.peers,
+        "stream": performance.stream,
+        "paper": performance.paper,
+        "roofline": performance.roofline,
+    },
+    "docs/deployment.md": {"deployed": deployed},
+}
+
+
+def rewritten(text: str, page: str) -> str:
+    """The text of a page with every block made anew. Raises ValueError for a block that is missing."""
+    for name, make in PAGES[page].items():
         text, count = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
             lambda match, make=make: match[1] + make() + "\n" + match[2],  # type: ignore[misc]
@@ -124,23 +192,31 @@ def rewritten(text: str) -> str:
             flags=re.DOTALL,
         )
         if count != 1:
-            raise ValueError(f"README.md has {count} blocks named {name}, expected one")
+            raise ValueError(f"{page} has {count} blocks named {name}, expected one")
     return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if README.md does not say what the results say")
+    parser.add_argument("--check", action="store_true", help="fail if pages or plots do not say what the results say")
+    parser.add_argument("--plots", action="store_true", help="draw the plots anew; needs matplotlib")
     args = parser.parse_args(arguments)
-    readme = PROJECT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = rewritten(before)
-    if args.check and after != before:
-        print("README.md differs from benchmarks/results or the operators; run `make format`", file=sys.stderr)
-        return 1
-    if after != before:
-        readme.write_text(after, encoding="utf-8")
-    return 0
+    if args.plots:
+        plots.draw(RESULTS)
+    stale = [
+        f"{path.relative_to(PROJECT)} is not of these results; run `python -m benchmarks.report --plots`"
+        for path in plots.stale(RESULTS)
+    ]
+    for page in PAGES:
+        path = PROJECT / page
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, page)
+        if args.check and after != before:
+            stale.append(f"{page} differs from benchmarks/results or the operators; run `make format`")
+        elif after != before:
+            path.write_text(after, encoding="utf-8")
+    print(*stale, sep="\n", end="\n" * bool(stale), file=sys.stderr)
+    return int(args.check and bool(stale))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Triton kernels take of a chip: compiled for it and counted, without a GPU.
+"""What the kernels for GPUs take of a chip: compiled for it and counted, without a GPU.
 
     python -m benchmarks.resources [--json benchmarks/results/resources.json]
+    python -m benchmarks.resources --backend cuda [--json benchmarks/results/resources-cuda.json]
 
-Every launch of every operator, forward and backward, for DITN-Real x4's layers on a map of 960 x 544: registers per
-thread, bytes of shared memory, bytes of stack (spilled registers), resident warps per multiprocessor, and, per 64
-pixels, warp-instructions and tensor-core multiply-adds. From the last two come the estimated cycles, a launch's
-max(instructions / 2.5, multiply-adds / the chip's rate / 0.7), which are added up over an operator.
+Triton's by default: every launch of every operator, forward and backward; of CUDA C++ those that cuda_code.py lists.
+For DITN-Real x4's layers on a map of 960 x 544: registers per thread, bytes of shared memory, bytes of stack (spilled
+registers), resident warps per multiprocessor, and, per 64 pixels, warp-instructions and tensor-core multiply-adds. From
+the last two come the estimated cycles, a launch's max(instructions / 2.5, multiply-adds / the chip's rate / 0.7), which
+are added up over an operator.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks import cases, sass
+from benchmarks import cases, cuda_code, sass
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted
@@ -53,11 +55,6 @@ class Case:
     sample: Sample
     dtype: torch.dtype
     capability: int
-
-    @property
-    def title(self) -> str:
-        options = ", ".join(f"{name} {value}" for name, value in self.sample.options.items())
-        return f"{self.op} {'backward' if self.backward else 'forward'} ({options})"
 
 
 def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: str) -> Iterator[Case]:
@@ -97,8 +94,55 @@ def row(count: sass.Count, case: Case) -> dict[str, Any]:
     }
 
 
+def cuda_results(capabilities: list[int]) -> Iterator[dict[str, Any]]:
+    """The same of the CUDA kernels, of which there are float16's only."""
+    for capability in capabilities:
+        found = cuda_code.count(capability)
+        for title, kernels in itertools.groupby(found, key=lambda kernel: (kernel.operator, dict(kernel.options))):
+            rows = []
+            for kernel in kernels:
+                (sample,) = [one for one in REGISTRY[kernel.operator].samples if dict(one.options) == title[1]][:1]
+                case = Case(kernel.operator, False, cases.enlarged(sample, 1, kernel.pixels), torch.float16, capability)
+                rows.append(row(found[kernel], case))
+            yield result_of(case, rows)
+
+
+def result_of(case: Case, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "operator": case.op,
+        "backward": case.backward,
+        "sample": case.sample.name,
+        "options": dict(case.sample.options),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "capability": case.capability,
+        "cycles": sum(one["cycles"] for one in rows),
+        "launches": rows,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>13}{:>11}{:>8}"
+    options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
+    direction = "backward" if result["backward"] else "forward"
+    print(
+        f"\n{result['operator']} {direction} ({options}), {result['dtype']}, sm_{result['capability']}: "
+        f"{result['cycles']} cycles per 64 pixels"
+    )
+    print(columns.format(*_COLUMNS.values()))
+    for one in result["launches"]:
+        print(columns.format(*("?" if one[name] is None else one[name] for name in _COLUMNS)))
+
+
+def triton_results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    chosen = list(all_cases([cases.DTYPES[n] for n in args.dtypes], args.capabilities, samples=args.samples))
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for case, found in zip(chosen, pool.map(counts, chosen), strict=True):
+            yield result_of(case, [row(one, case) for one in found])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("triton", "cuda"), default="triton")
     parser.add_argument("--capabilities", nargs="+", type=int, choices=sass.CHIPS, default=[80, 90], metavar="CC")
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float16"])
     parser.add_argument(
@@ -113,27 +157,14 @@ def main() -> int:
     args = parser.parse_args()
     if interpreted():
         raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
-    chosen = list(all_cases([cases.DTYPES[n] for n in args.dtypes], args.capabilities, samples=args.samples))
     results = []
-    columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>13}{:>11}{:>8}"
-    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        for case, found in zip(chosen, pool.map(counts, chosen), strict=True):
-            rows = [row(one, case) for one in found]
-            total = sum(one["cycles"] for one in rows)
-            dtype = str(case.dtype).removeprefix("torch.")
-            results.append(
-                {"operator": case.op, "backward": case.backward, "sample": case.sample.name}
-                | {"options": dict(case.sample.options)}
-                | {"dtype": dtype, "capability": case.capability, "cycles": total, "launches": rows}
-            )
-            if args.quiet:
-                continue
-            print(f"\n{case.title}, {dtype}, sm_{case.capability}: {total} cycles per 64 pixels")
-            print(columns.format(*_COLUMNS.values()))
-            for one in rows:
-                print(columns.format(*("?" if one[name] is None else one[name] for name in _COLUMNS)))
+    for result in cuda_results(args.capabilities) if args.backend == "cuda" else triton_results(args):
+        results.append(result)
+        if not args.quiet:
+            show(result)
     if args.json:
-        facts = {"triton": triton.__version__, "date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}
+        compiler = {"triton": triton.__version__} if args.backend == "triton" else {"nvcc": cuda_code.version()}
+        facts = compiler | {"date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}
         args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n", encoding="utf-8")
     return 0
 

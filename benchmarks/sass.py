@@ -153,10 +153,7 @@ def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Coun
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, code = (
-            subprocess.run([_CUOBJDUMP, option, file.name], check=True, capture_output=True, text=True).stdout
-            for option in ("--dump-resource-usage", "-sass")
-        )
+        usage, code = (cuobjdump(option, Path(file.name)) for option in ("--dump-resource-usage", "-sass"))
     resources = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if resources is None:
         raise ValueError(f"{launch.name}: cuobjdump says nothing about registers: {usage[:200]!r}")
@@ -177,6 +174,11 @@ def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Coun
         has_dot="PRECISION" in launch.constants,
         tensor_instructions=tuple(sorted(set(tensor.values()))),
     )
+
+
+def cuobjdump(option: str, cubin: Path) -> str:
+    """What the program of that name, of Triton's wheel, says about a cubin."""
+    return subprocess.run([_CUOBJDUMP, option, cubin], check=True, capture_output=True, text=True).stdout
 
 
 def parse(code: str) -> dict[int, tuple[str, str]]:

@@ -13,7 +13,7 @@ import triton
 
 from benchmarks import cases
 from benchmarks import gpu_timing as gpu
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from benchmarks.tuning import Task, short, tasks
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels.triton._config import Config, Row

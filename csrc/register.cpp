@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "pages.h"
 
 namespace {
 
@@ -19,7 +20,6 @@ using torch::stable::Tensor;
 using namespace ditn;
 
 using torch::headeronly::ScalarType;
-using torch::stable::empty_like;
 
 template <class T = float>
 const T* data(const Tensor& t) {
@@ -30,6 +30,14 @@ template <class T = float>
 T* out(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
+
+// A new tensor for a result; the kernels write all of it.
+Tensor result(Tensor t) {
+  prefer_huge_pages(t.mutable_data_ptr(), static_cast<size_t>(t.numel()) * t.element_size());
+  return t;
+}
+
+Tensor new_like(const Tensor& x) { return result(torch::stable::empty_like(x)); }
 
 // The part of a stacked weight that belongs to one layer.
 const float* data(const Tensor& t, int64_t layer) { return data(t) + layer * (t.numel() / t.size(0)); }
@@ -86,7 +94,7 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
                          Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
   widen(qkv_weight, qkv_bias, temperature, attn_out_weight, attn_out_bias, in_weight, in_bias, dw_weight, dw_bias,
         ffn_out_weight, ffn_out_bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   std::vector<Attention> attentions;
   std::vector<Ffn> ffns;
   const int64_t layers = qkv_weight.size(0);
@@ -106,7 +114,7 @@ Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor te
 Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
                              Tensor out_bias, int64_t norm, int64_t patch_size) {
   widen(qkv_weight, qkv_bias, temperature, out_weight, out_bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   const Attention attention{data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
     kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), &attention, nullptr, 1, static_cast<Norm>(norm),
@@ -118,7 +126,7 @@ Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tenso
 Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
                  Tensor out_bias, int64_t norm, int64_t patch_size) {
   widen(in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   const Ffn ffn{data(in_weight), data(in_bias), data(dw_weight), data(dw_bias), data(out_weight), data(out_bias),
                 static_cast<int>(out_weight.size(0))};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
@@ -138,7 +146,7 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
                      Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm) {
   widen(gate_in_weight, gate_in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, gate_out_weight,
         gate_out_bias, in_weight, in_bias, dw_weight, dw_bias, ffn_out_weight, ffn_out_bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   std::vector<Gate> gates;
   std::vector<Ffn> ffns;
   const int64_t layers = in_weight.size(0);
@@ -159,7 +167,7 @@ Tensor spatial_stage(Tensor x, Tensor gate_in_weight, Tensor gate_in_bias, Tenso
 Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
                     Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
   widen(in_weight, in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   const Gate gate{data(in_weight),  data(in_bias),    data(dw5_weight), data(dw5_bias),   data(dw7_weight),
                   data(dw7_bias),   data(mix_weight), data(mix_bias),   data(out_weight), data(out_bias)};
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
@@ -170,7 +178,7 @@ Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weigh
 
 // A new map [B, H, W, channels] of the kind of x.
 Tensor map_like(const Tensor& x, int64_t height, int64_t width, int64_t channels) {
-  return torch::stable::new_empty(x, {x.size(0), height, width, channels});
+  return result(torch::stable::new_empty(x, {x.size(0), height, width, channels}));
 }
 
 Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
@@ -209,7 +217,7 @@ Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
 
 Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
   widen(weight, bias);
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
     kernels.layer_norm2d(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), static_cast<float>(eps));
   });
@@ -219,8 +227,8 @@ Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inner_patch_attention_backward(
     Tensor grad, Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight, Tensor out_bias,
     int64_t norm, int64_t patch_size) {
-  Tensor dx = empty_like(x), dqkv_weight = empty_like(qkv_weight), dqkv_bias = empty_like(qkv_bias),
-         dtemperature = empty_like(temperature), dout_weight = empty_like(out_weight), dout_bias = empty_like(out_bias);
+  Tensor dx = new_like(x), dqkv_weight = new_like(qkv_weight), dqkv_bias = new_like(qkv_bias),
+         dtemperature = new_like(temperature), dout_weight = new_like(out_weight), dout_bias = new_like(out_bias);
   level().backward->inner_patch_attention(
       kThreads, shape_of(x), data(grad), data(x),
       {data(qkv_weight), data(qkv_bias), data(temperature), data(out_weight), data(out_bias)}, static_cast<Norm>(norm),
@@ -232,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> inner_patch_attention
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_ffn_backward(
     Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
     Tensor out_bias, int64_t norm, int64_t patch_size) {
-  Tensor dx = empty_like(x), din_weight = empty_like(in_weight), din_bias = empty_like(in_bias),
-         ddw_weight = empty_like(dw_weight), ddw_bias = empty_like(dw_bias), dout_weight = empty_like(out_weight),
-         dout_bias = empty_like(out_bias);
+  Tensor dx = new_like(x), din_weight = new_like(in_weight), din_bias = new_like(in_bias),
+         ddw_weight = new_like(dw_weight), ddw_bias = new_like(dw_bias), dout_weight = new_like(out_weight),
+         dout_bias = new_like(out_bias);
   const int expanded = static_cast<int>(out_weight.size(0));
   level().backward->gated_ffn(
       kThreads, shape_of(x), data(grad), data(x),
@@ -247,10 +255,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gated_ffn_bac
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dilated_gate_backward(
     Tensor grad, Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
     Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
-  Tensor dx = empty_like(x), din_weight = empty_like(in_weight), din_bias = empty_like(in_bias),
-         ddw5_weight = empty_like(dw5_weight), ddw5_bias = empty_like(dw5_bias), ddw7_weight = empty_like(dw7_weight),
-         ddw7_bias = empty_like(dw7_bias), dmix_weight = empty_like(mix_weight), dmix_bias = empty_like(mix_bias),
-         dout_weight = empty_like(out_weight), dout_bias = empty_like(out_bias);
+  Tensor dx = new_like(x), din_weight = new_like(in_weight), din_bias = new_like(in_bias),
+         ddw5_weight = new_like(dw5_weight), ddw5_bias = new_like(dw5_bias), ddw7_weight = new_like(dw7_weight),
+         ddw7_bias = new_like(dw7_bias), dmix_weight = new_like(mix_weight), dmix_bias = new_like(mix_bias),
+         dout_weight = new_like(out_weight), dout_bias = new_like(out_bias);
   level().backward->dilated_gate(
       kThreads, shape_of(x), data(grad), data(x),
       {data(in_weight), data(in_bias), data(dw5_weight), data(dw5_bias), data(dw7_weight), data(dw7_bias), data(mix_weight),
@@ -263,21 +271,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }
 
 std::tuple<Tensor, Tensor, Tensor> tanh_affine_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias) {
-  Tensor dx = empty_like(x), dweight = empty_like(weight), dbias = empty_like(bias);
+  Tensor dx = new_like(x), dweight = new_like(weight), dbias = new_like(bias);
   level().backward->tanh_affine(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<int>(weight.size(1)),
                                 out(dx), out(dweight), out(dbias));
   return {dx, dweight, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, double eps) {
-  Tensor dx = empty_like(x), dweight = empty_like(weight), dbias = empty_like(bias);
+  Tensor dx = new_like(x), dweight = new_like(weight), dbias = new_like(bias);
   level().backward->layer_norm2d(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<float>(eps), out(dx),
                                  out(dweight), out(dbias));
   return {dx, dweight, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) {
-  Tensor dimage = empty_like(image), dweight = empty_like(weight), dbias = empty_like(bias);
+  Tensor dimage = new_like(image), dweight = new_like(weight), dbias = new_like(bias);
   level().backward->image_head(kThreads, shape_of(image), data(grad), data(image), data(weight),
                                static_cast<int>(weight.size(3)), out(dimage), out(dweight), out(dbias));
   return {dimage, dweight, dbias};
@@ -287,8 +295,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> image_tail_backward(T
                                                                                Tensor body_weight, Tensor body_bias,
                                                                                Tensor up_weight, Tensor up_bias,
                                                                                int64_t upscale) {
-  Tensor dx = empty_like(x), dskip = empty_like(skip), dbody_weight = empty_like(body_weight),
-         dbody_bias = empty_like(body_bias), dup_weight = empty_like(up_weight), dup_bias = empty_like(up_bias);
+  Tensor dx = new_like(x), dskip = new_like(skip), dbody_weight = new_like(body_weight),
+         dbody_bias = new_like(body_bias), dup_weight = new_like(up_weight), dup_bias = new_like(up_bias);
   const int outputs = static_cast<int>(up_weight.size(3)), scale = static_cast<int>(upscale);
   level().backward->image_tail(kThreads, shape_of(x), data(grad), data(x), data(skip),
                                {data(body_weight), data(body_bias), data(up_weight), data(up_bias), outputs, scale}, out(dx),
@@ -297,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> image_tail_backward(T
 }
 
 Tensor function(std::string name, Tensor x) {
-  Tensor y = empty_like(x);
+  Tensor y = new_like(x);
   level().function(name.c_str(), data(x), out<float>(y), x.numel());
   return y;
 }

@@ -3,9 +3,25 @@
 
 from __future__ import annotations
 
+from ditn.accelerate import accelerate
 from ditn.checkpoint import CheckpointError, load, models, save
 from ditn.config import DITNConfig
+from ditn.export import export
+from ditn.formats import ExportError
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.upscale import Upscaler
 
-__all__ = ["DITN", "CheckpointError", "DITNConfig", "DITN_Real", "DITN_Tiny", "Upscaler", "load", "models", "save"]
+__all__ = [
+    "DITN",
+    "CheckpointError",
+    "DITNConfig",
+    "DITN_Real",
+    "DITN_Tiny",
+    "ExportError",
+    "Upscaler",
+    "accelerate",
+    "export",
+    "load",
+    "models",
+    "save",
+]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -62,7 +63,8 @@ def load(
     exactly 1, as neosr leaves them, gives a warning if no flavor is named ("official" says that it is not neosr's).
 
     Raises CheckpointError for a damaged file, one with code in it, missing or unexpected keys, wrong shapes and
-    values that are not finite; FileNotFoundError, naming what ships, if there is no such file.
+    values that are not finite, and for a shipped file whose checksum is another than when it was shipped;
+    FileNotFoundError, naming what ships, if there is no such file.
     """
     if flavor is not None and flavor not in _FLAVORS:
         raise ValueError(f"flavor is {flavor!r}, must be one of {', '.join(_FLAVORS)}")
@@ -86,7 +88,7 @@ def load(
             stacklevel=2,
         )
     model = DITN(config=config, fused=fused)
-    _check_fit(path, state, model.state_dict())
+    check_fit(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
@@ -170,12 +172,23 @@ def _is_weights(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
+def _verify(path: Path) -> None:
+    """Raise CheckpointError unless a shipped file is the one that was shipped."""
+    lines = (path.parent / "SHA256SUMS").read_text().splitlines()
+    stated = {name: digest for digest, name in map(str.split, lines)}.get(path.name)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != stated:
+        raise CheckpointError(f"{path} has the SHA-256 {found}, expected {stated}: install the package again")
+
+
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
     if str(name_or_path) in models():
-        return Path(str(_weights() / f"{name_or_path}.safetensors"))
+        path = Path(str(_weights() / f"{name_or_path}.safetensors"))
+        _verify(path)
+        return path
     raise FileNotFoundError(
         f"{name_or_path} is no file and no shipped model; there are {', '.join(models()) or 'none'}"
     )
@@ -186,10 +199,11 @@ def _read(path: Path) -> tuple[Any, dict[str, str]]:
     content = path.read_bytes()
     if not content:
         raise CheckpointError(f"{path} is empty")
+    # A safetensors file begins with its header's length: 8 bytes, the upper ones 0, the first any, a pickle's 0x80 too.
+    if content[4:9] == b"\0\0\0\0{":
+        return _read_safetensors(path, content)
     if content[:2] == b"PK" or content[:1] == b"\x80":
         return _read_pickle(path, content), {}
-    if len(content) > 9 and content[8:9] == b"{":
-        return _read_safetensors(path, content)
     raise CheckpointError(
         f"{path} starts with {content[:8]!r}: neither a PyTorch (PK or byte 0x80) nor a safetensors file"
     )
@@ -257,7 +271,8 @@ def _canonical(path: Path, state: Any) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_fit(source: object, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError, naming `source` and the key, unless keys and shapes are as expected and values finite."""
     for problem, keys in (
         ("lacks", expected.keys() - state.keys()),
         ("has unexpected", state.keys() - expected.keys()),
@@ -265,14 +280,16 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, T
         if keys:
             first = sorted(keys)[:3]
             raise CheckpointError(
-                f"{path} {problem} {', '.join(first)}" + f" and {len(keys) - 3} more" * (len(keys) > 3)
+                f"{source} {problem} {', '.join(first)}" + f" and {len(keys) - 3} more" * (len(keys) > 3)
             )
     for key, tensor in state.items():
         if tensor.shape != expected[key].shape:
-            raise CheckpointError(f"{path}: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}")
+            raise CheckpointError(
+                f"{source}: {key} has shape {list(tensor.shape)}, expected {list(expected[key].shape)}"
+            )
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
-            raise CheckpointError(f"{path}: {key} has {bad} values of {tensor.numel()} that are not finite")
+            raise CheckpointError(f"{source}: {key} has {bad} values of {tensor.numel()} that are not finite")
 
 
 def _first_line(error: Exception) -> str:

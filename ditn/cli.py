@@ -13,6 +13,7 @@ from ditn_kernels import BackendError
 
 COMMANDS = {
     "upscale": ("ditn.jobs", "enlarge pictures"),
+    "export": ("ditn.export", "write a model for ONNX Runtime, OpenVINO, torch.export or AOTInductor"),
     "info": ("ditn.info", "versions, devices, models, backends and why each one can or cannot run"),
     "verify": ("ditn.verify", "compare this machine's backends with the float64 reference"),
     "warmup": ("ditn.warmup", "compile the kernels that a model needs, before its first picture has to wait"),

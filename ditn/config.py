@@ -67,15 +67,21 @@ class DITNConfig:
         return math.lcm(_PADDING_GRID, self.patch_size)
 
     @property
-    def overlap(self) -> int:
-        """Input pixels, a multiple of `grid`, that a tile on the grid needs around it to give the same output as the
-        whole image: how far an output pixel sees, followed from the output back to the image."""
+    def reach(self) -> int:
+        """How many input pixels away from its place an output pixel sees at most, followed from the output back to the
+        image."""
         reach = 2  # the tail's two 3x3 convolutions
         for _ in range(self.ufones):
             reach += _SAL_REACH * self.sals + self.ufone_conv
             if self.itls:
                 reach = _round_up(reach, self.patch_size)  # whoever sees a pixel of a patch sees the patch
-        return _round_up(reach + 1, self.grid)  # the head's 3x3 convolution
+        return reach + 1  # the head's 3x3 convolution
+
+    @property
+    def overlap(self) -> int:
+        """Input pixels, a multiple of `grid`, that a tile on the grid needs around it to give the same output as the
+        whole image."""
+        return _round_up(self.reach, self.grid)
 
 
 def _round_up(value: int, multiple: int) -> int:

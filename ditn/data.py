@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training images: decoded once into one memory-mapped file, cropped at random from there."""
+"""Training images: decoded once into one memory-mapped file, cropped at random from there by worker processes."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from ditn.degradation import photo
+from ditn.recipe import Recipe
 from ditn.resize import crop_to_multiple, downscale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -52,22 +57,26 @@ def read_rgb(path: Path) -> Pixels:
 
 
 class PairedImages(Sequence[Pair]):
-    """Images and their bicubic partners in one memory-mapped cache file, made on first use.
+    """Images and their low-resolution partners, in one memory-mapped cache file that is made on first use.
+
+    The partners are bicubic; or, with degradation="photo", degraded (see `degradation`), made anew for each crop and,
+    of a whole image, always the same.
 
     The cache's name holds a digest of the files' names, sizes and times and of the scale, so a changed folder gets a
     new cache. It takes 3 bytes per pixel. A file that cannot be read raises an error that names it.
     """
 
-    def __init__(self, paths: Sequence[Path], scale: int, cache: Path) -> None:
+    def __init__(self, paths: Sequence[Path], scale: int, cache: Path, degradation: str = "bicubic") -> None:
         facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         digest = hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
-        self.scale = scale
+        self.scale, self._photo = scale, degradation == "photo"
         self._file, self._index = cache / f"images-{digest}.bin", cache / f"images-{digest}.json"
         if not self._index.exists():
             cache.mkdir(parents=True, exist_ok=True)
             self._decode(paths)
         self._shapes: list[tuple[int, list[int], list[int]]] = json.loads(self._index.read_text())
-        self._bytes: Pixels = np.memmap(self._file, dtype=np.uint8, mode="r")
+        areas = np.cumsum([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
+        self._areas = areas / areas[-1]
 
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
@@ -94,41 +103,93 @@ class PairedImages(Sequence[Pair]):
         return len(self._shapes)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
+        high, low = self._cached(index)
+        return Pair(high, photo(high, self.scale, np.random.default_rng(index)) if self._photo else low)
+
+    def _cached(self, index: int) -> Pair:
         offset, high, low = self._shapes[index]
-        middle = offset + int(np.prod(high))
-        return Pair(
-            self._bytes[offset:middle].reshape(high), self._bytes[middle : middle + int(np.prod(low))].reshape(low)
+        middle, end = int(np.prod(high)), int(np.prod(high) + np.prod(low))
+        # Mapped anew for each image, so that an instance can be sent to another process without the images.
+        pixels: Pixels = np.memmap(self._file, dtype=np.uint8, mode="r", offset=offset, shape=end)
+        return Pair(pixels[:middle].reshape(high), pixels[middle:].reshape(low))
+
+    def batch(
+        self, step: int, *, seed: int, size: int, patch: int, shuffle: bool = False, part: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """The crops of one training step: low [size, patch, patch, 3] and high [size, s * patch, s * patch, 3], uint8,
+        each flipped and rotated at random and, with `shuffle`, its colours exchanged. `part` takes some of them.
+
+        A function of seed and step alone, so a run that is resumed, or has other workers, sees what an unbroken one
+        would have seen. Images are drawn in proportion to their pixels. Raises ValueError if an image is smaller than
+        the patch.
+        """
+        numbers = range(size)[part]
+        crops = [self._crop(np.random.default_rng((seed, step, number)), patch, shuffle) for number in numbers]
+        lows, highs = zip(*crops, strict=True)
+        return torch.tensor(np.stack(lows)), torch.tensor(np.stack(highs))
+
+    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool) -> tuple[Pixels, Pixels]:
+        high, low = self._cached(int(np.searchsorted(self._areas, random.random(), side="right")))
+        if min(low.shape[:2]) < patch:
+            raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}")
+        top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
+        turns, mirrored = int(random.integers(4)), bool(random.integers(2))
+        colours = random.permutation(3) if shuffle else np.arange(3)
+
+        def turned(image: Pixels, scale: int) -> Pixels:
+            crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale, colours]
+            return np.ascontiguousarray(np.rot90(crop[:, ::-1] if mirrored else crop, turns))
+
+        large = turned(high, self.scale)
+        return photo(large, self.scale, random) if self._photo else turned(low, 1), large
+
+
+class _Steps(Dataset[tuple[Tensor, Tensor]]):
+    """The batches of a run, by step; of each only what the process of this rank trains on."""
+
+    def __init__(self, images: PairedImages, recipe: Recipe, part: slice) -> None:
+        self._images, self._recipe, self._part = images, recipe, part
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        recipe = self._recipe
+        return self._images.batch(
+            step,
+            seed=recipe.seed,
+            size=recipe.batch,
+            patch=recipe.patch,
+            shuffle=recipe.channel_shuffle,
+            part=self._part,
         )
 
-    def batch(self, step: int, *, seed: int, size: int, patch: int) -> tuple[Tensor, Tensor]:
-        """The crops of one training step: low [size, 3, patch, patch] and high [size, 3, s * patch, s * patch],
-        float32 in 0..1, channels-last, each flipped and rotated at random.
 
-        A function of seed and step alone, so a run that is resumed sees what an unbroken one would have seen.
-        Images are drawn in proportion to their pixels. Raises ValueError if an image is smaller than the patch.
-        """
-        random = np.random.default_rng((seed, step))
-        areas = np.array([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
-        lows: list[Pixels] = []
-        highs: list[Pixels] = []
-        for index in random.choice(len(self), size, p=areas / areas.sum()):
-            high, low = self[index]
-            if min(low.shape[:2]) < patch:
-                raise ValueError(
-                    f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}"
-                )
-            top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
-            turns, mirrored = int(random.integers(4)), bool(random.integers(2))
-            for image, scale, crops in ((low, 1, lows), (high, self.scale, highs)):
-                crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale]
-                crop = np.rot90(crop[:, ::-1] if mirrored else crop, turns)
-                crops.append(np.ascontiguousarray(crop))
-        return to_tensor(np.stack(lows)), to_tensor(np.stack(highs))
+def batches(
+    images: PairedImages, recipe: Recipe, *, start: int, part: slice = slice(None), workers: int = 0, pin: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches from step `start` on, without end, made ahead by `workers` processes (0: when they are asked for);
+    `pin` puts them into memory that a GPU copies from while it computes."""
+    return iter(
+        DataLoader(
+            _Steps(images, recipe, part),
+            batch_size=None,
+            sampler=itertools.count(start),
+            num_workers=workers,
+            worker_init_fn=_leave_signals,
+            pin_memory=pin,
+            # The loader draws a seed for its workers, which use none; it must not come from the run's random numbers.
+            generator=torch.Generator(),
+        )
+    )
 
 
-def to_tensor(images: Pixels) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in 0..1, channels-last."""
-    return torch.tensor(images).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+def _leave_signals(_: int) -> None:
+    """A signal to the whole group is the trainer's to answer: it ends its step and then its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def to_tensor(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in 0..1, channels-last, on the device."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def to_pixels(image: Tensor) -> Pixels:

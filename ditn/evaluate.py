@@ -3,64 +3,36 @@
 
 A data set is a folder with `HR/<name>.png` and, if its low-resolution images are published,
 `LR_bicubic/X<s>/<name>x<s>.png`; or simply a folder of images in high resolution, of which the low ones are then made
-(see `ditn.resize`).
+(see `ditn.resize` and `ditn.degradation`).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ditn import sheet
 from ditn.checkpoint import load
 from ditn.data import Pixels, list_images
+from ditn.degradation import photo
 from ditn.metrics import as_rgb, psnr_y, ssim_y
 from ditn.resize import bicubic, crop_to_multiple, downscale
+from ditn.scores import Result, Score, as_csv, as_json, table
 from ditn.upscale import Upscaler
 from ditn_kernels import use_backend
 
 BICUBIC = "bicubic"
 Upscale = Callable[[Pixels], Pixels]
-
-
-@dataclass(frozen=True)
-class Score:
-    """PSNR-Y in dB and SSIM-Y of one image, or their means over a data set."""
-
-    name: str
-    psnr_y: float
-    ssim_y: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A data set's scores and, for each image that could not be scored, the reason."""
-
-    dataset: str
-    scores: tuple[Score, ...]
-    errors: tuple[str, ...]
-
-    @property
-    def mean(self) -> Score:
-        """Not a number if nothing was scored."""
-        if not self.scores:
-            return Score("mean", math.nan, math.nan)
-        psnr, ssim = (
-            sum(values) / len(self.scores) for values in zip(*((s.psnr_y, s.ssim_y) for s in self.scores), strict=True)
-        )
-        return Score("mean", psnr, ssim)
+# Called with an image's name, its low and high resolution and the output.
+Observe = Callable[[str, Pixels, Pixels, Pixels], None]
 
 
 def upscaler(
@@ -89,20 +61,29 @@ def upscaler(
     return lambda low: enlarge(as_rgb(low)), factor
 
 
-def evaluate(upscale: Upscale, folder: Path, scale: int) -> Result:
-    """Score every image of a data set's folder. An image that cannot be scored does not stop the others.
+def evaluate(
+    upscale: Upscale, folder: Path, scale: int, *, degradation: str = "bicubic", observe: Observe | None = None
+) -> Result:
+    """Score every image of a data set's folder and show each to `observe`. An image that cannot be scored does not stop
+    the others. With degradation="photo" all low-resolution images are made, each always the same.
 
     Raises FileNotFoundError or ValueError if there are no images.
     """
     high_folder, low_folder = folder / "HR", folder / "LR_bicubic" / f"X{scale}"
     scores, errors = [], []
-    for path in list_images([high_folder if high_folder.is_dir() else folder]):
+    for number, path in enumerate(list_images([high_folder if high_folder.is_dir() else folder])):
         try:
             high = crop_to_multiple(_read(path), scale)
-            published = low_folder / f"{path.stem}x{scale}.png"
-            low = _read_low(published, high, scale) if low_folder.is_dir() else downscale(high, scale)
+            if degradation == "photo":
+                low = photo(as_rgb(high), scale, np.random.default_rng(number))
+            elif low_folder.is_dir():
+                low = _read_low(low_folder / f"{path.stem}x{scale}.png", high, scale)
+            else:
+                low = downscale(high, scale)
             output = upscale(low)
             scores.append(Score(path.stem, psnr_y(output, high, shave=scale), ssim_y(output, high, shave=scale)))
+            if observe:
+                observe(path.stem, low, high, output)
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             errors.append(f"{path.stem}: {error}")
     return Result(folder.resolve().name, tuple(scores), tuple(errors))
@@ -122,43 +103,27 @@ def _read(path: Path) -> Pixels:
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
 
-def table(results: Sequence[Result]) -> str:
-    """Scores per image and their means, for reading."""
-    width = max(len(name) for r in results for name in ("mean", *(s.name for s in r.scores)))
-    lines = []
-    for result in results:
-        lines.append(f"{result.dataset}: PSNR-Y (dB), SSIM-Y of {len(result.scores)} images")
-        lines += [f"  {s.name:<{width}}  {s.psnr_y:6.2f}  {s.ssim_y:.4f}" for s in (*result.scores, result.mean)]
-    return "\n".join(lines)
+class _Sheet:
+    """Rows of the comparison sheet: the first images of each data set."""
 
+    def __init__(self, model: str, scale: int, images: int) -> None:
+        self._caption, self._scale, self._images = Path(model).name, scale, images
+        self._rows: list[Image.Image] = []
 
-def as_json(model: str, scale: int, results: Sequence[Result]) -> str:
-    """Null stands for a PSNR that is infinite, and for the means of no images."""
+    def of_dataset(self) -> Observe:
+        end = len(self._rows) + self._images
 
-    def fields(score: Score) -> dict[str, float | None]:
-        values = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        def observe(name: str, low: Pixels, high: Pixels, output: Pixels) -> None:
+            if len(self._rows) < end:
+                panels = {}
+                for who, what in ((BICUBIC, bicubic(low, *high.shape[:2])), (self._caption, output)):
+                    panels[f"{who}, {psnr_y(what, high, shave=self._scale):.2f} dB"] = as_rgb(what)
+                self._rows.append(sheet.row(name, as_rgb(high), panels))
 
-    sets = {
-        r.dataset: {
-            "mean": fields(r.mean),
-            "images": {score.name: fields(score) for score in r.scores},
-            "errors": list(r.errors),
-        }
-        for r in results
-    }
-    return json.dumps({"model": model, "scale": scale, "datasets": sets}, indent=2, allow_nan=False) + "\n"
+        return observe
 
-
-def as_csv(model: str, scale: int, results: Sequence[Result]) -> str:
-    """One row for each image, and one named "mean" for each data set."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "scale", "dataset", "image", "psnr_y", "ssim_y"])
-    for r in results:
-        for s in (*r.scores, r.mean):
-            writer.writerow([model, scale, r.dataset, s.name, f"{s.psnr_y:.4f}", f"{s.ssim_y:.6f}"])
-    return text.getvalue()
+    def save(self, path: Path) -> None:
+        sheet.save(sheet.stack(self._rows), path)
 
 
 def _write(path: Path, text: str) -> None:
@@ -175,8 +140,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", action="append", required=True, type=Path, metavar="FOLDER", help="may be repeated")
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's; 4 for bicubic")
     parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and rotations")
+    parser.add_argument(
+        "--degradation",
+        choices=("bicubic", "photo"),
+        default="bicubic",
+        help="photo: ignore LR_bicubic, degrade HR by blur, noise and JPEG (%(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, this model, the original")
+    parser.add_argument(
+        "--sheet-images", type=int, default=8, metavar="N", help="of each folder, on the sheet (%(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
@@ -185,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`ditn evaluate`. 0, or 1 if an image could not be scored."""
-    for path in filter(None, (args.json, args.csv)):
+    for path in filter(None, (args.json, args.csv, args.sheet)):
         if path.exists() and not args.overwrite:
             raise FileExistsError(f"{path} exists; replace it with --overwrite")
     upscale, scale = upscaler(
@@ -196,12 +171,24 @@ def run(args: argparse.Namespace) -> int:
         dtype=getattr(torch, args.dtype),
     )
     with use_backend(args.backend) if args.backend else nullcontext():
-        results = [evaluate(upscale, folder, scale) for folder in args.data]
+        compared = _Sheet(args.model, scale, args.sheet_images) if args.sheet else None
+        results = [
+            evaluate(
+                upscale,
+                folder,
+                scale,
+                degradation=args.degradation,
+                observe=compared.of_dataset() if compared else None,
+            )
+            for folder in args.data
+        ]
     print(table(results))
     for result in results:
         for error in result.errors:
             print(f"{result.dataset}: not scored: {error}", file=sys.stderr)
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
-            _write(path, write(args.model, scale, results))
+            _write(path, write(args.model, scale, results, degradation=args.degradation))
+    if compared:
+        compared.save(args.sheet)
     return int(any(result.errors for result in results))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 import torch
 
@@ -11,6 +13,8 @@ from ditn_kernels import explain, spatial_stage
 
 # Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the picture.
 FIXED = 96 * 2**20
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def bytes_per_pixel(model: DITN) -> int:
@@ -41,7 +45,21 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on a device; on the CPU without driving anything else out of memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    left = _left_in_container()
+    return available if left is None else min(available, left)
+
+
+def _left_in_container() -> int | None:
+    """Bytes up to the limit of this container (cgroup v2), which `available` knows nothing of; None without a limit.
+    What it holds of files, it can let go."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else max(int(limit) - used + int(statistics["inactive_file"]), 0)
 
 
 def _stages_run_in_cpp(model: DITN) -> bool:

@@ -88,6 +88,15 @@ class DITN(nn.Module):
             return self.fold() if self._folded is None else self._folded
         return self._constants(self._generation)
 
+    def frozen(self) -> DITN:
+        """A copy for export, with the folded weights and without parameters."""
+        twin = copy.deepcopy(self).requires_grad_(False).eval()
+        folded = twin.operands()
+        for part in twin.modules():
+            part._parameters.clear()
+        twin._folded = folded
+        return twin
+
     def refold(self) -> None:
         """Forget the folded weights. Needed only after writes that bypass the version counter."""
         self._generation = getattr(self, "_generation", 0) + 1
@@ -155,9 +164,8 @@ class DITN_Real(DITN):
 def pad_to_grid(image: Tensor, grid: int) -> Tensor:
     """Pad right and bottom to multiples of `grid` by reflection without repeating the edge, back and forth as often as
     it takes (numpy's "reflect"); a single pixel is repeated."""
-    height, width = image.shape[-2:]
-    rows = _reflected(height, -(-height // grid) * grid, image.device)
-    columns = _reflected(width, -(-width // grid) * grid, image.device)
+    # Not as -(-size // grid): exported to ONNX, a division of negative numbers rounds to zero.
+    rows, columns = (_reflected(size, (size + grid - 1) // grid * grid, image.device) for size in image.shape[-2:])
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
@@ -172,9 +180,10 @@ def crop(image: Tensor, height: int, width: int) -> Tensor:
 
 def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
     """The source index of each of `padded` pixels."""
-    period = max(2 * size - 2, 1)
+    # A tensor: not every exporter knows a remainder by a number that depends on the size.
+    period = torch.full((), 2 * size - 2, device=device).clamp_min(1)
     index = torch.arange(padded, device=device) % period
-    return torch.minimum(index, (period - index) % period) if size > 1 else index
+    return torch.minimum(index, (period - index) % period)
 
 
 def _map(operands: ModelOperands, convert: Any) -> ModelOperands:

@@ -17,8 +17,11 @@ _CHOICES = {
     "upscale": (2, 3, 4),
     "loss": ("l1", "charbonnier"),
     "optimizer": ("adamw", "adam"),
+    "schedule": ("constant", "cosine", "steps"),
     "amp": ("none", "bfloat16", "float16"),
+    "degradation": ("bicubic", "photo"),
 }
+_MILESTONES = (0.5, 0.8, 0.9, 0.95)
 _POSITIVE = ("steps", "batch", "lr", "clip")
 
 
@@ -27,12 +30,19 @@ class Recipe:
     """Everything that decides what a run computes, apart from its images. A TOML file holds the same names.
 
     patch      side of a training crop in low-resolution pixels, a multiple of 8
-    warmup     steps of linearly rising learning rate, then constant at lr
-    decay      share of all steps, at the end, over which lr falls to 0 (1 - sqrt of the way)
+    frequency  weight of the loss of the images' Fourier transforms beside that of their pixels; 0 for none
+    warmup     steps of linearly rising learning rate, up to lr
+    schedule   what follows: "constant", lr until the last share `decay` of the run, over which it falls to 0 (1 - sqrt
+               of the way); "cosine", half a cosine down to 0; "steps", halved after 50, 80, 90 and 95 % of the run
     ema        decay of the moving average of the weights that is validated and saved
     clip       largest norm of the gradient; longer ones are shortened to it
     amp        autocast of the forward pass
+    minutes    ends the run by training time instead of by steps; 0 leaves it to steps. The learning rate then follows
+               the clock, so no two such runs are the same
+    channel_shuffle   exchange the colours of each crop at random
+    degradation   what made the low-resolution images: "bicubic", or "photo" (see `degradation`)
     interpolation_start   begin at the best 3x3 interpolation (see `warm_start`)
+    init       begin at other weights, a file or a shipped name: every tensor that fits (see `warm_start`); "" for none
     held_out   every held_out-th image is not trained on but validated on; 0 for none
 
     Raises ValueError that names the field and its value.
@@ -41,19 +51,25 @@ class Recipe:
     model: str = "ditn-real"
     upscale: int = 4
     steps: int = 100_000
+    minutes: float = 0.0
     batch: int = 16
     patch: int = 64
     loss: str = "l1"
+    frequency: float = 0.0
     optimizer: str = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     warmup: int = 200
+    schedule: str = "constant"
     decay: float = 0.4
     ema: float = 0.999
     clip: float = 1.0
     amp: str = "none"
+    channel_shuffle: bool = False
+    degradation: str = "bicubic"
     interpolation_start: bool = True
+    init: str = ""
     held_out: int = 40
     seed: int = 0
 
@@ -66,16 +82,25 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be positive")
         if self.patch < 8 or self.patch % 8:
             raise ValueError(f"patch is {self.patch}, must be a positive multiple of 8")
+        for name in ("minutes", "frequency"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}, must be a share from 0 to 1")
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of a step, counted from 0: warm-up, constant, then 1 - sqrt down to 0."""
+    def share(self, step: int, seconds: float) -> float:
+        """How much of the run is done after `step` steps and `seconds` of training: 0 to 1."""
+        return min(1.0, seconds / (60 * self.minutes) if self.minutes else step / self.steps)
+
+    def learning_rate(self, step: int, share: float) -> float:
+        """The rate of a step, counted from 0, before which `share` of the run was done."""
         rate = self.lr * min(1.0, (step + 1) / max(self.warmup, 1))
-        start = self.steps * (1 - self.decay)
-        if step > start:
-            rate *= 1 - math.sqrt((step - start) / (self.steps - start))
-        return rate
+        if self.schedule == "cosine":
+            return rate * (1 + math.cos(math.pi * share)) / 2
+        if self.schedule == "steps":
+            return rate * 0.5 ** sum(share >= milestone for milestone in _MILESTONES)
+        begin = 1 - self.decay
+        return rate * (1 - math.sqrt((share - begin) / self.decay)) if share > begin else rate
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,16 +122,29 @@ def read_recipe(args: argparse.Namespace, config: Path | None, base: Mapping[str
 
     Raises ValueError for a name that no recipe has, a file that is not TOML and a bad value.
     """
-    known = {field.name for field in dataclasses.fields(Recipe)}
-    values = dict(base)
-    if config:
-        try:
-            values |= tomllib.loads(config.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{config} is not TOML: {error}") from error
-    if unknown := set(values) - known:
-        raise ValueError(f"{config}: unknown names {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    values |= {name: value for name in known if (value := getattr(args, name)) is not None}
-    if "betas" in values:
-        values["betas"] = tuple(values["betas"])
-    return Recipe(**values)
+    flags = {name: value for name in _FIELDS if (value := getattr(args, name)) is not None}
+    return _recipe({**base, **(_read_toml(config) if config else {}), **flags})
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe of a TOML file. Raises ValueError as `read_recipe` does."""
+    return _recipe(_read_toml(path))
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    # TOML and flags have lists.
+    frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Recipe(**frozen)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    if unknown := set(values) - set(_FIELDS):
+        raise ValueError(f"{path}: unknown names {', '.join(sorted(unknown))}; known: {', '.join(sorted(_FIELDS))}")
+    return values
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Recipe)]

@@ -1,136 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ditn train`: from a folder of images to weights.
 
-A run lives in a folder: `checkpoint.pt` (everything needed to go on), `log.csv`, and `weights.safetensors`, the moving
-average of the weights. Batches are a function of the seed and the step, so a run that was stopped goes on
-exactly as an unbroken one would have.
+A run lives in a folder: `checkpoint.pt` and `optimizer-STEP.pt` (everything needed to go on), `log.csv`, `samples.png`,
+and `weights.safetensors`, the moving average of the weights. Batches are a function of the seed and the step, so a run
+that was stopped goes on exactly as an unbroken one would have. torchrun starts it on several GPUs or machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import csv
-import dataclasses
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
+from ditn import sheet
 from ditn.checkpoint import save
-from ditn.data import PairedImages, list_images, to_pixels, to_tensor
-from ditn.metrics import psnr_y
-from ditn.model import DITN, DITN_Real, DITN_Tiny
-from ditn.recipe import Recipe, add_recipe_arguments, read_recipe
-from ditn.warm_start import start_at_interpolation
-
-_MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
-_MAX_BAD_STEPS = 5
-
-
-class Trainer:
-    """A run in progress: model, moving average, optimiser and step; `state()` and `load_state()` carry all of it."""
-
-    def __init__(self, recipe: Recipe, images: PairedImages, *, device: str, fused: bool) -> None:
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.images, self.device = recipe, images, torch.device(device)
-        self.model = _MODELS[recipe.model](recipe.upscale, fused=fused)
-        if recipe.interpolation_start:
-            start_at_interpolation(self.model, (self._batch(-1 - i) for i in range(16)))
-        self.model.to(self.device).train()
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(
-            self.model.parameters(), recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
-        # float16 gradients underflow without a scale; bfloat16's do not.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
-        self.step = 0
-        self.bad_steps = 0
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Steps below 0 are the crops that the interpolation is fitted to."""
-        seed = self.recipe.seed if step >= 0 else self.recipe.seed + 1_000_003
-        return self.images.batch(abs(step), seed=seed, size=self.recipe.batch, patch=self.recipe.patch)
-
-    def train_step(self) -> float:
-        """One step; its loss. A step whose loss or gradient is not finite leaves the weights alone and is counted in
-        `bad_steps`; RuntimeError after 5 in a row."""
-        recipe = self.recipe
-        low, high = (t.to(self.device, non_blocking=True) for t in self._batch(self.step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(self.step)
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.amp)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            output = self.model(low)
-        loss = _loss(output.float(), high, recipe.loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
-            self.scaler.step(self.optimizer)
-            self.bad_steps = 0
-            self._update_average()
-        else:
-            self.bad_steps += 1
-            print(f"step {self.step}: loss {loss.item()}, gradient norm {norm.item()}: skipped", file=sys.stderr)
-            if self.bad_steps == _MAX_BAD_STEPS and recipe.amp != "float16":
-                raise RuntimeError(f"{_MAX_BAD_STEPS} steps in a row were not finite; lower lr (now {recipe.lr})")
-        self.scaler.update()
-        self.step += 1
-        return loss.item()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # An average over fewer steps at first, or the random start would stay in it for long.
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-    @torch.no_grad()
-    def validate(self, images: PairedImages) -> float:
-        """Mean PSNR-Y in dB of the averaged weights, 8-bit output, `scale` pixels shaved."""
-        scores = []
-        for high, low in images:
-            output = self.average(to_tensor(low[None]).to(self.device))[0]
-            scores.append(psnr_y(to_pixels(output), high, shave=self.recipe.upscale))
-        return sum(scores) / len(scores)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "recipe": dataclasses.asdict(self.recipe),
-            "step": self.step,
-            "bad_steps": self.bad_steps,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        self.step, self.bad_steps = state["step"], state["bad_steps"]
-
-
-def _loss(output: Tensor, target: Tensor, kind: str) -> Tensor:
-    if kind == "l1":
-        return F.l1_loss(output, target)
-    return torch.sqrt((output - target).square() + 1e-6).mean()  # Charbonnier, eps 1e-3
+from ditn.data import PairedImages, batches, list_images
+from ditn.recipe import add_recipe_arguments, read_recipe
+from ditn.train_log import Log, samples
+from ditn.trainer import Trainer
+from ditn.world import World, joined, local_rank
 
 
 @contextmanager
@@ -149,69 +46,79 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    partial = folder / "checkpoint.pt.partial"
-    torch.save(trainer.state(), partial)
-    os.replace(partial, folder / "checkpoint.pt")
+    """The optimiser's state, most of it all, has a file of its own; the checkpoint, which names it, counts from when it
+    is in place."""
+    state = trainer.state()
+    optimizer = folder / f"optimizer-{trainer.step}.pt"
+    for path, content in (
+        (optimizer, state.pop("optimizer")),
+        (folder / "checkpoint.pt", {**state, "optimizer_file": optimizer.name}),
+    ):
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        os.replace(partial, path)
+    for path in folder.glob("optimizer-*.pt"):
+        if path != optimizer:
+            path.unlink()
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    optimizer = folder / state.pop("optimizer_file")
+    return {**state, "optimizer": torch.load(optimizer, map_location="cpu", weights_only=True)}
 
 
 def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: argparse.Namespace) -> bool:
     """Run until the recipe is finished (true), or until the time limit, SIGINT or SIGTERM (false); the run's folder
     then holds a checkpoint of exactly that step."""
-    recipe, losses = trainer.recipe, []
+    recipe, world, losses = trainer.recipe, trainer.world, []
     started = saved = time.monotonic()
-    bar = tqdm(total=recipe.steps, initial=trainer.step, unit="step", disable=None)
-    with _stop_signals() as signals, _Log(folder / "log.csv", trainer.step) as log, bar:
-        while trainer.step < recipe.steps:
-            losses.append(trainer.train_step())
+    source = batches(
+        trainer.images,
+        recipe,
+        start=trainer.step,
+        part=slice(world.rank, None, world.size),
+        workers=args.workers,
+        pin=trainer.device.type == "cuda",
+    )
+    bar = tqdm(
+        total=None if recipe.minutes else recipe.steps,
+        initial=trainer.step,
+        unit="step",
+        disable=None if world.first else True,
+    )
+    log = Log(folder, trainer.step, tensorboard=args.tensorboard) if world.first else None
+    with _stop_signals() as signals, log or nullcontext(), bar:
+        while trainer.share < 1:
+            rate = trainer.rate
+            losses.append(trainer.train_step(*next(source)))
             bar.update()
             now = time.monotonic()
-            last = trainer.step == recipe.steps or bool(signals) or now - started > args.time_limit * 60
-            if last or now - saved > args.save_every * 60:
+            (stop,) = world.total(bool(signals) or now - started > args.time_limit * 60)
+            last = trainer.share == 1 or stop > 0
+            if log and (last or now - saved > args.save_every * 60):
                 _save_checkpoint(trainer, folder)
                 saved = now
-            if last or trainer.step % args.report_every == 0:
+            if log and (last or trainer.step % args.report_every == 0):
                 psnr = trainer.validate(held_out) if held_out else math.nan
-                loss, rate = sum(losses) / len(losses), recipe.learning_rate(trainer.step - 1)
+                loss = sum(losses) / len(losses)
                 log.write(trainer.step, rate, loss, psnr)
-                bar.set_postfix_str(f"loss {loss:.4f}, held-out {psnr:.2f} dB")
+                if held_out:
+                    picture = samples(trainer, held_out)
+                    sheet.save(picture, folder / "samples.png")
+                    log.picture(trainer.step, picture)
+                said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
+                bar.set_postfix_str(said)
                 if bar.disable:
-                    print(f"step {trainer.step}: loss {loss:.5f}, held-out {psnr:.3f} dB", flush=True)
+                    print(f"step {trainer.step}: {said}", flush=True)
                 losses = []
             if last:
                 break
-    save(trainer.average, folder / "weights.safetensors", metadata=_metadata(trainer), overwrite=True)
-    return trainer.step == recipe.steps
-
-
-class _Log:
-    """`log.csv`, continued. Rows after `step` go: a run that was killed may have logged more than it saved."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
-        self._began = time.monotonic() - (float(rows[-1][-1]) if rows else 0)
-        self._file = path.open("w", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerows([["step", "lr", "loss", "psnr_y", "seconds"], *rows])
-        self._file.flush()
-
-    def write(self, step: int, rate: float, loss: float, psnr: float) -> None:
-        seconds = time.monotonic() - self._began
-        self._writer.writerow([step, f"{rate:.3g}", f"{loss:.5f}", f"{psnr:.3f}", f"{seconds:.0f}"])
-        self._file.flush()
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _metadata(trainer: Trainer) -> dict[str, str]:
-    recipe = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(trainer.recipe).items())
-    return {"recipe": recipe, "steps": str(trainer.step), "images": str(len(trainer.images))}
+    if world.first:
+        save(trainer.average, folder / "weights.safetensors", metadata=trainer.metadata(), overwrite=True)
+    # Nobody leaves before the files are written: torchrun ends the others as soon as one is gone.
+    world.total(0)
+    return trainer.share == 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -225,6 +132,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--save-every", type=float, default=5, metavar="MINUTES", help="checkpoint timer (%(default)s)")
     parser.add_argument("--report-every", type=int, default=500, metavar="STEPS", help="validate and log (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that make batches; 0 leaves it to the trainer (%(default)s)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files, too")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True, help="train on fused operators")
     add_recipe_arguments(parser)
@@ -236,23 +147,34 @@ def run(args: argparse.Namespace) -> int:
     Raises FileExistsError, FileNotFoundError or ValueError for arguments that cannot be followed, RuntimeError if
     training diverges.
     """
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank())
+    with joined(device) as world:
+        return _run(args, device, world)
+
+
+def _run(args: argparse.Namespace, device: torch.device, world: World) -> int:
     folder: Path = args.output
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not args.resume:
         raise FileExistsError(f"{checkpoint} exists; go on with --resume or choose another --output")
     if args.resume and not checkpoint.exists():
         raise FileNotFoundError(f"{checkpoint} does not exist; there is nothing to resume")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True) if args.resume else None
+    state = _read_checkpoint(folder) if args.resume else None
     recipe = read_recipe(args, args.config, state["recipe"] if state else {})
     paths = list_images(args.data)
     held_out = paths[:: recipe.held_out] if recipe.held_out else []
+    rest = [path for path in paths if path not in held_out]
     folder.mkdir(parents=True, exist_ok=True)
     cache = args.cache or folder
-    validation = PairedImages(held_out, recipe.upscale, cache) if held_out else None
-    images = PairedImages([path for path in paths if path not in held_out], recipe.upscale, cache)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(recipe, images, device=device, fused=args.fused)
-    if state:
-        trainer.load_state(state)
-    print(f"{recipe.model} x{recipe.upscale}: {len(images)} images, {len(held_out)} held out, from step {trainer.step}")
+    with world.one_first():
+        validation = PairedImages(held_out, recipe.upscale, cache, recipe.degradation) if held_out else None
+        images = PairedImages(rest, recipe.upscale, cache, recipe.degradation)
+    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state, world=world)
+    if world.first:
+        if not state:
+            print(f"start: {trainer.origin}")
+        name = f"{recipe.model} x{recipe.upscale}"
+        print(f"{name}: {len(images)} images, {len(held_out)} held out, from step {trainer.step}")
     return 0 if train(trainer, validation, folder, args) else 3

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start for training at a plain interpolation instead of at noise."""
+"""Starts for training that are better than noise: a plain interpolation, or another model's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ditn.model import DITN
-from ditn.modules import conv2d
+from ditn.modules import ITL, SAL, UFONE, conv2d
+
+Pairs = Iterable[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def start_at_interpolation(model: DITN, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+def start_at_interpolation(model: DITN, pairs: Pairs) -> None:
     """Set the head and the tail so that the new model is the best linear 3x3 interpolation of `pairs`.
 
     The published network has no bicubic skip: a fresh one first has to learn to copy the image. Here the stream's
@@ -39,7 +43,7 @@ def start_at_interpolation(model: DITN, pairs: Iterable[tuple[Tensor, Tensor]]) 
         phases = phases.reshape(-1, scale**2, inner.numel()).transpose(1, 2).flatten(0, 1)
         gram += taps.t() @ taps
         moment += taps.t() @ phases
-    filters = torch.linalg.solve(gram + 1e-6 * gram.diagonal().mean() * torch.eye(9, dtype=torch.float64), moment)
+    filters = _least_squares(gram, moment)
 
     copied = torch.arange(channels)
     head, body, last = (
@@ -54,3 +58,100 @@ def start_at_interpolation(model: DITN, pairs: Iterable[tuple[Tensor, Tensor]]) 
     last["bias"].zero_()
     phases_of_colour = last["weight"].view(channels, scale**2, config.dim, 3, 3)
     phases_of_colour[copied, :, copied] = filters.t().reshape(scale**2, 3, 3).to(last["weight"].dtype)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of another model's tensors: the keys that were taken, those of the new model that it has not, those
+    that it has in another shape, and its own that the new model has no place for."""
+
+    fits: tuple[str, ...]
+    missing: tuple[str, ...]
+    other_shape: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Every tensor that was not taken, for the log and the metadata."""
+        parts = [f"{len(self.fits)} tensors"]
+        for what, keys in (("new", self.missing), ("of another shape", self.other_shape), ("unused", self.unused)):
+            if keys:
+                parts.append(f"{what}: {', '.join(keys)}")
+        return "; ".join(parts)
+
+
+@torch.no_grad()
+def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
+    """Copy every tensor of `source` that `model` has under the same key in the same shape, and give the rest a start at
+    which `model` computes as much of what `source` did as it can.
+
+    A layer that is not wholly the source's, for its norm is another or it stands deeper than the source ends, passes
+    its input on: its branches end in zeros. Unless this makes `model` the same function as `source`, the tail's last
+    convolution becomes the one that turns the features into `pairs` (low [B, C, H, W], high [B, C, sH, sW], in 0..1)
+    with the least squared error.
+
+    Raises ValueError if the channels of images or stream differ, for then no layer fits.
+    """
+    for name in ("dim", "in_channels"):
+        have, need = getattr(source.config, name), getattr(model.config, name)
+        if have != need:
+            raise ValueError(f"weights with {name} {have} cannot start a model with {name} {need}")
+    theirs, ours = source.state_dict(), model.state_dict()
+    fits = tuple(key for key in ours if key in theirs and theirs[key].shape == ours[key].shape)
+    taken = Taken(
+        fits=fits,
+        missing=tuple(key for key in ours if key not in theirs),
+        other_shape=tuple(key for key in ours if key in theirs and key not in fits),
+        unused=tuple(key for key in theirs if key not in ours),
+    )
+    model.load_state_dict({key: theirs[key] for key in fits}, strict=False)
+    new: list[str] = []
+    for number, ufone in enumerate(model.UFONE):
+        for kind in ("ITLs", "SALs"):
+            for index, layer in enumerate(getattr(cast(UFONE, ufone), kind)):
+                prefix = f"UFONE.{number}.{kind}.{index}."
+                found = [prefix + key in fits for key in layer.state_dict()]
+                if not all(found):
+                    _pass_on(layer)
+                if not any(found):
+                    new.append(prefix)
+    same = all(key.startswith(tuple(new)) for key in taken.missing)
+    if taken.other_shape or taken.unused or not same:
+        _fit_tail(model, pairs)
+    return taken
+
+
+def _pass_on(layer: ITL | SAL) -> None:
+    """Make the layer the identity."""
+    ends = [*layer.ffn.project_out.parameters()]
+    ends += [*layer.attn.project_out.parameters()] if isinstance(layer, ITL) else [layer.SDA.scale]
+    for parameter in ends:
+        parameter.zero_()
+
+
+def _fit_tail(model: DITN, pairs: Pairs) -> None:
+    """Set the tail's last convolution to the least squares solution on `pairs`, given everything before it."""
+    config, last = model.config, conv2d(model.upsample[0])
+    # The same network with the features for its image: what goes into the last convolution.
+    probe = DITN(config=replace(config, upscale=1, out_channels=config.dim), fused=model.fused)
+    probe.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("upsample.")}, strict=False)
+    torch.nn.init.dirac_(conv2d(probe.upsample[0]).weight)
+    torch.nn.init.zeros_(cast(Tensor, conv2d(probe.upsample[0]).bias))
+    probe.requires_grad_(False)
+    taps = 9 * config.dim + 1
+    gram = torch.zeros(taps, taps, dtype=torch.float64)
+    moment = torch.zeros(taps, last.out_channels, dtype=torch.float64)
+    for low, high in pairs:
+        seen = F.unfold(probe(low).contiguous().double(), 3).transpose(1, 2).flatten(0, 1)
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+        wanted = F.pixel_unshuffle(high.double(), config.upscale)[..., 1:-1, 1:-1]
+        gram += seen.t() @ seen
+        moment += seen.t() @ wanted.flatten(2).transpose(1, 2).flatten(0, 1)
+    solution = _least_squares(gram, moment)
+    last.weight.copy_(solution[:-1].t().reshape(last.weight.shape))
+    cast(Tensor, last.bias).copy_(solution[-1])
+
+
+def _least_squares(gram: Tensor, moment: Tensor) -> Tensor:
+    """The solution of the normal equations, with a ridge that keeps directions which the data do not show at 0."""
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return cast(Tensor, torch.linalg.solve(gram + ridge, moment))

@@ -12,6 +12,7 @@ from ditn_kernels._compiling import Compilation, compilations
 from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
 from ditn_kernels._info import info
 from ditn_kernels._library import register
+from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
 from ditn_kernels.ops import (
     REGISTRY,
@@ -42,6 +43,8 @@ __all__ = [
     "inner_patch_attention",
     "inner_patch_stage",
     "layer_norm2d",
+    "lower_to_native",
+    "native_libraries",
     "spatial_stage",
     "tanh_affine",
     "use_backend",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend runs a call: forced by argument, by `with use_backend(...)`, by `DITN_BACKEND`, else the first
-in the operator's table that has no reason not to."""
+in the operator's table that has no reason not to, where old GPUs may have another first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ditn_kernels._native import CPlusPlus
+from ditn_kernels._native import CPlusPlus, Cuda
 from ditn_kernels._op import Op
 from ditn_kernels._triton import Triton
 
@@ -51,7 +51,7 @@ class _PyTorch:
 
 
 LAYERS = "layers"
-BACKENDS: dict[str, Backend] = {"triton": Triton(), "cpu": CPlusPlus(), "torch": _PyTorch()}
+BACKENDS: dict[str, Backend] = {"triton": Triton(), "cuda": Cuda(), "cpu": CPlusPlus(), "torch": _PyTorch()}
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 
@@ -111,7 +111,10 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
 def _volunteers(op: Op, args: Mapping[str, Any]) -> list[str]:
     """The backends that may be chosen unasked. A stage is rather run as its layers than by plain PyTorch."""
     device = next(iter(args.values())).device
-    names = (name for name in op.backends if name != "torch" or op.layers is None)
+    names = [name for name in op.backends if name != "torch" or op.layers is None]
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        names.sort(key=lambda name: not op.backends[name].comes_first_on(capability))
     return [name for name in names if BACKENDS[name].volunteers(device)]
 
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled library: found and loaded once, at the first question about it, and never at import.
+"""The compiled libraries: found and loaded once, at the first question about them, and never at import.
 
-`setup.py` leaves `_C.so` and `build_info.json` beside this file. Without them, or where the library does not load,
-there is a reason instead, which `explain` and `info` show.
+`setup.py` leaves `_C.so`, `build_info.json` and, where there is CUDA, `_C_cuda.so` beside this file. Without them, or
+where a library does not load, there is a reason instead, which `explain` and `info` show.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ditn_kernels._op import NORMS, Op
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 _NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
 assert set(_NORM_CODES) == set(NORMS)
 
@@ -26,7 +27,7 @@ assert set(_NORM_CODES) == set(NORMS)
 @functools.cache
 def why_missing() -> str | None:
     """Load the library. None if it is there, else the reason why not."""
-    library = _FOLDER / "_C.so"
+    library = FOLDER / "_C.so"
     if not library.exists():
         return str(build_info().get("reason", "is not built: `setup.py` did not run when the package was installed"))
     try:
@@ -38,19 +39,43 @@ def why_missing() -> str | None:
 
 
 @functools.cache
+def why_no_cuda() -> str | None:
+    """Load the library for CUDA. None if it is there, else the reason why not."""
+    if reason := why_missing():
+        return reason
+    if torch.version.cuda is None:
+        return "needs a PyTorch with CUDA, this one is a build without"
+    library = FOLDER / "_C_cuda.so"
+    if not library.exists():
+        return str(build_info().get("cuda", {}).get("reason", "is not built: `setup.py` did not find CUDA"))
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return f"does not load (built with {build_info()['cuda']}): {str(error).splitlines()[0]}"
+    return None
+
+
+def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
+    """Whether one of these, written as DITN_CUDA_ARCHS is, was compiled for a chip: machine code for an earlier one of
+    its generation, or PTX for an earlier one."""
+    for arch in architectures:
+        major, minor, ptx = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", arch).groups()  # type: ignore[union-attr]
+        compiled = (int(major), int(minor))
+        if compiled <= capability and (ptx or compiled[0] == capability[0]):
+            return True
+    return False
+
+
+@functools.cache
 def build_info() -> dict[str, Any]:
     """What `setup.py` says about the build; empty if it did not run."""
-    path = _FOLDER / "build_info.json"
+    path = FOLDER / "build_info.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content
 
 
-class CPlusPlus:
-    """The backend "cpu": vectorised C++."""
-
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        reason = why_missing()
-        return [reason] if reason else []
+class _Compiled:
+    """Kernels that are reached through `torch.ops.ditn_native`, which has an implementation for each device."""
 
     def volunteers(self, device: torch.device) -> bool:
         return True
@@ -70,6 +95,27 @@ class CPlusPlus:
             )
 
         return gradients if backward else forward
+
+
+class CPlusPlus(_Compiled):
+    """The backend "cpu": vectorised C++."""
+
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        reason = why_missing()
+        return [reason] if reason else []
+
+
+class Cuda(_Compiled):
+    """The backend "cuda": CUDA C++, for chips that Triton serves badly and for where there is no Triton."""
+
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        if reason := why_no_cuda():
+            return [reason]
+        if device.type == "cuda":
+            capability, compiled = torch.cuda.get_device_capability(device), build_info()["cuda"]["architectures"]
+            if not runs_on(compiled, capability):
+                return [f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}"]
+        return []
 
 
 def _dense(axes: str, tensor: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ class Support:
 
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
     the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
-    its compiler fails on them.
+    its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_outputs` the length of the
+    operator's last bias. On chips older than `first_before` this backend comes before those that stand before it in
+    the operator's table.
     """
 
     devices: tuple[str, ...] = ()
@@ -37,6 +39,12 @@ class Support:
     min_capability: tuple[int, int] | None = None
     min_capability_backward: tuple[int, int] | None = None
     failing_backward: tuple[int, ...] = ()
+    max_channels_of: Mapping[torch.dtype, int] = field(default_factory=dict)
+    max_outputs: int | None = None
+    first_before: tuple[int, int] | None = None
+
+    def comes_first_on(self, capability: tuple[int, int]) -> bool:
+        return self.first_before is not None and capability < self.first_before
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
         """Every reason why a chip of this compute capability cannot run it; empty if it can."""
@@ -60,8 +68,12 @@ class Support:
             names = ", ".join(_dtype_name(dtype) for dtype in dtypes)
             kind = "differentiates" if backward else "computes"
             reasons.append(f"{kind} {names}, the input is {_dtype_name(x.dtype)}")
-        if self.max_channels is not None and x.shape[1] > self.max_channels:
-            reasons.append(f"takes at most {self.max_channels} channels, the input has {x.shape[1]}")
+        most = self.max_channels_of.get(x.dtype, self.max_channels)
+        if most is not None and x.shape[1] > most:
+            reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
+        outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
+        if self.max_outputs is not None and outputs > self.max_outputs:
+            reasons.append(f"makes at most {self.max_outputs} outputs per pixel, asked for {outputs}")
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")
@@ -209,6 +221,25 @@ _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
 CPU = replace(CPU_FORWARD, backward=(torch.float32,))
 CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
+
+# What the CUDA C++ kernels take. They come first where Triton has no tensor cores and behind it elsewhere, which is
+# unmeasured.
+CUDA = Support(
+    devices=("cuda",),
+    dtypes=(torch.float16, torch.float32),
+    max_channels=128,
+    patch_sizes=(0, 4, 8, 16),
+    first_before=(8, 0),
+)
+
+# Their results lie in shared memory, sorted for the pixel shuffle.
+CUDA_CONV = replace(CUDA, max_outputs=128)
+
+# A patch of float32, its queries and keys have to fit the 64 KiB of shared memory that Turing has.
+CUDA_ATTENTION = replace(CUDA, max_channels_of={torch.float32: 64})
+# A stage is made for the shipped networks' patches; others run as its layers.
+CUDA_STAGE = replace(CUDA, dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,))
+
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Two results that are both rounded to their dtype can differ by one unit in the last place (2^-23, 2^-10, 2^-7) of

@@ -1,67 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a finished run to weights that ship: float16, with where they come from in the file, scores and attribution.
 
-    python recipes/ship.py RUN ditn-real-x4 --licences train/LICENCES.tsv --evaluate eval/Set5 eval/Set14 eval/BSD100
+    python -m recipes.ship RUN --licences train/LICENCES.tsv --evaluate eval/Set5 eval/Set14 eval/BSD100
 
-writes ditn/weights/<name>.safetensors and ATTRIBUTION.tsv, recipes/<name>.log.csv (the run's log) and
-benchmarks/results/evaluate-<name>.json, from which README's table is made.
+The name follows from the run: ditn-real-x4, or ditn-real-photo-x4 for one that was trained on degraded photographs.
+Written are ditn/weights/<name>.safetensors, ATTRIBUTION.tsv and SHA256SUMS, recipes/<name>.toml (unless it says the
+same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>.json, which README's table is made of, with
+bicubic's scores under the same conditions beside it; then README.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
+import hashlib
 import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ditn
-from ditn.evaluate import as_json, evaluate, table, upscaler
+from benchmarks import report
+from ditn.evaluate import BICUBIC, evaluate, upscaler
+from ditn.recipe import Recipe, load_recipe
+from ditn.scores import Result, as_json, table
 
 PROJECT = Path(__file__).parents[1]
+WEIGHTS = PROJECT / "ditn" / "weights"
 LICENCE = "CC-BY-SA-4.0"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder of `ditn train`")
-    parser.add_argument("name", help="what `ditn.load` will call the weights; recipes/<name>.toml made them")
+    parser.add_argument("--init", help="the shipped name of the weights that it started from, if the run names a file")
+    parser.add_argument("--hardware", default="CPU", help="what it was trained on, for the table (%(default)s)")
     parser.add_argument("--licences", type=Path, required=True, help="table of the images: file, licence, source")
     parser.add_argument("--evaluate", type=Path, nargs="+", required=True, metavar="FOLDER")
     args = parser.parse_args()
 
-    recipe, log = PROJECT / "recipes" / f"{args.name}.toml", args.run / "log.csv"
+    checkpoint = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    recipe = _reproducible(Recipe(**checkpoint["recipe"]), checkpoint["step"], args.init)
+    name = f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    recipe_file = PROJECT / "recipes" / f"{name}.toml"
+    if not recipe_file.exists() or load_recipe(recipe_file) != recipe:
+        recipe_file.write_text(_as_toml(name, recipe), encoding="utf-8")
+    shutil.copyfile(args.run / "log.csv", recipe_file.with_suffix(".log.csv"))
     with args.licences.open(encoding="utf-8", newline="") as file:
         images = list(csv.DictReader(file, delimiter="\t"))
-    checkpoint = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    model = ditn.load(args.run / "weights.safetensors")
+    _write_attribution(images)
 
-    target = PROJECT / "ditn" / "weights" / f"{args.name}.safetensors"
     facts = {
-        "name": args.name,
-        "recipe": recipe.read_text(encoding="utf-8"),
+        "name": name,
+        "recipe": recipe_file.read_text(encoding="utf-8"),
         "steps": str(checkpoint["step"]),
-        "data": f"{len(images)} photographs of ATTRIBUTION.tsv, every {checkpoint['recipe']['held_out']}th held out",
+        "hardware": args.hardware,
+        "data": f"{len(images)} photographs of ATTRIBUTION.tsv, every {recipe.held_out}th held out",
         "licence": LICENCE,
     }
+    target = WEIGHTS / f"{name}.safetensors"
+    model = ditn.load(args.run / "weights.safetensors")
     # Twice: the scores are those of the rounded weights.
     ditn.save(model, target, dtype=torch.float16, metadata=facts, overwrite=True)
-    upscale, scale = upscaler(str(target))
-    results = [evaluate(upscale, folder, scale) for folder in args.evaluate]
+    results = _evaluate(str(target), name, recipe, args.evaluate)
     scores = {r.dataset: {"psnr_y": round(r.mean.psnr_y, 3), "ssim_y": round(r.mean.ssim_y, 4)} for r in results}
     ditn.save(model, target, dtype=torch.float16, metadata={**facts, "scores": json.dumps(scores)}, overwrite=True)
-
-    attribution = io.StringIO()
-    writer = csv.writer(attribution, delimiter="\t", lineterminator="\n")
-    writer.writerows([["file", "licence", "source"], *([i["file"], i["licence"], i["source"]] for i in images)])
-    target.with_name("ATTRIBUTION.tsv").write_text(attribution.getvalue(), encoding="utf-8")
-    scores_file = PROJECT / "benchmarks" / "results" / f"evaluate-{args.name}.json"
-    scores_file.write_text(as_json(args.name, scale, results), encoding="utf-8")
-    shutil.copyfile(log, recipe.with_suffix(".log.csv"))
+    write_checksums(WEIGHTS)
+    bicubic = f"{BICUBIC}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    if not _scores_file(bicubic).exists():
+        _evaluate(BICUBIC, bicubic, recipe, args.evaluate)
+    report.main([])
     print(table(results))
+
+
+def _reproducible(recipe: Recipe, steps: int, init: str | None) -> Recipe:
+    """The recipe as someone else can follow it: by steps, from weights that ship."""
+    init = init or recipe.init
+    if init and init not in ditn.models():
+        raise SystemExit(f"the run started from {init}, which does not ship; name what ships with --init")
+    return dataclasses.replace(recipe, steps=steps, minutes=0.0, init=init)
+
+
+def _as_toml(name: str, recipe: Recipe) -> str:
+    """Every field that is not the default. JSON's numbers, strings, lists and booleans are TOML's."""
+    lines = [f"#   ditn train recipes/{name}.toml --data PHOTOS --output RUN"]
+    for field in dataclasses.fields(Recipe):
+        value = getattr(recipe, field.name)
+        if value != field.default or field.name in ("model", "upscale", "steps", "batch", "patch"):
+            lines.append(f"{field.name} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_attribution(images: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerows([["file", "licence", "source"], *([i["file"], i["licence"], i["source"]] for i in images)])
+    (WEIGHTS / "ATTRIBUTION.tsv").write_text(text.getvalue(), encoding="utf-8")
+
+
+def _evaluate(model: str, name: str, recipe: Recipe, folders: list[Path]) -> list[Result]:
+    upscale, scale = upscaler(model, scale=recipe.upscale)
+    results = [evaluate(upscale, folder, scale, degradation=recipe.degradation) for folder in folders]
+    label = BICUBIC if model == BICUBIC else name
+    _scores_file(name).write_text(as_json(label, scale, results, degradation=recipe.degradation), encoding="utf-8")
+    return results
+
+
+def _scores_file(name: str) -> Path:
+    return PROJECT / "benchmarks" / "results" / f"evaluate-{name}.json"
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA256SUMS, as sha256sum writes it, of every file of weights in the folder."""
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in folder.glob("*.safetensors")]
+    (folder / "SHA256SUMS").write_text("\n".join(sorted(sums, key=lambda line: line.split()[1])) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,14 @@ def test_round_trip(tmp_path, suffix: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_every_length_of_a_header_is_read(tmp_path) -> None:
+    # Headers are padded to 8 bytes, so one of these 32 lengths has the first byte 0x80, with which a pickle begins.
+    model = small()
+    for filler in range(0, 256, 8):
+        ditn.save(model, tmp_path / "a.safetensors", metadata={"filler": "x" * filler}, overwrite=True)
+        assert ditn.load(tmp_path / "a.safetensors").config == model.config
+
+
 def test_config_is_inferred(shared) -> None:
     config = ditn.load(shared / "golden" / "DITN_Real_x4.pth").config
     assert config == ditn.DITN_Real.defaults

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ditn.data import PairedImages, list_images, to_pixels, to_tensor
+from ditn.data import PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.recipe import Recipe
 from ditn.resize import downscale
 
 
@@ -39,14 +40,13 @@ def test_pairs_are_the_files_and_their_bicubic(folder: Path, tmp_path: Path) -> 
 def test_crops_are_aligned_and_turned_alike(folder: Path, tmp_path: Path, scale: int) -> None:
     images = PairedImages(list_images([folder]), scale, tmp_path)
     low, high = images.batch(0, seed=0, size=32, patch=16)
-    assert low.shape == (32, 3, 16, 16)
-    assert high.shape == (32, 3, 16 * scale, 16 * scale)
-    assert low.is_contiguous(memory_format=torch.channels_last)
-    for small, large in zip(low, high, strict=True):
-        again = downscale(to_pixels(large), scale)
+    assert low.shape == (32, 16, 16, 3)
+    assert high.shape == (32, 16 * scale, 16 * scale, 3)
+    for small, large in zip(low.numpy(), high.numpy(), strict=True):
+        again = downscale(large, scale)
         # The kernel reaches 2 low-resolution pixels: further inside, a crop cannot be told from its image. A turned one
         # is made smaller along the other axis first, which rounds differently: one level.
-        difference = again.astype(int) - to_pixels(small)
+        difference = again.astype(int) - small
         assert np.abs(difference[2:-2, 2:-2]).max() <= 1
 
 
@@ -56,7 +56,7 @@ def test_every_orientation_occurs(folder: Path, tmp_path: Path) -> None:
     only = PairedImages([path], 4, tmp_path)
     low = only[0].low
     views = {np.rot90(v, turns).tobytes() for v in (low, low[:, ::-1]) for turns in range(4)}
-    seen = {to_pixels(crop).tobytes() for crop in only.batch(0, seed=0, size=100, patch=8)[0]}
+    seen = {crop.numpy().tobytes() for crop in only.batch(0, seed=0, size=100, patch=8)[0]}
     assert len(views) == 8
     assert seen == views
 
@@ -68,6 +68,47 @@ def test_a_batch_depends_on_seed_and_step_alone(folder: Path, tmp_path: Path) ->
     assert all(map(torch.equal, first, images.batch(7, seed=3, size=4, patch=8)))
     assert not torch.equal(first[0], images.batch(8, seed=3, size=4, patch=8)[0])
     assert not torch.equal(first[0], images.batch(7, seed=4, size=4, patch=8)[0])
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_workers_change_nothing(folder: Path, tmp_path: Path, degradation: str) -> None:
+    images = PairedImages(list_images([folder]), 4, tmp_path, degradation)
+    recipe = Recipe(batch=4, patch=8, channel_shuffle=True, degradation=degradation)
+    alone, helped = (batches(images, recipe, start=5, workers=workers) for workers in (0, 2))
+    for step in range(5, 9):
+        expected = images.batch(step, seed=0, size=4, patch=8, shuffle=True)
+        assert all(map(torch.equal, next(alone), expected))
+        assert all(map(torch.equal, next(helped), expected))
+
+
+def test_parts_make_up_the_batch(folder: Path, tmp_path: Path) -> None:
+    images = PairedImages(list_images([folder]), 4, tmp_path)
+    low, high = images.batch(3, seed=0, size=4, patch=8)
+    for rank in range(2):
+        part = images.batch(3, seed=0, size=4, patch=8, part=slice(rank, None, 2))
+        assert torch.equal(part[0], low[rank::2])
+        assert torch.equal(part[1], high[rank::2])
+
+
+def test_colours_are_exchanged_alike(tmp_path: Path) -> None:
+    path = tmp_path / "flat.png"
+    Image.new("RGB", (64, 64), (10, 120, 230)).save(path)
+    images = PairedImages([path], 4, tmp_path)
+    low, high = images.batch(0, seed=0, size=60, patch=8, shuffle=True)
+    orders = {tuple(crop[0, 0].tolist()) for crop in high}
+    assert len(orders) == 6
+    assert torch.equal(low[:, 0, 0], high[:, 0, 0])
+
+
+def test_photos_are_degraded_the_same_each_time(folder: Path, tmp_path: Path) -> None:
+    plain = PairedImages(list_images([folder]), 4, tmp_path)
+    images = PairedImages(list_images([folder]), 4, tmp_path, "photo")
+    for (high, low), before in zip(images, plain, strict=True):
+        np.testing.assert_array_equal(high, before.high)
+        assert low.shape == before.low.shape
+        assert (low != before.low).any()
+    np.testing.assert_array_equal(images[0].low, images[0].low)
+    assert torch.equal(images.batch(0, seed=0, size=2, patch=8)[1], plain.batch(0, seed=0, size=2, patch=8)[1])
 
 
 def test_cache_is_made_once_per_content_and_scale(folder: Path, tmp_path: Path) -> None:
@@ -100,7 +141,9 @@ def test_refuses(folder: Path, tmp_path: Path) -> None:
 
 def test_tensors_and_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(to_pixels(to_tensor(pixels)[0]), pixels[0])
+    image = to_tensor(torch.tensor(pixels))
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(to_pixels(image[0]), pixels[0])
     assert to_pixels(torch.tensor([-0.2, 0.5 / 255, 1.5 / 255, 2.0]).expand(3, 1, 4))[0, :, 0].tolist() == [
         0,
         0,

@@ -129,6 +129,33 @@ def test_reports(photos: Path, weights: Path, tmp_path: Path, capsys: pytest.Cap
     ]
 
 
+def test_sheet_shows_the_detail_pixel_by_pixel(photos: Path, weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sheet.png"
+    flags = ("--model", weights, "--data", photos, "--data", photos, "--sheet-images", "2", "--device", "cpu")
+    assert _run(*flags, "--sheet", path) == 0
+    with Image.open(path) as sheet:
+        # Two rows of each of two data sets; the whole, bicubic, the model, the original, 240 pixels each.
+        assert sheet.size == (4 * 246 - 6, 4 * 266 - 6)
+        original = np.asarray(sheet)[20:260, 3 * 246 :]
+    # The first picture by name is the gray one, 64 pixels wide, of which the detail shows all but 8 rows.
+    with Image.open(photos / "HR" / "gray.png") as gray:
+        pixels = np.asarray(gray)[:64]
+    centres = ((np.arange(64) + 0.5) * 240 / 64).astype(int)
+    np.testing.assert_array_equal(original[centres][:, centres, 1], pixels)
+    with pytest.raises(FileExistsError, match=r"sheet\.png exists"):
+        _run(*flags, "--sheet", path)
+
+
+def test_photo_degradation_replaces_the_published_images(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    upscale, scale = upscaler("bicubic")
+    results = [evaluate(upscale, photos, scale, degradation="photo") for _ in range(2)]
+    assert results[0] == results[1]
+    assert not results[0].errors
+    assert results[0].mean.psnr_y < evaluate(upscale, photos, scale).mean.psnr_y
+    assert _run("--model", "bicubic", "--data", photos, "--degradation", "photo") == 0
+    assert f"mean  {results[0].mean.psnr_y:6.2f}" in capsys.readouterr().out
+
+
 def test_a_bad_image_does_not_stop_the_others(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     low = photos / "LR_bicubic" / "X4"
     (low / "onex4.png").unlink()

@@ -303,7 +303,7 @@ def test_a_level_that_is_not_there_is_a_reason() -> None:
 
 def test_without_the_library_there_is_a_reason_and_plain_pytorch_runs(monkeypatch, tmp_path) -> None:
     (tmp_path / "build_info.json").write_text(json.dumps({"reason": "is not built: no C++ compiler was found"}))
-    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(_native, "FOLDER", tmp_path)
     _native.why_missing.cache_clear()
     _native.build_info.cache_clear()
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import ditn_kernels
 from benchmarks import published
-from benchmarks.compare import assert_as_good
+from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 

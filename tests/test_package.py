@@ -48,7 +48,9 @@ def test_readme_says_what_was_measured() -> None:
 def test_a_number_that_was_not_measured_is_found(tmp_path, monkeypatch) -> None:
     results = tmp_path / "benchmarks" / "results"
     shutil.copytree(report.RESULTS, results)
-    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    for page in report.PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / page, tmp_path / page)
     monkeypatch.setattr(report, "PROJECT", tmp_path)
     monkeypatch.setattr(report, "RESULTS", results)
     measured = next(results.glob("evaluate-*.json"))
@@ -76,7 +78,7 @@ def test_every_environment_variable_is_in_the_readme() -> None:
     assert used == set(re.findall(r"^\| `(DITN_[A-Z_]+)` \|", README, re.MULTILINE))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md", "docs/deployment.md"])
 def test_links_lead_to_files(document) -> None:
     path = PROJECT / document
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
@@ -125,7 +127,7 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
         if path.suffix in (".py", ".typed", ".safetensors", ".tsv")
     }
     assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
-    assert expected - names == set()
+    assert (expected | {"ditn/weights/SHA256SUMS"}) - names == set()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ditn", "ditn_kernels"}
     licences = {"LICENSE", "NOTICE", "ditn/weights/LICENSE.md", "ditn/weights/ATTRIBUTION.tsv"}
     assert {metadata_name.replace("METADATA", f"licenses/{name}") for name in licences} <= names

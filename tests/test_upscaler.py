@@ -15,6 +15,7 @@ from PIL import Image
 from test_model import small
 
 import ditn
+from ditn import memory
 from ditn.upscale import bleed
 
 RANDOM = np.random.default_rng(0)
@@ -168,6 +169,19 @@ def test_out_of_memory_halves_the_tile_and_goes_on() -> None:
     upscaler._run = broken
     with pytest.raises(RuntimeError, match="something else"):
         upscaler(image)
+
+
+@pytest.mark.parametrize(("limit", "left"), [("700\n", 700 - 600 + 50), ("500\n", 0), ("max\n", None)])
+def test_a_containers_memory_limit_is_known(monkeypatch, tmp_path: Path, limit: str, left: int | None) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    elsewhere = memory.free_memory(torch.device("cpu"))
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 550\ninactive_file 50\n")
+    if left is None:
+        assert memory.free_memory(torch.device("cpu")) > elsewhere / 2
+    else:
+        assert memory.free_memory(torch.device("cpu")) == left
 
 
 def test_a_hard_memory_limit_is_kept() -> None:

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <new>
 
+#include "../pages.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -13,15 +14,17 @@ namespace ditn::DITN_LEVEL {
 
 DITN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Zeroed, 64-byte aligned. One allocation per purpose, so that AddressSanitizer guards each.
+// 64-byte aligned, and zeroed unless it is a whole map, which is written first. One allocation per purpose, so that
+// AddressSanitizer guards each.
 template <class T>
 class Array {
  public:
-  explicit Array(int64_t count) {
+  explicit Array(int64_t count, bool zeroed = true) {
     const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
     data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(data_, 0, bytes);
+    prefer_huge_pages(data_, static_cast<size_t>(bytes));
+    if (zeroed) std::memset(data_, 0, bytes);
   }
   ~Array() { std::free(data_); }
   Array(const Array&) = delete;

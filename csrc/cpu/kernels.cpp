@@ -58,7 +58,7 @@ static void spatial(Threads threads, Shape shape, const T* x, T* y, const Gate* 
     return;
   }
   // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
-  Array<T> between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0);
+  Array<T> between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0, false);
   for (int i = 0; i < layers; ++i) {
     const T* in = i ? y : x;
     T* gated = ffns ? static_cast<T*>(between) : y;

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "../operators.h"
+
 namespace ditn {
 
 // Types of activations in memory besides float. Weights are always float, and so are sums.
@@ -14,51 +16,11 @@ struct float16 {
   uint16_t bits;
 };
 
-enum class Norm : int64_t { kNone, kTanh, kLayerNorm };
-
-// Dense maps [batch, height, width, channels].
-struct Shape {
-  int64_t batch, height, width;
-  int channels;
-};
-
 // run(n, work, argument) calls work(argument) on up to n threads at once and returns when all have; count() is how many
 // threads there are.
 struct Threads {
   void (*run)(int64_t most, void (*work)(void*), void* argument);
   int64_t (*count)();
-};
-
-// Weights are input-major; every bias is there. Value is const float for weights, float for their gradients.
-template <class Value>
-struct AttentionOf {
-  Value *qkv_weight, *qkv_bias;  // [C, 3C], [3C]
-  Value* temperature;            // [1]
-  Value *out_weight, *out_bias;  // [C, C], [C]
-};
-
-template <class Value>
-struct FfnOf {
-  Value *in_weight, *in_bias;    // [C, 2E], [2E]
-  Value *dw_weight, *dw_bias;    // [3, 3, 2E], [2E]
-  Value *out_weight, *out_bias;  // [E, C], [C]
-  int expanded;                  // E
-};
-
-template <class Value>
-struct GateOf {
-  Value *in_weight, *in_bias;    // [C, 2C], [2C]
-  Value *dw5_weight, *dw5_bias;  // [5, 5, C], [C]
-  Value *dw7_weight, *dw7_bias;  // [7, 7, C], [C]
-  Value *mix_weight, *mix_bias;  // [C, C], [C]
-  Value *out_weight, *out_bias;  // [C, C], [C]
-};
-
-template <class Value>
-struct TailOf {
-  Value *body_weight, *body_bias;  // [3, 3, C, C], [C]
-  Value *up_weight, *up_bias;      // [3, 3, C, outputs], [outputs]
-  int outputs, upscale;
 };
 
 using Attention = AttentionOf<const float>;

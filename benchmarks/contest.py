@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way in which contestants are timed against each other: each in a process of its own, a pass each per round.
+
+So a machine whose speed drifts drifts for all; the others wait meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import Job, prepare
+
+PROJECT = Path(__file__).parent.parent
+PAUSE = 0.2  # seconds between turns, in which the last contestant's threads stop spinning
+LEAST_ROUNDS = 3  # quartiles need them
+
+
+class Failed(SystemExit):
+    """A contestant's process came to its end, with what it wrote last."""
+
+
+class Contestant:
+    """A process of its own, which waits until it is asked for a pass. Its packages are those in the folder `tree`."""
+
+    def __init__(self, job: Job, folder: Path, tree: Path) -> None:
+        self.job = job
+        self.passes: list[list[float]] = []
+        self.failure = ""
+        command = [sys.executable, "-m", "benchmarks.processes", json.dumps(asdict(job)), str(folder)]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `leave`)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=tree
+        )
+
+    def ready(self) -> None:
+        """Wait until it has built itself. Raises SystemExit if it failed or is wrong."""
+        self.facts: dict[str, Any] = self._read()
+        if not self.facts["error"] <= self.job.tolerance:
+            raise SystemExit(
+                f"{self} is wrong: relative error {self.facts['error']:.2g}, at most {self.job.tolerance} allowed"
+            )
+
+    def turn(self) -> float:
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.passes.append(self._read())
+        return sum(self.passes[-1])
+
+    def leave(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def row(self) -> dict[str, Any]:
+        seconds = [sum(images) for images in self.passes]
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        row = {"network": self.job.network, "contestant": self.job.contestant}
+        return row | {"median_s": middle, "quartiles_s": [low, high], "seconds": seconds} | self.facts
+
+    def __str__(self) -> str:
+        return f"{self.job.network}, {self.job.contestant}"
+
+    def _read(self) -> Any:
+        assert self._process.stdout
+        # Libraries print to standard output, too; ours are the lines that are JSON.
+        for line in self._process.stdout:
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:
+                continue
+        self._process.wait()
+        self._errors.seek(0)
+        raise Failed(f"{self} failed:\n{self._errors.read()[-4000:]}")
+
+
+def contest(
+    jobs: Sequence[tuple[Job, Path]],
+    *,
+    rounds: int,
+    seconds: float = float("inf"),
+    builders: int = 1,
+    forgiving: bool = False,
+    each_round: Callable[[], object] = lambda: None,
+) -> list[Contestant]:
+    """Check and time the jobs, each on the packages in its tree: `rounds` rounds, or as many as fit into `seconds` but
+    no fewer than three. So many contestants build themselves at a time. Raises SystemExit if one is wrong or fails;
+    `forgiving` keeps the reason of one that does not get ready in `failure`, and times the others.
+    """
+    started: list[Contestant] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def start(job: Job, tree: Path) -> Contestant:
+            contestant = Contestant(job, folder, tree)
+            started.append(contestant)
+            try:
+                contestant.ready()
+            except Failed as failure:
+                if not forgiving:
+                    raise
+                contestant.failure = str(failure)
+                print(contestant.failure, file=sys.stderr, flush=True)
+                return contestant
+            print(f"  {contestant}: error {contestant.facts['error']:.1e}", file=sys.stderr, flush=True)
+            return contestant
+
+        try:
+            for job, _ in jobs:
+                prepare(job, folder)
+            with ThreadPoolExecutor(builders) as pool:
+                contestants = list(pool.map(start, *zip(*jobs, strict=True)))
+            end = time.monotonic() + seconds
+            for number in range(rounds):
+                if number >= LEAST_ROUNDS and time.monotonic() > end:
+                    break
+                time.sleep(PAUSE)
+                each_round()
+                for contestant in (one for one in contestants if not one.failure):
+                    time.sleep(PAUSE)
+                    contestant.turn()
+        finally:
+            for contestant in started:
+                contestant.leave()
+    return contestants
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)}

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CUDA C++ kernels cost on a chip that is not here: compiled for it by nvcc, their machine code counted.
+
+    counts = count(capability=80)
+
+For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops
+around it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a
+hash of the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import sass
+from benchmarks.sass import Count
+
+PROJECT = Path(__file__).parent.parent
+SOURCE = PROJECT / "csrc" / "cuda" / "kernels.cu"
+NVCC = shutil.which("nvcc")
+FLAGS = ["-std=c++20", "-O3", "--Werror", "all-warnings", f"-I{SOURCE.parent}"]
+# Only what the network's layers run, for counting; without it everything is compiled.
+NETWORK = "-DDITN_NETWORK"
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel as the network launches it. `symbol` begins its mangled name, after the namespace and the length.
+
+    `trips`: how often the loops of a warp's code go round, in the order in which they stand in it.
+    """
+
+    symbol: str
+    operator: str
+    warps: int
+    pixels: int  # of a block
+    shared: int  # bytes
+    trips: tuple[float, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.symbol.split("I")[0].strip("_").removesuffix("_kernel")
+
+
+_IN_PATCHES = {"norm": "tanh", "patch_size": 8}
+_ON_MAP = {"norm": "tanh", "patch_size": 0}
+_GATE = {"norm": "tanh"}
+KERNELS = (
+    Kernel("_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, (), _IN_PATCHES),
+    # Lines of the tile, slices of 32 of 120 hidden channels, lines again, of which there is one per warp on a map.
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, (2, 4, 2), _IN_PATCHES),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, (10 / 8, 4), _ON_MAP),
+    # Lines, tiles of 16 pixels. Blocks also take the frame: there are 2,232 for a map of 960x544.
+    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 234, 57600, (20 / 8, 25 / 8), _GATE),
+    # Lines in, lines out. 2,760 blocks, since 544 is no multiple of 24.
+    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, (4, 4), _GATE),
+    # Lines, 64 outputs by two warps, taps, lines of results, words of them.
+    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, (10 / 8, 1, 9, 1, 8)),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
+    # Layers, and in them the slices.
+    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, (4, 4), _IN_PATCHES),
+)
+
+
+def cubin(*flags: str, capability: int) -> Path:
+    """The kernels compiled for a chip (90 for sm_90). Raises RuntimeError if nvcc fails or warns."""
+    if NVCC is None:
+        raise RuntimeError("nvcc is not installed")
+    command = [NVCC, f"-arch=sm_{capability}", "-cubin", *FLAGS, *flags]
+    sources = sorted(path for path in SOURCE.parent.parent.rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
+    content = repr(command).encode() + b"".join(path.read_bytes() for path in sources)
+    path = PROJECT / "build" / "cuda" / f"{hashlib.sha256(content).hexdigest()[:16]}.cubin"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        done = subprocess.run([*command, SOURCE, "-o", partial], capture_output=True, text=True, check=False)
+        if done.returncode or done.stderr:
+            raise RuntimeError(f"nvcc for sm_{capability}: {done.stderr or done.stdout}")
+        partial.replace(path)
+    return path
+
+
+def version() -> str:
+    """nvcc's release."""
+    said = subprocess.run([str(NVCC), "--version"], check=True, capture_output=True, text=True).stdout
+    return said.rpartition(", V")[2].split()[0]
+
+
+def resources(path: Path) -> dict[str, tuple[int, int]]:
+    """Registers and bytes of stack of every kernel in a cubin, by its mangled name."""
+    found = re.findall(r"Function (\S+):\s*REG:(\d+) STACK:(\d+)", sass.cuobjdump("--dump-resource-usage", path))
+    return {name: (int(registers), int(stack)) for name, registers, stack in found}
+
+
+def count(capability: int) -> dict[Kernel, Count]:
+    """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not
+    as many as the kernel names."""
+    path = cubin(NETWORK, capability=capability)
+    usage = resources(path)
+    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
+    return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in KERNELS}
+
+
+def _mangled(kernel: Kernel, usage: Mapping[str, Any]) -> str:
+    (name,) = (name for name in usage if re.search(rf"\d{re.escape(kernel.symbol)}", name))
+    return name
+
+
+def _counted(
+    kernel: Kernel, capability: int, name: str, usage: Mapping[str, tuple[int, int]], code: Mapping[str, str]
+) -> Count:
+    instructions = sass.parse(code[name])
+    loops = sass.natural_loops(instructions)
+    if len(loops) != len(kernel.trips):
+        sizes = list(map(len, loops))
+        raise ValueError(
+            f"{name} on sm_{capability}: loops of {sizes} instructions, but trips {kernel.trips} are named"
+        )
+    weights = {
+        address: math.prod(trips for loop, trips in zip(loops, kernel.trips, strict=True) if address in loop)
+        for address in instructions
+    }
+    tensor = {address: name for address, (name, _) in instructions.items() if re.match(r"[A-Z]*MMA\b", name)}
+    return Count(
+        kernel=kernel.name,
+        capability=capability,
+        warps=kernel.warps,
+        registers=usage[name][0],
+        stack=usage[name][1],
+        shared=kernel.shared,
+        instructions=kernel.warps * sum(weights[a] for a, (name, _) in instructions.items() if name != "NOP"),
+        macs=kernel.warps * sum(weights[a] * sass.macs_of(name) for a, name in tensor.items()),
+        has_dot=True,
+        tensor_instructions=tuple(sorted(set(tensor.values()))),
+    )

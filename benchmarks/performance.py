@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's blocks for docs/performance.md: networks, claims, peers, the paper's figures beside ours, operators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NOT_MEASURED = "Not measured yet: `python -m benchmarks.peers` writes it."
+OURS = ("ditn-real", "fused float32")
+Row = dict[str, Any]
+# Milliseconds and GB on the authors' poster, x2, x3, x4, by TensorRT at fixed sizes. It names neither GPU, precision,
+# TensorRT's version nor sizes; that the result's size is held is inferred from how times scale.
+POSTER = {
+    "SwinIR-Tiny": ((131, 55, 34), (2.2, 2.0, 1.9)),
+    "ELAN-Tiny": ((62, 30, 17), (1.9, 1.6, 1.5)),
+    "DITN-Tiny": ((57, 27, 16), (1.5, 1.3, 1.2)),
+    "DITN-Real": ((42, 19, 11), (1.4, 1.2, 1.1)),
+}
+# The poster's names and the contestants that come nearest. Its peers are defined nowhere; these are this project's
+# reductions to DITN-Real's depth, by the faster of the runtimes.
+NEAREST = {
+    "SwinIR-Tiny": "swinir-8-layers",
+    "ELAN-Tiny": "elan-8-blocks",
+    "DITN-Tiny": "ditn-tiny",
+    "DITN-Real": "ditn-real",
+}
+
+
+def networks() -> str:
+    """Parameters and work, of the networks as published."""
+    results = dict(_fixed())
+    if not results:
+        return NOT_MEASURED
+    lines = ["| network | parameters, x4 | " + " | ".join(f"GMAC, x{scale}" for scale in results) + " |"]
+    lines.append("|---|---|" + "---|" * len(results))
+    for name in next(iter(results.values()))["networks"]:
+        about = [result["networks"].get(name) for result in results.values()]
+        cells = [f"{facts['macs'] / 1e9:.1f}" if facts else "" for facts in about]
+        lines.append(f"| {name} | {about[0]['parameters']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def peers() -> str:
+    """Latency, pictures per second and peak memory at fixed sizes; a table for each scale."""
+    blocks = []
+    for scale, result in _fixed():
+        base = _row(result, *OURS)["median_s"]
+        lines = [
+            f"| x{scale}, {result['sizes'][0]} | | median | quartiles | per second | times DITN-Real fused | memory |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in result["rows"]:
+            low, high = row["quartiles_s"]
+            lines.append(
+                f"| {row['network']} | {row['contestant']} | {row['median_s']:.3f} s | {low:.3f} to {high:.3f} | "
+                f"{1 / row['median_s']:.2f} | {row['median_s'] / base:.2f} | {row['extra_bytes'] / 2**20:.0f} MiB |"
+            )
+        plot = f"![latency and memory at x{scale}](../benchmarks/results/peers-x{scale}.svg)"
+        blocks.append("\n".join([*lines, "", measured_on(result), "", plot]))
+    return "\n\n".join(blocks) or NOT_MEASURED
+
+
+def stream() -> str:
+    """Images of mixed sizes: until the first result, until the last one, and once everything is warm."""
+    result = _load("peers-stream.json")
+    if result is None:
+        return NOT_MEASURED
+    base = _row(result, *OURS)
+    lines = [
+        f"| {len(result['sizes'])} sizes, x{result['upscale']} | | first result after | all after | warm pass "
+        "| quartiles | times DITN-Real fused |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        low, high = row["quartiles_s"]
+        lines.append(
+            f"| {row['network']} | {row['contestant']} | {first_result(row):.1f} s | {whole_stream(row):.1f} s | "
+            f"{row['median_s']:.2f} s | {low:.2f} to {high:.2f} | {row['median_s'] / base['median_s']:.2f} |"
+        )
+    plot = "![images done against time](../benchmarks/results/peers-stream.svg)"
+    return "\n".join([*lines, "", f"Sizes: {', '.join(result['sizes'])}. {measured_on(result)}", "", plot])
+
+
+def first_result(row: Row) -> float:
+    """Seconds from the network in memory to its first result."""
+    return float(row["ready_s"] + row["first_s"][0])
+
+
+def whole_stream(row: Row) -> float:
+    """Seconds from the network in memory to the last image's result."""
+    return float(row["ready_s"] + sum(row["first_s"]))
+
+
+def claims() -> str:
+    """What was claimed before anything was measured, and whether it holds."""
+    lines = ["| claim | at least | measured | |", "|---|---|---|---|"]
+    for claim, least, measured in _claims():
+        verdict = "not measured" if measured is None else "holds" if measured >= least else "**withdrawn**"
+        lines.append(f"| {claim} | {least:g} x | {'' if measured is None else f'{measured:.2f} x'} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _claims() -> Iterator[tuple[str, float, float | None]]:
+    fixed, mixed = dict(_fixed()).get(4), _load("peers-stream.json")
+    for peer, name, eager, best in (("swinir-light", "SwinIR-light", 17, 5), ("elan-light", "ELAN-light", 12, 3.5)):
+        ratio = _ratio(fixed, OURS, (peer, "PyTorch eager"), "median_s")
+        yield f"fused DITN-Real is faster than {name} in eager PyTorch", eager, ratio
+        yield f"... than {name} in its fastest runtime", best, _ratio(fixed, OURS, (peer, None), "median_s")
+        ratio = _ratio(fixed, OURS, (peer, None), "extra_bytes")
+        yield f"... takes less peak memory than {name} in its leanest runtime", 4, ratio
+    ratio = _ratio(fixed, ("ditn", OURS[1]), ("elan-light", None), "median_s")
+    yield "fused DITN (3 UFONEs) is faster than ELAN-light in its fastest runtime", 1.5, ratio
+    for runtime in ("ONNX Runtime", "OpenVINO f32"):
+        ratio = _ratio(mixed, OURS, ("ditn-real", f"{runtime}, published"), "median_s")
+        yield f"mixed sizes: fused DITN-Real is faster than DITN-Real in warm {runtime}", 2, ratio
+    slow = None if mixed is None else _row(mixed, "ditn-real", "torch.compile, published")
+    waited = first_result(slow) / whole_stream(_row(mixed, *OURS)) if mixed and slow else None
+    yield "mixed sizes: all results before `torch.compile` of DITN-Real has its first one", 1, waited
+
+
+def _ratio(
+    result: dict[str, Any] | None, ours: tuple[str, str], theirs: tuple[str, str | None], what: str
+) -> float | None:
+    """Their least value, over all contestants of the network or one, over ours; None if one is missing."""
+    if result is None:
+        return None
+    values = [r[what] for r in result["rows"] if r["network"] == theirs[0] and theirs[1] in (None, r["contestant"])]
+    own = _row(result, *ours)
+    return float(min(values) / own[what]) if values and own else None
+
+
+def paper() -> str:
+    """The poster's figures at fixed sizes, each network relative to DITN-Real, beside ours."""
+    results = dict(_fixed())
+    scales = (2, 3, 4)
+    lines = [
+        "| poster, TensorRT | nearest here | "
+        + " | ".join(f"x{s} poster | x{s} here" for s in scales)
+        + " | GB on the poster, x4 | MiB here, x4 |",
+        "|---|---|" + "---|---|" * len(scales) + "---|---|",
+    ]
+    for name, (milliseconds, gigabytes) in POSTER.items():
+        cells = []
+        for index, scale in enumerate(scales):
+            ratio = milliseconds[index] / POSTER["DITN-Real"][0][index]
+            best = _best(results.get(scale), NEAREST[name])
+            base = _best(results.get(scale), "ditn-real")
+            ours = (
+                f"{1e3 * best['median_s']:.0f} ms, {best['median_s'] / base['median_s']:.2f}" if best and base else ""
+            )
+            cells.append(f"{milliseconds[index]} ms, {ratio:.2f} | {ours}")
+        best = _best(results.get(4), NEAREST[name])
+        memory = f"{best['extra_bytes'] / 2**20:.0f}" if best else ""
+        what = f"{NEAREST[name]}, {best['contestant']}" if best else NEAREST[name]
+        lines.append(f"| {name} | {what} | {' | '.join(cells)} | {gigabytes[2]} | {memory} |")
+    here = measured_on(results[4]) if 4 in results else NOT_MEASURED
+    return "\n".join([*lines, "", "The second number is relative to DITN-Real. " + here])
+
+
+def roofline() -> str:
+    """Each operator's rate on a CPU against the lower of two roofs that were measured in the same run."""
+    result = _load("ops-cpu.json")
+    if result is None:
+        return "Not measured yet: `python -m benchmarks.ops --device cpu` writes it."
+    machine, roof = result["machine"], result["roof"]
+    lines = [
+        "| operator | size | median | multiply-adds per byte | GFLOP/s | of the roof |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["backend"] == "cpu" and row["direction"] == "forward":
+            lines.append(
+                f"| {operator_name(row)} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
+                f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"
+            )
+    flops = roof["matmul_tflop_per_s"]["torch.float32"] * 1e3
+    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
+    roofs = f"a copy moves {roof['copy_gb_per_s']:.1f} GB/s, multiply-adds in registers make {flops:.0f} GFLOP/s"
+    plot = "![operators under their roofs](../benchmarks/results/ops-cpu.svg)"
+    return "\n".join([*lines, "", f"Roofs: {roofs}. Measured on: {where}, {result['rounds']} rounds.", "", plot])
+
+
+def operator_name(row: Row) -> str:
+    """With its options: the norm, and 8 for patches or 0 for the whole map."""
+    return " ".join([row["operator"], *(str(value) for value in row["options"].values())])
+
+
+def _best(result: dict[str, Any] | None, network: str) -> Row | None:
+    rows = [row for row in result["rows"] if row["network"] == network] if result else []
+    return min(rows, key=lambda row: float(row["median_s"]), default=None)
+
+
+def _fixed() -> Iterator[tuple[int, dict[str, Any]]]:
+    for scale in (4, 3, 2):
+        result = _load(f"peers-x{scale}.json")
+        if result is not None:
+            yield scale, result
+
+
+def _row(result: dict[str, Any], network: str, contestant: str) -> Row:
+    rows: list[Row] = result["rows"]
+    return next((row for row in rows if (row["network"], row["contestant"]) == (network, contestant)), {})
+
+
+def measured_on(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if name in machine)
+    chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    failed = f" Did not run: {'; '.join(result['failed'])}." if result["failed"] else ""
+    return f"Measured on: {chip}, {used}, {machine['date']}, {result['rounds']} rounds.{failed}"
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

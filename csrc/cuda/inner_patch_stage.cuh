@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// inner_patch_stage: a patch to a block, which takes it through all layers. Its pixels stay in registers, as halves that are
+// rounded between the layers; shared memory holds what the layer at hand needs.
+#pragma once
+
+#include "gated_ffn.cuh"
+#include "inner_patch_attention.cuh"
+
+namespace ditn::cuda {
+
+// The 64 pixels of a patch of 8 by 8 and up to 64 channels, by 128 threads: a thread has a Quad of every eighth pixel.
+class Stream {
+ public:
+  static constexpr int kQuads = 8, kStride = 64 + kSpare<__half>;
+
+  __device__ Stream(const Map<__half>& map, const Patch& patch) : channels_(map.channels) {
+    const __half* source = map.data + patch(first_) + channel_;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i, source += patch.row) {
+      quads_[i] = Quad<__half>{};
+      if (map.quads) {
+        if (channel_ < channels_) quads_[i] = fetch_quad(source);
+      } else {
+        __half values[4] = {};
+        for (int k = 0; k < 4 && channel_ + k < channels_; ++k) values[k] = source[k];
+        quads_[i] = {{__halves2half2(values[0], values[1]), __halves2half2(values[2], values[3])}};
+      }
+    }
+  }
+
+  __device__ void store(const Map<__half>& map, __half* y, const Patch& patch) const {
+    __half* target = y + patch(first_) + channel_;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i, target += patch.row) {
+      if (map.quads) {
+        if (channel_ < channels_) write_quad(target, quads_[i]);
+      } else {
+        const __half2(&pairs)[2] = quads_[i].pairs;
+        const __half values[4] = {__low2half(pairs[0]), __high2half(pairs[0]), __low2half(pairs[1]), __high2half(pairs[1])};
+        for (int k = 0; k < 4 && channel_ + k < channels_; ++k) target[k] = values[k];
+      }
+    }
+  }
+
+  // rows [64][kStride] = the norm of the pixels. Other threads may read them after the next barrier.
+  __device__ void normalize(__half* rows, Norm norm) const {
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      store_quad(place(rows, i), norm == Norm::kTanh ? tanh_of(quads_[i]) : quads_[i]);
+    }
+    if (norm == Norm::kLayerNorm) {
+      __syncthreads();
+      layer_norm<128>(rows, kStride, channels_, 64, kLayerNormEps, [](int, float value) { return value; });
+    }
+  }
+
+  // Adds rows [64][kStride].
+  __device__ void add(const __half* rows) {
+    if (channel_ >= channels_) return;
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) quads_[i] = sum_of(quads_[i], load_quad(place(rows, i)));
+  }
+
+ private:
+  template <class T>
+  __device__ T* place(T* rows, int i) const {
+    return rows + (first_ + i * kQuads) * kStride + channel_;
+  }
+
+  const int channels_, first_ = threadIdx.x % 128 / 16, channel_ = threadIdx.x % 16 * 4;
+  Quad<__half> quads_[kQuads];
+};
+
+using StageFfn = FfnTile<__half, 64, 8>;
+using StageAttention = AttentionTiles<__half, 64, 64>;
+constexpr size_t kStageFfnBytes = (StageFfn::kSeenRows * StageFfn::kStride + StageFfn::kScratch) * sizeof(__half);
+constexpr size_t kStageBytes = kStageFfnBytes > StageAttention::kBytes ? kStageFfnBytes : StageAttention::kBytes;
+static_assert(Stream::kStride == StageFfn::kStride && Stream::kStride == StageAttention::kPixelStride);
+
+// `layers` times x + attention(x), then x + ffn(x), in every patch of 8 by 8 pixels.
+// Grid: a block for every patch.
+__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 200))
+    _inner_patch_stage_kernel(Map<__half> x, __half* y, PackedAttention<__half> attention, FfnWeights<__half> ffn, int layers,
+                              Norm norm, int columns) {
+  const bool quads = x.quads;
+  assume_network(quads, norm);
+  __half* rows = shared_memory<__half>();
+  __half* scratch = rows + StageFfn::kSeenRows * StageFfn::kStride;
+  const Patch patch = patch_of_block(columns, x.channels, 8);
+  Stream stream({x.data, x.channels, quads}, patch);
+  for (int layer = 0; layer < layers; ++layer) {
+    attend<64, 64, 1>(
+        attention.of_layer(layer), x.channels, rows, [&](int, __half* u) { stream.normalize(u, norm); },
+        [&](int, const __half* result) { stream.add(result); });
+    stream.normalize(rows, norm);
+    __syncthreads();
+    clear_hidden<StageFfn>(scratch);
+    __syncthreads();
+    feed_forward<StageFfn>(rows, scratch, ffn.of_layer(layer), [](int, int) { return true; });
+    __syncthreads();
+    stream.add(rows);
+  }
+  stream.store({x.data, x.channels, quads}, y, patch);
+}
+
+void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
+                              const FfnOf<const __half>& ffn, int layers, Norm norm, int patch) {
+  constexpr const char* kName = "inner_patch_stage";
+  if (patch != 8 || shape.channels > 64) throw std::runtime_error(std::string(kName) + " takes patches of 8 and 64 channels at most");
+  const int columns = static_cast<int>(shape.width / patch);
+  const int64_t patches = shape.batch * (shape.height / patch) * columns;
+  if (!patches) return;
+  Packer<__half> packer(device, kName, layers);
+  const PackedAttention<__half> packed_attention = packed(packer, attention, shape.channels);
+  const FfnWeights<__half> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, 64, layers);
+  packer.run();
+  const Map<__half> map{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)};
+  launch(device, kName, _inner_patch_stage_kernel, blocks_for(patches, 1, kName), 128, kStageBytes, map, y, packed_attention,
+         packed_ffn, layers, norm, columns);
+}
+
+}  // namespace ditn::cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CUDA kernels take and offer. No torch here: pointers into the GPU's memory, sizes, a stream, and a way to get
+// memory. Nothing is waited for. A launch that fails throws std::runtime_error with the operator's name.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../operators.h"
+
+namespace ditn::cuda {
+
+// Where the kernels are launched: the current device, on this stream. Or, without `launches`, where they are not: an operator
+// then asks for its memory, which it does not touch, and does nothing else.
+class Device {
+ public:
+  explicit Device(cudaStream_t stream, bool launches = true) : stream(stream), launches(launches) {}
+  Device(const Device&) = delete;
+  virtual ~Device() = default;
+  // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
+  virtual void* allocate(size_t bytes) = 0;
+
+  const cudaStream_t stream;
+  const bool launches;
+};
+
+// Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.
+template <class T>
+void tanh_affine(Device&, Shape, const T* x, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void layer_norm2d(Device&, Shape, const T* x, T* y, const T* weight, const T* bias, float eps);
+
+// patch is 4, 8 or 16.
+template <class T>
+void inner_patch_attention(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, Norm, int patch);
+
+// patch is 4, 8 or 16, or 0: the whole map is one.
+template <class T>
+void gated_ffn(Device&, Shape, const T* x, T* y, const FfnOf<const T>&, Norm, int patch);
+
+template <class T>
+void dilated_gate(Device&, Shape, const T* x, T* y, const GateOf<const T>&, Norm);
+
+// Of these two, outputs are 128 at most.
+template <class T>
+void image_head(Device&, Shape, const T* image, T* y, const T* weight, const T* bias, int outputs);
+
+template <class T>
+void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<const T>&);
+
+// `layers` times attention and FFN; parameters are [layers][...]. patch is 8, and channels are 64 at most.
+void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
+                       int layers, Norm, int patch);
+
+}  // namespace ditn::cuda

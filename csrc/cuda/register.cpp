@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels for torch: implementations of `ditn_native::*`, whose schemas are in ../register.cpp, on LibTorch's
+// stable ABI. Tensors are dense on one GPU, activations [B, H, W, C]; shapes and types were checked by whoever calls.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using namespace ditn;
+
+// The GPU of a tensor, made the current one, with torch's current stream and torch's memory.
+class TorchDevice : public cuda::Device {
+ public:
+  explicit TorchDevice(const Tensor& like)
+      : Device(current_stream(like.get_device_index())), guard_(like.get_device_index()), like_(like) {}
+
+  // Torch gives the memory to others only on the same stream, hence after what was launched here.
+  void* allocate(size_t bytes) override {
+    memory_.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return memory_.back().mutable_data_ptr();
+  }
+
+ private:
+  static cudaStream_t current_stream(int32_t index) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+  torch::stable::accelerator::DeviceGuard guard_;
+  Tensor like_;
+  std::vector<Tensor> memory_;
+};
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* out(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Calls work with the type of x.
+template <class Work>
+void with_type(const Tensor& x, const Work& work) {
+  TorchDevice device(x);
+  switch (x.scalar_type()) {
+    case ScalarType::Half:
+      return work.template operator()<__half>(device);
+    case ScalarType::Float:
+      return work.template operator()<float>(device);
+    default:
+      throw std::runtime_error("ditn_native computes float16 and float32 on CUDA, not scalar type " +
+                               std::to_string(static_cast<int>(x.scalar_type())));
+  }
+}
+
+Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
+
+Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
+                             Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    cuda::inner_patch_attention<T>(
+        device, shape_of(x), data<T>(x), out<T>(y),
+        {data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(out_weight), data<T>(out_bias)},
+        static_cast<Norm>(norm), static_cast<int>(patch_size));
+  });
+  return y;
+}
+
+Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
+                 Tensor out_bias, int64_t norm, int64_t patch_size) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
+                                 data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
+    cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
+                       static_cast<int>(patch_size));
+  });
+  return y;
+}
+
+Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
+                    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const GateOf<const T> weights{data<T>(in_weight),  data<T>(in_bias),  data<T>(dw5_weight), data<T>(dw5_bias),
+                                  data<T>(dw7_weight), data<T>(dw7_bias), data<T>(mix_weight), data<T>(mix_bias),
+                                  data<T>(out_weight), data<T>(out_bias)};
+    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm));
+  });
+  return y;
+}
+
+Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
+                         Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
+                         Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
+  if (x.scalar_type() != ScalarType::Half) throw std::runtime_error("inner_patch_stage computes float16 on CUDA");
+  using T = const __half;
+  Tensor y = torch::stable::empty_like(x);
+  TorchDevice device(x);
+  const AttentionOf<T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(attn_out_weight),
+                                 data<T>(attn_out_bias)};
+  const FfnOf<T> ffn{data<T>(in_weight),      data<T>(in_bias),      data<T>(dw_weight),
+                     data<T>(dw_bias),        data<T>(ffn_out_weight), data<T>(ffn_out_bias),
+                     static_cast<int>(ffn_out_weight.size(1))};
+  cuda::inner_patch_stage(device, shape_of(x), data<T>(x), out<__half>(y), attention, ffn,
+                          static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  return y;
+}
+
+Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(3);
+  Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
+  with_type(image, [&]<class T>(cuda::Device& device) {
+    cuda::image_head<T>(device, shape_of(image), data<T>(image), out<T>(y), data<T>(weight), data<T>(bias),
+                        static_cast<int>(outputs));
+  });
+  return y;
+}
+
+Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
+                  int64_t upscale) {
+  const int64_t outputs = up_weight.size(3);
+  Tensor y = torch::stable::new_empty(
+      x, {x.size(0), x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale)});
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const TailOf<const T> weights{data<T>(body_weight), data<T>(body_bias),       data<T>(up_weight),
+                                  data<T>(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
+    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), weights);
+  });
+  return y;
+}
+
+Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
+  const int64_t outputs = weight.size(1);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    cuda::tanh_affine<T>(device, shape_of(x), data<T>(x), out<T>(y), data<T>(weight), data<T>(bias),
+                         static_cast<int>(outputs));
+  });
+  return y;
+}
+
+Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
+  Tensor y = torch::stable::empty_like(x);
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    cuda::layer_norm2d<T>(device, shape_of(x), data<T>(x), out<T>(y), data<T>(weight), data<T>(bias),
+                          static_cast<float>(eps));
+  });
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
+  m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
+  m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
+  m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
+  m.impl("image_head", TORCH_BOX(&image_head));
+  m.impl("image_tail", TORCH_BOX(&image_tail));
+  m.impl("inner_patch_stage", TORCH_BOX(&inner_patch_stage));
+  m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
+  m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
+}

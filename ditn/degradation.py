@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a photograph between the lens and the web: blur, resizing, noise and JPEG, twice.
+
+The degradation of Real-ESRGAN (Wang, Xie, Dong, Shan, ICCV workshops 2021, sections 3.1 to 3.4 and its published
+training options), from which a network learns to undo more than an interpolation.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]
+Random = np.random.Generator
+
+_KERNEL_SIDES = range(7, 22, 2)
+_SHAPES = ("gaussian", "generalized", "plateau")
+_MODES = ("area", "bilinear", "bicubic")
+_SINC_SHARE, _LAST_SINC_SHARE = 0.1, 0.8
+_POISSON_SHARE, _GRAY_NOISE_SHARE = 0.5, 0.4
+
+
+@dataclass(frozen=True)
+class _Round:
+    """The ranges that one of the two rounds draws from; noise in 8-bit levels."""
+
+    blur_share: float
+    sigma: tuple[float, float]
+    up_down_same: tuple[float, float, float]
+    resize: tuple[float, float]
+    noise: tuple[float, float]
+    poisson: tuple[float, float]
+
+
+_FIRST = _Round(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
+_SECOND = _Round(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
+_JPEG_QUALITY = (30, 95)
+
+
+def photo(high: Pixels, scale: int, random: Random) -> Pixels:
+    """A degraded image [H / s, W / s, 3] of an image [H, W, 3], both uint8 RGB; a function of the image and `random`.
+
+    The second round ends in a resize to the result's size with a sinc filter (ringing), and in JPEG, in either order.
+    Raises ValueError if the sides are not multiples of `scale`.
+    """
+    height, width = high.shape[:2]
+    if height % scale or width % scale:
+        raise ValueError(f"an image of {width}x{height} is no multiple of the scale {scale}")
+    size = (height // scale, width // scale)
+    image = torch.tensor(high).permute(2, 0, 1)[None].to(torch.float32) / 255
+    image = _blurred(image, _FIRST, random)
+    image = _resized(image, _size((height, width), _FIRST, random), random)
+    image = _jpeg(_noisy(image, _FIRST, random), random)
+    image = _blurred(image, _SECOND, random)
+    image = _resized(image, _size(size, _SECOND, random), random)
+    image = _noisy(image, _SECOND, random)
+    ringing = _last_sinc(random)
+    if random.random() < 0.5:
+        image = _jpeg(_filtered(_resized(image, size, random), ringing), random)
+    else:
+        image = _filtered(_resized(_jpeg(image, random), size, random), ringing)
+    pixels: Pixels = _to_bytes(image)
+    return pixels
+
+
+def _size(size: tuple[int, int], ranges: _Round, random: Random) -> tuple[int, int]:
+    """Where a round resizes to: larger, smaller or the same."""
+    low, high = ranges.resize
+    direction = random.choice(3, p=ranges.up_down_same)
+    factor = (random.uniform(1, high), random.uniform(low, 1), 1.0)[direction]
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _resized(image: Tensor, size: tuple[int, int], random: Random) -> Tensor:
+    mode = _MODES[random.integers(len(_MODES))]
+    resized: Tensor = F.interpolate(image, size, mode=mode)
+    return resized
+
+
+def _blurred(image: Tensor, ranges: _Round, random: Random) -> Tensor:
+    if random.random() >= ranges.blur_share:
+        return image
+    side = int(random.choice(_KERNEL_SIDES))
+    if random.random() < _SINC_SHARE:
+        return _filtered(image, sinc_kernel(side, _cutoff(side, random)))
+    shape = _SHAPES[random.choice(3, p=(0.70, 0.15, 0.15))]
+    # Of the Gaussian kernels 45 in 70 are isotropic, of the others 12 in 15.
+    isotropic = random.random() < (45 / 70 if shape == "gaussian" else 12 / 15)
+    first = random.uniform(*ranges.sigma)
+    second = first if isotropic else random.uniform(*ranges.sigma)
+    angle = 0.0 if isotropic else random.uniform(-math.pi, math.pi)
+    low, high = {"gaussian": (1.0, 1.0), "generalized": (0.5, 4.0), "plateau": (1.0, 2.0)}[shape]
+    # Half of the exponents below 1, half above, as the options have it.
+    beta = random.uniform(low, 1) if random.random() < 0.5 else random.uniform(1, high)
+    return _filtered(image, blur_kernel(side, (first, second), angle, beta, plateau=shape == "plateau"))
+
+
+def blur_kernel(side: int, sigma: tuple[float, float], angle: float, beta: float, *, plateau: bool) -> Tensor:
+    """exp(-q^beta / 2), or 1 / (1 + q^beta) with a `plateau`, where q = d^T S^-1 d and S has the standard deviations
+    `sigma` along axes turned by `angle` (radians): [side, side], its sum 1, odd side. beta 1 is a Gaussian."""
+    axis = torch.arange(side, dtype=torch.float64) - side // 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    along, across = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
+    power = ((along / sigma[0]) ** 2 + (across / sigma[1]) ** 2) ** beta
+    kernel = 1 / (1 + power) if plateau else torch.exp(-power / 2)
+    return (kernel / kernel.sum()).to(torch.float32)
+
+
+def sinc_kernel(side: int, cutoff: float) -> Tensor:
+    """The ideal low-pass filter cut off at `cutoff` radians per pixel, w J1(w r) / (2 pi r): [side, side], sum 1."""
+    axis = torch.arange(side, dtype=torch.float64) - side // 2
+    radius = torch.hypot(axis[:, None], axis[None, :])
+    kernel: Tensor = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
+    kernel[side // 2, side // 2] = cutoff**2 / (4 * math.pi)
+    return (kernel / kernel.sum()).to(torch.float32)
+
+
+def _cutoff(side: int, random: Random) -> float:
+    """Small kernels cannot hold a low cutoff."""
+    return random.uniform(math.pi / 3 if side < 13 else math.pi / 5, math.pi)
+
+
+def _last_sinc(random: Random) -> Tensor:
+    if random.random() >= _LAST_SINC_SHARE:
+        return torch.ones(1, 1)
+    return sinc_kernel(int(random.choice(_KERNEL_SIDES)), random.uniform(math.pi / 3, math.pi))
+
+
+def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
+    """Each channel convolved with the kernel, the border mirrored as often as it takes."""
+    reach = kernel.shape[0] // 2
+    for axis in (-2, -1):
+        length = image.shape[axis]
+        index = torch.arange(-reach, length + reach) % (2 * length)
+        image = image.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
+    return F.conv2d(image.transpose(0, 1), kernel[None, None]).transpose(0, 1)
+
+
+def _noisy(image: Tensor, ranges: _Round, random: Random) -> Tensor:
+    """Gaussian or Poisson noise, for each colour its own or the same for all."""
+    gray = random.random() < _GRAY_NOISE_SHARE
+    if random.random() < _POISSON_SHARE:
+        source = _luma(image) if gray else image
+        # Photons per unit of light: as many as there are levels in the image, to the next power of two.
+        levels = np.unique(_to_bytes(source)).size
+        photons = 2.0 ** math.ceil(math.log2(levels))
+        exact = np.round(source.numpy().clip(0, 1).astype(np.float64) * 255) / 255
+        noise = (random.poisson(exact * photons) / photons - exact) * random.uniform(*ranges.poisson)
+    else:
+        shape = (1, 1 if gray else 3, *image.shape[-2:])
+        noise = random.standard_normal(shape) * random.uniform(*ranges.noise) / 255
+    return image + torch.tensor(noise, dtype=torch.float32)
+
+
+def _luma(image: Tensor) -> Tensor:
+    return (image * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _jpeg(image: Tensor, random: Random) -> Tensor:
+    file = io.BytesIO()
+    quality = int(random.integers(_JPEG_QUALITY[0], _JPEG_QUALITY[1] + 1))
+    Image.fromarray(_to_bytes(image)).save(file, "jpeg", quality=quality)
+    with Image.open(file) as decoded:
+        return torch.tensor(np.asarray(decoded)).permute(2, 0, 1)[None].to(torch.float32) / 255
+
+
+def _to_bytes(image: Tensor) -> Pixels:
+    """[1, C, H, W] in 0..1 -> uint8 [H, W, C], clamped and rounded."""
+    return image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditn export`: a model as one file for other runtimes, at any size, tried out before it is kept."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditn.checkpoint import check_fit, load, models
+from ditn.formats import FORMATS, OPSETS, ExportError, Job, Run
+from ditn.model import DITN
+from ditn.verify import drawn_picture
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Five sizes that a file is tried at, none of which it was traced at, and two batches.
+SIZES = ((1, 1), (2, 31), (8, 8), (37, 20), (64, 72))
+BATCHES = (1, 3)
+# What is excused besides twice the error of plain PyTorch: units in the last place of the largest value. A runtime sums
+# in another order and has its own tanh, exp and erf, in each of a network's two dozen layers.
+_FLOOR = 16
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote: the file, its size in bytes, and its largest error to float64 relative to the largest value,
+    None if it was not checked."""
+
+    path: Path
+    size: int
+    error: float | None
+
+
+def export(
+    model: DITN | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    uint8: bool = False,
+    opset: int = OPSETS[0],
+    device: torch.device | str = "cpu",
+    verify: bool = True,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a model (or the shipped one or file of that name) for inference elsewhere, its affine maps folded.
+
+    format   "onnx" (default for that suffix), "trt-onnx", "pt2" or "aoti", see `ditn.formats`
+    dtype    float32, float16 or bfloat16, of weights, image and result; bfloat16 in ONNX is for OpenVINO alone
+    uint8    the graph takes and gives uint8 [B, H, W, C] instead of `dtype` [B, C, H, W] in 0..1
+    opset    of ONNX
+    device   where pt2 and aoti are to run; onnx runs anywhere
+    verify   run the file at five sizes that it was not traced at, batches 1 and 3, and keep it only if its error to the
+             float64 reference is at most twice that of plain PyTorch in the same dtype, and some units of rounding
+
+    Batch, height and width are free, from 1 on; padding and cropping are in the graph. The file says its `scale`,
+    `reach`, `grid`, `overlap`, `config`, `dtype`, `layout` and `source`. It appears under its name when all is well, or
+    not at all.
+
+    Raises ValueError for an unknown format, dtype or opset and for weights that are not finite; OSError for a path that
+    cannot be written; FileExistsError unless `overwrite`; ExportError (a RuntimeError) for a package that is not
+    installed, or a file that computes something else; BackendError for a model that the kernels cannot run.
+    """
+    path = Path(path)
+    format = _format(path, format)
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype}, must be one of {', '.join(DTYPES)}")
+    if opset not in OPSETS:
+        raise ValueError(f"opset is {opset}, must be {OPSETS[0]} to {OPSETS[-1]}")
+    absent = [package for package in FORMATS[format].needs if not find_spec(package)]
+    if absent:
+        raise ExportError(
+            f"format {format} needs {' and '.join(absent)}, which is not installed: pip install 'ditn-kernels[deploy]'"
+        )
+    source = type(model).__name__
+    if not isinstance(model, DITN):
+        source, model = (str(model) if str(model) in models() else Path(model).name), load(model)
+    check_fit(source, model.state_dict(), model.state_dict())
+    exact = DITN(config=model.config, fused=False).double().eval().requires_grad_(False)
+    exact.load_state_dict(model.state_dict())
+    model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+    job = Job(model, _facts(model, dtype, source, uint8=uint8), uint8, opset)
+    with _kept_if_whole(path, overwrite=overwrite) as partial:
+        FORMATS[format].write(job, partial)
+        error = _largest_error(FORMATS[format].open(partial), exact, job) if verify else None
+        size = partial.stat().st_size
+    return Exported(path, size, error)
+
+
+def _format(path: Path, format: str | None) -> str:
+    if format is None:
+        fitting = [name for name, one in FORMATS.items() if one.suffix == path.suffix and one.by_suffix]
+        if len(fitting) != 1:
+            raise ValueError(f"{path}: name the format, {' or '.join(fitting or FORMATS)}")
+        return fitting[0]
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, must be one of {', '.join(FORMATS)}")
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(f"{path}: format {format} has the suffix {FORMATS[format].suffix}")
+    return format
+
+
+def _facts(model: DITN, dtype: torch.dtype, source: str, *, uint8: bool) -> dict[str, str]:
+    config = model.config
+    return {
+        "scale": str(config.upscale),
+        "reach": str(config.reach),
+        "grid": str(config.grid),
+        "overlap": str(config.overlap),
+        "config": json.dumps(asdict(config)),
+        "dtype": str(dtype).removeprefix("torch."),
+        "layout": "uint8 NHWC" if uint8 else "NCHW in 0..1",
+        "source": source,
+        "software": f"ditn-kernels {version('ditn-kernels')}, torch {torch.__version__}",
+    }
+
+
+@contextmanager
+def _kept_if_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Another name in the same folder, renamed at the end, or removed if anything went wrong."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        partial.touch()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _largest_error(run: Run, exact: DITN, job: Job) -> float:
+    """The largest error to float64, relative to the largest value. Raises ExportError where it is too large."""
+    parameter = next(job.model.parameters())
+    plain = DITN(config=exact.config, fused=False).to(parameter.device, parameter.dtype).eval().requires_grad_(False)
+    plain.load_state_dict(job.model.state_dict())
+    largest = 0.0
+    for height, width in SIZES:
+        for batch in BATCHES:
+            image = _pictures(batch, exact.config.in_channels, height, width)
+            given = (image * 255).round().to(torch.uint8) if job.bytes_inside else image.to(parameter.dtype)
+            exactly, plainly = (given / 255 if job.bytes_inside else given for _ in range(2))
+            expected, usual = exact(exactly.double()), plain(plainly.to(parameter)).double().cpu()
+            result = run((given.permute(0, 2, 3, 1).contiguous() if job.bytes_inside else given).to(parameter.device))
+            result = result.cpu().double()
+            peak = float(expected.abs().max())
+            allowed = 2 * float((usual - expected).abs().max()) + _FLOOR * torch.finfo(parameter.dtype).eps * peak
+            if job.bytes_inside:
+                result, expected = result.permute(0, 3, 1, 2) / 255, expected.clamp(0, 1)
+                allowed += 0.5 / 255  # what rounding to bytes takes
+            where = f"at {batch} x {height} x {width}"
+            if result.shape != expected.shape:
+                raise ExportError(f"the file gives shape {list(result.shape)} {where}, expected {list(expected.shape)}")
+            error = float((result - expected).abs().max())
+            if not error <= allowed:
+                raise ExportError(f"the file is wrong {where}: error {error:.2g} to float64, {allowed:.2g} allowed")
+            largest = max(largest, error / peak)
+    return largest
+
+
+def _pictures(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Different pictures [batch, channels, height, width] in 0..1."""
+    picture = drawn_picture(height, width)[:, torch.arange(channels) % 3]
+    return torch.cat([picture.roll(shift, 1) for shift in range(batch)])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    formats = "; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items())
+    parser.add_argument("model", help="a shipped model or a file")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--format", choices=FORMATS, help=f"{formats} (default: by the suffix of FILE)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, image and result (%(default)s)")
+    parser.add_argument("--uint8", action="store_true", help="take and give uint8 [B, H, W, C]")
+    parser.add_argument("--opset", type=int, default=OPSETS[0], help="of ONNX (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where a .pt2 is to run (%(default)s)")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the file with the float64 reference")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    done = export(
+        args.model,
+        args.output,
+        format=args.format,
+        dtype=DTYPES[args.dtype],
+        uint8=args.uint8,
+        opset=args.opset,
+        device=args.device,
+        verify=not args.no_verify,
+        overwrite=args.overwrite,
+    )
+    sizes = ", ".join(f"{height}x{width}" for height, width in SIZES)
+    checked = "not checked" if done.error is None else f"checked at {sizes}: largest error {done.error:.1e}"
+    print(f"{done.path}: {done.size / 1e6:.1f} MB, {checked}")
+    return 0

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run in progress: the step, and everything that a checkpoint has to carry."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ditn.checkpoint import load
+from ditn.data import PairedImages, to_pixels, to_tensor
+from ditn.metrics import psnr_y
+from ditn.model import DITN, DITN_Real, DITN_Tiny
+from ditn.recipe import Recipe
+from ditn.warm_start import start_at_interpolation, take_weights
+from ditn.world import World
+
+_MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
+_MAX_BAD_STEPS = 5
+# Crops for the start of a run: of another seed than any step's.
+_START_SEED, _START_BATCHES = 1_000_003, 16
+
+
+class Trainer:
+    """Model, moving average, optimiser and step; `state()` carries all of it, and a run given one goes on from there.
+
+    With several processes each takes its share of the recipe's batch, and the gradient is the mean over all of them:
+    the run computes what one process would have computed, to rounding.
+
+    Raises what `ditn.load` raises for the recipe's `init`, and ValueError if its layers do not fit or the batch cannot
+    be shared out evenly.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: PairedImages,
+        *,
+        device: torch.device | str,
+        fused: bool,
+        state: dict[str, Any] | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.recipe, self.images, self.device = recipe, images, torch.device(device)
+        self.world = world or World()
+        if recipe.batch % self.world.size:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared evenly by {self.world.size} processes")
+        torch.manual_seed(recipe.seed)
+        self.model = _MODELS[recipe.model](recipe.upscale, fused=fused)
+        self.step, self.bad_steps, self.seconds, self.origin = 0, 0, 0.0, "random"
+        if state is None:
+            self._start()
+        self.model.to(self.device).train()
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        self.optimizer = kind(
+            self.model.parameters(), recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+        # float16 gradients underflow without a scale; bfloat16's do not.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
+        if state:
+            self._load_state(state)
+        self._network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
+
+    def _start(self) -> None:
+        """The weights before the first step, fitted on crops that no step sees."""
+        recipe = self.recipe
+        pairs = (
+            (to_tensor(low), to_tensor(high))
+            for low, high in (
+                self.images.batch(step, seed=recipe.seed + _START_SEED, size=recipe.batch, patch=recipe.patch)
+                for step in range(_START_BATCHES)
+            )
+        )
+        if recipe.init:
+            taken = take_weights(self.model, load(recipe.init, fused=self.model.fused), pairs)
+            self.origin = f"{recipe.init}: {taken}"
+        elif recipe.interpolation_start:
+            start_at_interpolation(self.model, pairs)
+            self.origin = "interpolation"
+
+    @property
+    def share(self) -> float:
+        """How much of the recipe is done, 0 to 1."""
+        return self.recipe.share(self.step, self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.recipe.learning_rate(self.step, self.share)
+
+    def train_step(self, low: Tensor, high: Tensor) -> float:
+        """One step on this process's crops, uint8 [b, p, p, 3] and [b, sp, sp, 3]; the loss over all processes.
+
+        A step whose loss or gradient is not finite leaves the weights alone and is counted in `bad_steps`; RuntimeError
+        after 5 in a row, or 20 with float16, whose scale has to settle first.
+        """
+        began = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        loss = self._loss(to_tensor(low, self.device), to_tensor(high, self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
+        # The clock is the first process's: all must find the same rate.
+        seconds = time.monotonic() - began if self.world.first else 0.0
+        summed, seconds = self.world.total(loss.item(), seconds)
+        value = summed / self.world.size
+        if math.isfinite(value) and math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+            self.bad_steps = 0
+            self._update_average()
+        else:
+            self._count_bad(value, norm)
+        self.scaler.update()
+        self.step += 1
+        self.seconds += seconds
+        return value
+
+    def _loss(self, low: Tensor, high: Tensor) -> Tensor:
+        recipe = self.recipe
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.amp)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            output = self._network(low)
+        return pixel_loss(output.float(), high, recipe.loss, frequency=recipe.frequency)
+
+    def _count_bad(self, loss: float, norm: float) -> None:
+        self.bad_steps += 1
+        if self.world.first:
+            print(f"step {self.step}: loss {loss}, gradient norm {norm}: skipped", file=sys.stderr)
+        # float16 starts with a scale of 2^16, which may overflow and is halved until it does not: at most 16 steps.
+        allowed = 20 if self.recipe.amp == "float16" else _MAX_BAD_STEPS
+        if self.bad_steps == allowed:
+            raise RuntimeError(f"{allowed} steps in a row were not finite; lower lr (now {self.recipe.lr})")
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # An average over fewer steps at first, or the random start would stay in it for long.
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+    @torch.no_grad()
+    def validate(self, images: PairedImages) -> float:
+        """Mean PSNR-Y in dB of the averaged weights, 8-bit output, `scale` pixels shaved."""
+        scores = [psnr_y(self.enlarge(low), high, shave=self.recipe.upscale) for high, low in images]
+        return sum(scores) / len(scores)
+
+    @torch.no_grad()
+    def enlarge(self, low: Any) -> Any:
+        """uint8 [H, W, 3] by the averaged weights -> uint8 [sH, sW, 3]."""
+        return to_pixels(self.average(to_tensor(torch.tensor(low)[None], self.device))[0])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "step": self.step,
+            "bad_steps": self.bad_steps,
+            "seconds": self.seconds,
+            "origin": self.origin,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.bad_steps = state["step"], state["bad_steps"]
+        self.seconds, self.origin = state["seconds"], state["origin"]
+
+    def metadata(self) -> dict[str, str]:
+        """What the file of weights says about where they come from."""
+        recipe = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(self.recipe).items())
+        return {
+            "recipe": recipe,
+            "origin": self.origin,
+            "steps": str(self.step),
+            "images": str(len(self.images)),
+        }
+
+
+def pixel_loss(output: Tensor, target: Tensor, kind: str, *, frequency: float = 0.0) -> Tensor:
+    """L1 or Charbonnier loss of images [B, C, H, W], plus `frequency` times the mean absolute difference of their
+    orthonormal Fourier transforms, over real and imaginary parts (Cho et al., MIMO-UNet, ICCV 2021)."""
+    error = output - target
+    # Charbonnier's eps is 1e-3.
+    loss = error.abs().mean() if kind == "l1" else torch.sqrt(error.square() + 1e-6).mean()
+    if frequency:
+        loss = loss + frequency * torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
+    return loss

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes that train together: one alone, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes: `rank` among all, `local_rank` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def total(self, *values: float) -> list[float]:
+        """The sum of each value over all processes, the same everywhere."""
+        if self.size == 1:
+            return list(values)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        sums = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        return [float(value) for value in sums]
+
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """One process of each machine goes through the block before the others do."""
+        if self.local_rank:
+            self.total(0)
+        yield
+        if not self.local_rank:
+            self.total(0)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The world that torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) describe, connected by NCCL for CUDA devices
+    and by Gloo otherwise; this process alone if there are none."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), size, local_rank())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))

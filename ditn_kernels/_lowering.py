@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported programs for processes without Python: the operators that choose a backend become the compiled library's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ditn_kernels import _native
+from ditn_kernels._dispatch import BACKENDS, BackendError, reasons_against
+from ditn_kernels._op import Op
+from ditn_kernels.ops import REGISTRY
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+# The libraries of each kind of device, the backend of the same name.
+NATIVE = {"cpu": ["_C.so"], "cuda": ["_C.so", "_C_cuda.so"]}
+
+
+def native_libraries(device: str = "cpu") -> list[Path]:
+    """Load the compiled libraries whose operators lowered programs call on a kind of device, and return where they are:
+    a C++ program opens these files with dlopen, in this order. Raises BackendError with the reasons if there are none.
+    """
+    if device not in NATIVE:
+        raise BackendError(f"there is no compiled library for {device!r}, only for {', '.join(NATIVE)}")
+    reasons = BACKENDS[device].missing(next(iter(REGISTRY.values())), torch.device(device), backward=False)
+    if reasons:
+        raise BackendError(f"the compiled library {', '.join(reasons)}")
+    return [_native.FOLDER / name for name in NATIVE[device]]
+
+
+def lower_to_native(program: ExportedProgram) -> ExportedProgram:
+    """The program with every `ditn::*` operator replaced by the compiled library's `ditn_native::*`, and stages that
+    the library does not have by their layers.
+
+    Raises BackendError, with every reason, for an operator that the library cannot run with the program's shapes, type
+    and device, or if there is no library.
+    """
+    native_libraries()
+    _register_fakes()
+    table = {getattr(torch.ops.ditn, op.name).default: _call(op) for op in REGISTRY.values()}
+    # Otherwise the graph, which is traced anew, would assume that no size is 1.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        lowered: ExportedProgram = program.run_decompositions(table)
+    return lowered
+
+
+def _call(op: Op) -> Callable[..., Tensor]:
+    def call(*args: Any, backend: str | None = None, **options: Any) -> Tensor:
+        named = op.named(args, options)
+        device = next(iter(named.values())).device.type
+        reasons = reasons_against(op, device, named)
+        if reasons and op.layers is not None:
+            return op.layers(*named.values())
+        if reasons:
+            raise BackendError(f"{op.name} cannot be lowered: {device} {', '.join(reasons)}")
+        y: Tensor = BACKENDS[device].kernel(op, backward=False)(*named.values())
+        return y
+
+    return call
+
+
+@functools.cache
+def _register_fakes() -> None:
+    for op in REGISTRY.values():
+        torch.library.register_fake(f"ditn_native::{op.name}", _fake(op))
+
+
+def _fake(op: Op) -> Callable[..., Tensor]:
+    def fake(*args: Any) -> Tensor:
+        maps = [axes.startswith("B ") for axes in op.axes.values()]
+        tensors = [t.permute(0, 3, 1, 2) if is_map else t for is_map, t in zip(maps, args, strict=False)]
+        named = op.named([*tensors, *args[len(tensors) :]])
+        if "norm" in named:
+            named["norm"] = "none"  # a code here; shapes do not depend on it
+        batch, channels, height, width = op.output_shape(op.check(named), named)
+        return args[0].new_empty(batch, height, width, channels)  # type: ignore[no-any-return]
+
+    return fake

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels use of the CUDA runtime, on the host. See block.h.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "block.h"
+
+#define __device__
+#define __host__
+#define __global__
+#define __shared__
+#define __forceinline__ inline
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+using std::max;
+using std::min;
+
+struct float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+
+template <class T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
+
+inline void __syncthreads() { shim::barrier(); }
+inline void __syncwarp() { shim::exchange("__syncwarp", 0); }
+
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return shim::of_lane<T>(shim::exchange("__shfl_sync", value), from % shim::kWarp);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return shim::of_lane<T>(shim::exchange("__shfl_xor_sync", value), shim::lane() ^ mask);
+}
+
+inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+using cudaStream_t = void*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+
+// What a block may ask for at most (CUDA C++ Programming Guide, technical specifications per compute capability).
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  constexpr int kMost = (__CUDA_ARCH__ == 750 ? 64 : __CUDA_ARCH__ == 700 ? 96 : 163) << 10;
+  return bytes <= kMost ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  shim::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}

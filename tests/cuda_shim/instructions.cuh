@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of csrc/cuda/instructions.cuh on the host, from the fragment tables of the PTX ISA: which lane holds
+// which element of a matrix is said here once more, and not taken from how the kernels use it.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda_fp16.h"
+
+namespace ditn::cuda {
+
+namespace fragments {
+
+inline float half_of(unsigned word, int i) {
+  const auto bits = static_cast<uint16_t>(i ? word >> 16 : word & 0xffff);
+  _Float16 value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<float>(value);
+}
+
+// "Matrix fragments for mma.m16n8k8 / m16n8k16", .f16 A (row), B (col) and .f32 C. groupID is lane / 4, threadID_in_group
+// lane % 4. What follows is the inverse of its tables: the lane and the element of its registers that hold an element.
+struct Place {
+  int lane, i;
+};
+
+// Element a_i of a lane is A[row][col]: row = groupID, plus 8 for i = 2, 3, 6, 7; col = 2 threadID_in_group + (i & 1), plus 8
+// for i >= 4.
+inline Place of_a(int row, int col) { return {row % 8 * 4 + col % 8 / 2, (col % 2) + (row >= 8 ? 2 : 0) + (col >= 8 ? 4 : 0)}; }
+
+// Element b_i of a lane is B[row][col]: row = 2 threadID_in_group + (i & 1), plus 8 for i >= 2; col = groupID.
+inline Place of_b(int row, int col) { return {col * 4 + row % 8 / 2, (row % 2) + (row >= 8 ? 2 : 0)}; }
+
+struct Elements {
+  float a[8], b[4];
+};
+
+// c_i of a lane is C[row][col]: row = groupID, plus 8 for i >= 2; col = 2 threadID_in_group + (i & 1).
+template <int DEPTH>
+void multiply(const char* instruction, float (&sum)[4], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
+  Elements mine{};
+  for (int i = 0; i < DEPTH / 2; ++i) mine.a[i] = half_of(a[i / 2], i % 2);
+  for (int i = 0; i < DEPTH / 4; ++i) mine.b[i] = half_of(b[i / 2], i % 2);
+  const shim::Operands& all = shim::exchange(instruction, mine);
+  const auto of_lane = [&](int lane) { return reinterpret_cast<const Elements*>(all[lane]); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = shim::lane() / 4 + (i >= 2 ? 8 : 0), col = shim::lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < DEPTH; ++k) {
+      const Place left = of_a(row, k), right = of_b(k, col);
+      sum[i] += of_lane(left.lane)->a[left.i] * of_lane(right.lane)->b[right.i];
+    }
+  }
+}
+
+// "ldmatrix": the rows of matrix i are given by lanes 8 i to 8 i + 7; without .trans lane l receives, of matrix i, row l / 4,
+// columns 2 (l % 4) and the next; with it, those of the transposed matrix.
+inline void load_matrices(unsigned (&words)[4], const __half* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) shim::fail("ldmatrix: a row is not aligned to 16 bytes");
+  struct Row {
+    uint16_t elements[8];
+  };
+  Row mine;
+  std::memcpy(&mine, row, sizeof mine);
+  const shim::Operands& all = shim::exchange(transposed ? "ldmatrix.trans" : "ldmatrix", mine);
+  for (int i = 0; i < 4; ++i) {
+    unsigned halves[2];
+    for (int h = 0; h < 2; ++h) {
+      const int major = shim::lane() / 4, minor = shim::lane() % 4 * 2 + h;
+      const int r = transposed ? minor : major, c = transposed ? major : minor;
+      halves[h] = shim::of_lane<Row>(all, 8 * i + r).elements[c];
+    }
+    words[i] = halves[0] | halves[1] << 16;
+  }
+}
+
+}  // namespace fragments
+
+inline void ldmatrix_x4(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, false); }
+inline void ldmatrix_x4_trans(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, true); }
+
+inline void mma_m16n8k8(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
+  fragments::multiply<8>("mma.m16n8k8", sum, {a0, a1}, {b});
+}
+
+inline void mma_m16n8k16(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  fragments::multiply<16>("mma.m16n8k16", sum, a, {b0, b1});
+}
+
+inline float exp2_approx(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+
+// As wrong as the chip's instructions may be: 2^-11, one way or the other.
+inline float tanh_approx(float x) {
+  const float y = std::tanh(x);
+  return y * (1.0f + (static_cast<int>(x * 4096) % 2 ? 0x1p-11f : -0x1p-11f));
+}
+inline __half2 tanh_approx(__half2 x) {
+  return __floats2half2_rn(std::tanh(__half2float(x.x)), std::tanh(__half2float(x.y)));
+}
+
+}  // namespace ditn::cuda

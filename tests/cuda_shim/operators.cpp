@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators' launch functions for the tests, which call them with ctypes: tensors are the operator's in the order of
+// its arguments, then the result; null or what went wrong is returned.
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/kernels.h"
+
+namespace {
+
+using namespace ditn;
+
+class Host : public cuda::Device {
+ public:
+  Host() : Device(nullptr) {}
+  ~Host() override {
+    for (void* memory : memory_) std::free(memory);
+  }
+  void* allocate(size_t bytes) override {
+    memory_.push_back(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
+    return std::memset(memory_.back(), 0xff, bytes);
+  }
+
+ private:
+  std::vector<void*> memory_;
+};
+
+template <class Work>
+const char* attempt(bool half, void** tensors, const Work& work) {
+  static std::string message;
+  shim::launches.clear();
+  try {
+    Host device;
+    if (half) {
+      work(device, reinterpret_cast<__half**>(tensors));
+    } else {
+      work(device, reinterpret_cast<float**>(tensors));
+    }
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// What follows runs warps and lanes from the last to the first, or from the first to the last again.
+void reverse(bool reversed) { shim::reversed = reversed; }
+
+// The launches of the last operator that ran: their number, and each one's threads and bytes of shared memory.
+int64_t launches(const shim::Launch** found) {
+  *found = shim::launches.data();
+  return static_cast<int64_t>(shim::launches.size());
+}
+
+const char* inner_patch_attention(bool half, const Shape* shape, void** tensors, int64_t norm, int64_t patch) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::inner_patch_attention(device, *shape, t[0], t[6], {t[1], t[2], t[3], t[4], t[5]}, static_cast<Norm>(norm),
+                                static_cast<int>(patch));
+  });
+}
+
+const char* inner_patch_stage(bool half, const Shape* shape, void** tensors, int64_t layers, int64_t expanded, int64_t norm,
+                              int64_t patch) {
+  if (!half) return "inner_patch_stage takes halves";
+  return attempt(half, tensors, [&](cuda::Device& device, auto**) {
+    const auto t = reinterpret_cast<__half**>(tensors);
+    cuda::inner_patch_stage(device, *shape, t[0], t[12], {t[1], t[2], t[3], t[4], t[5]},
+                            {t[6], t[7], t[8], t[9], t[10], t[11], static_cast<int>(expanded)}, static_cast<int>(layers),
+                            static_cast<Norm>(norm), static_cast<int>(patch));
+  });
+}
+
+const char* tanh_affine(bool half, const Shape* shape, void** tensors, int64_t outputs) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::tanh_affine(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
+  });
+}
+
+const char* layer_norm2d(bool half, const Shape* shape, void** tensors, double eps) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::layer_norm2d(device, *shape, t[0], t[3], t[1], t[2], static_cast<float>(eps));
+  });
+}
+
+const char* gated_ffn(bool half, const Shape* shape, void** tensors, int64_t expanded, int64_t norm, int64_t patch) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const FfnOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], static_cast<int>(expanded)};
+    cuda::gated_ffn<T>(device, *shape, t[0], t[7], weights, static_cast<Norm>(norm), static_cast<int>(patch));
+  });
+}
+
+const char* image_head(bool half, const Shape* shape, void** tensors, int64_t outputs) {
+  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+    cuda::image_head(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
+  });
+}
+
+const char* image_tail(bool half, const Shape* shape, void** tensors, int64_t outputs, int64_t upscale) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const TailOf<const T> weights{t[2], t[3], t[4], t[5], static_cast<int>(outputs), static_cast<int>(upscale)};
+    cuda::image_tail<T>(device, *shape, t[0], t[1], t[6], weights);
+  });
+}
+
+const char* dilated_gate(bool half, const Shape* shape, void** tensors, int64_t norm) {
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const GateOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
+    cuda::dilated_gate<T>(device, *shape, t[0], t[11], weights, static_cast<Norm>(norm));
+  });
+}
+
+}  // extern "C"
