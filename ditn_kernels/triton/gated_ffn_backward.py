@@ -169,8 +169,9 @@ def _gated_ffn_bwd_kernel(
             du = dot(dhidden, tl.trans(in_weight), du, PRECISION)
             tl.debug_barrier()
 
-        here = pixel if KEEPS_ADDRESSES else anew(pixel)
-        offset = (((here // SIDE - HALO) * W + here % SIDE - HALO) * C)[:, None] + channel[None, :]
+        if not KEEPS_ADDRESSES:
+            here = anew(pixel)
+            offset = (((here // SIDE - HALO) * W + here % SIDE - HALO) * C)[:, None] + channel[None, :]
         x = tl.load(x_ptr + corner + offset, own_inside, 0.0)
         u = tl.load(u_ptrs)
         grad = tl.load(grad_ptrs, own[:, None], 0.0).to(tl.float32)
