@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import (
+    anew,
     column_sums,
     dot,
     gelu_and_slope,
@@ -72,15 +73,13 @@ def _gated_ffn_bwd_kernel(
     # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     PIXELS: tl.constexpr = SIDE * SIDE
+    # On float32 maps so much else spills that computing addresses anew only adds to it.
+    KEEPS_ADDRESSES: tl.constexpr = HALO > 0 and dtype == tl.float32
     TILE: tl.constexpr = SIDE - 2 * HALO
     LINE: tl.constexpr = SIDE + 2  # of the scratch buffers, which have a border of zeros
     WIDTH: tl.constexpr = 2 * SLICE  # a slice of the gate's channels, and the same of the value's
     channel = tl.arange(0, C_PAD)
     pixel = tl.arange(0, PIXELS)
-    region_y = pixel // SIDE - HALO
-    region_x = pixel % SIDE - HALO
-    is_own = (region_y >= 0) & (region_y < TILE) & (region_x >= 0) & (region_x < TILE)
-    offset = ((region_y * W + region_x) * C)[:, None] + channel[None, :]
     lane = tl.arange(0, SLICE)
     both = tl.arange(0, WIDTH)
     program = tl.program_id(0).to(tl.int64)
@@ -97,12 +96,17 @@ def _gated_ffn_bwd_kernel(
         top = tile // columns % rows * TILE
         left = tile % columns * TILE
         corner = (((tile // columns // rows).to(tl.int64) * H + top) * W + left) * C
+        here = pixel if KEEPS_ADDRESSES else anew(pixel)
+        region_y = here // SIDE - HALO
+        region_x = here % SIDE - HALO
+        is_own = (region_y >= 0) & (region_y < TILE) & (region_x >= 0) & (region_x < TILE)
         y = top + region_y
         x = left + region_x
         shown = (y >= 0) & (y < H) & (x >= 0) & (x < W)
         own = shown & is_own
         inside = shown[:, None] & (channel < C)[None, :]
         own_inside = own[:, None] & (channel < C)[None, :]
+        offset = ((region_y * W + region_x) * C)[:, None] + channel[None, :]
         # Kept over the loop, these tiles and their addresses would take registers that are short.
         x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [PIXELS, C_PAD]
         tl.store(u_ptrs, normalize(x, channel, C, NORM))
@@ -165,6 +169,9 @@ def _gated_ffn_bwd_kernel(
             du = dot(dhidden, tl.trans(in_weight), du, PRECISION)
             tl.debug_barrier()
 
+        if not KEEPS_ADDRESSES:
+            here = anew(pixel)
+            offset = (((here // SIDE - HALO) * W + here % SIDE - HALO) * C)[:, None] + channel[None, :]
         x = tl.load(x_ptr + corner + offset, own_inside, 0.0)
         u = tl.load(u_ptrs)
         grad = tl.load(grad_ptrs, own[:, None], 0.0).to(tl.float32)
