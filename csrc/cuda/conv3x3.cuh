@@ -18,6 +18,7 @@ struct ConvTile {
   static constexpr int kWarps = kHeight, kThreads = 32 * kWarps;  // a pair of them takes two lines, half of the columns each
   static constexpr int kSeenColumns = kLineTile + 2, kStride = WIDTH + kSpare<T>;
   static constexpr int kSeen = (kHeight + 2) * kSeenColumns * kStride;
+  static constexpr int kBlocks = blocks_at_once(kSeen * sizeof(T), kThreads, sizeof(T) == sizeof(__half) ? 96 : 128);
   static constexpr size_t shared(int outputs) {
     return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
   }
@@ -70,7 +71,7 @@ struct Shuffle {
 // conv3x3(x) + bias, + skip where there is one, with zero padding; pixels shuffled.
 // Grid: a tile_grid.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
+__global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads, ConvTile<T, WIDTH>::kBlocks)
     _conv3x3_kernel(Map<T> x, T* y, Weight<T> weight, const T* bias, const T* skip, Shuffle shuffle, int height, int width) {
   assume_network(shuffle.quads && x.quads == (WIDTH > 16), Norm::kTanh);
   using Tile = ConvTile<T, WIDTH>;
