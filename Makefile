@@ -10,7 +10,7 @@ TRITON := triton==3.6.*; platform_system == 'Linux'
 ON_GPU := PYTHONPATH=. $(PYTHON)
 SEVERAL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8 --dist loadgroup)
 
-.PHONY: help demo test test-all sanitize gpu gpu-build gpu-test gpu-test-ptx gpu-sanitize gpu-bench gpu-bench-ops gpu-tune lint format wheel clean
+.PHONY: help demo test test-all docs-test sanitize gpu gpu-build gpu-test gpu-test-ptx gpu-sanitize gpu-bench gpu-bench-ops gpu-tune lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -31,6 +31,9 @@ test: .venv/installed  ## the tests that are quick
 
 test-all: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
+
+docs-test: .venv/installed  ## every command of docs/deployment.md (also part of test-all)
+	$(BIN)/python -m pytest tests/test_docs.py
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	csrc/sanitize.sh

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import ditn
 from benchmarks import published
 from benchmarks.peers.layout import padded
-from ditn_kernels import use_backend
+from ditn.portable import Portable
+from ditn_kernels import native_libraries, use_backend
 
 Call = Callable[[Tensor], Tensor]
 # Pixels of a piece that is large enough to tell memory layouts apart.
@@ -107,23 +108,44 @@ def ahead_of_time(network: nn.Module, task: Task) -> Call:
 
 
 def onnx_runtime(network: nn.Module, task: Task) -> Call:
+    return _on_grid(_in_onnx_runtime(_onnx(network, task), task), task)
+
+
+def _in_onnx_runtime(path: str, task: Task) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
-    session = onnxruntime.InferenceSession(_onnx(network, task), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return _on_grid(lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0]), task)
+    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
 
 
 def openvino(precision: str) -> Runtime:
-    def make(network: nn.Module, task: Task) -> Call:
-        import openvino
+    return lambda network, task: _on_grid(_in_openvino(_onnx(network, task), task, precision), task)
 
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        settings |= {"INFERENCE_NUM_THREADS": task.threads}
-        request = openvino.Core().compile_model(_onnx(network, task), "CPU", settings).create_infer_request()
-        return _on_grid(lambda image: torch.from_numpy(next(iter(request.infer([image.numpy()]).values()))), task)
+
+def _in_openvino(path: str, task: Task, precision: str = "f32") -> Call:
+    import openvino
+
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    settings |= {"INFERENCE_NUM_THREADS": task.threads}
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    return lambda image: torch.from_numpy(next(iter(request.infer([image.numpy()]).values())))
+
+
+def _in_inductor(path: str, task: Task) -> Call:
+    native_libraries()
+    return torch._inductor.aoti_load_package(path)
+
+
+def exported(format: str, suffix: str, start: Callable[[str, Task], Call]) -> OfDITN:
+    """The file of `ditn export`, whose sizes are free."""
+
+    def make(model: ditn.DITN, task: Task) -> Call:
+        path = task.folder / f"network{suffix}"
+        ditn.export(model, path, format=format, verify=False)
+        return start(str(path), task)
 
     return make
 
@@ -199,6 +221,17 @@ INFERENCE: dict[str, dict[str, OfDITN]] = {
         "fused": fused("triton", torch.float16),
         "fused, graph": fused_graph,
     },
+}
+# What `ditn export` is compared with: the plain graph at one size, and its own graph at one size.
+DEPLOYMENT: dict[str, OfDITN] = {
+    "ONNX Runtime, published": INFERENCE["cpu"]["ONNX Runtime, published"],
+    "ONNX Runtime, exported": exported("onnx", ".onnx", _in_onnx_runtime),
+    "ONNX Runtime, exported, one size": lambda model, task: onnx_runtime(Portable(model), task),
+    "OpenVINO f32, published": INFERENCE["cpu"]["OpenVINO f32, published"],
+    "OpenVINO f32, exported": exported("onnx", ".onnx", _in_openvino),
+    "OpenVINO f32, exported, one size": lambda model, task: openvino("f32")(Portable(model), task),
+    "AOTInductor, published": INFERENCE["cpu"]["AOTInductor, published"],
+    "AOTInductor, exported": exported("aoti", ".pt2", _in_inductor),
 }
 TRAINING: dict[str, OfDITN] = {
     "PyTorch eager, published": lambda model, task: training_step(Published(model), task),

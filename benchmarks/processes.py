@@ -133,7 +133,7 @@ def _contestant(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, n
         network.fold()  # type: ignore[operator]
         table: Mapping[str, Any] = known.RUNTIMES[job.device]
     else:
-        table = known.TRAINING if job.training else known.INFERENCE[job.device]
+        table = known.TRAINING if job.training else {**known.INFERENCE[job.device], **known.DEPLOYMENT}
     return table[job.contestant], network.to(job.device, dtype), task
 
 

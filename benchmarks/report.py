@@ -4,8 +4,9 @@
     python -m benchmarks.report [--check] [--plots]
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
-`results/cpu-*.json` by `benchmarks.cpu`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
-`benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
+`results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->`
+belongs to the function of that name here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from benchmarks import performance, plots
+from benchmarks import deploy, performance, plots
 from ditn.recipe import load_recipe
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
@@ -142,6 +143,31 @@ def _share(run: dict[str, Any]) -> str:
     return f"{share:.0%} of {run['peak_flops'] / 1e9:.0f} GFLOP/s" if share else ""
 
 
+def deployed() -> str:
+    """Files of `ditn export` in their runtimes: a table for each model, a column for each run."""
+    blocks = []
+    for path in sorted(RESULTS.glob("deploy-*.json")):
+        result = _load(path)
+        runs, about = result["runs"], result["machine"]
+        names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
+        heads = [f"{run['size']}, {run['threads']} thr." for run in runs]
+        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
+        lines += [f"| {name} | {' | '.join(_gain(run, name) for run in runs)} |" for name in names]
+        used = ", ".join(f"{name} {about[name]}" for name in ("torch", "onnxruntime", "openvino"))
+        blocks.append("\n".join([*lines, "", f"Measured on: {about['cpu']}, {used}, {about['date']}."]))
+    return "\n\n".join(blocks) or "Not measured yet."
+
+
+def _gain(run: dict[str, Any], name: str) -> str:
+    """Median, ratio to the plain graph in the same runtime, peak memory."""
+    row = _row(run, name)
+    if not row:
+        return ""
+    ratio = deploy.gain(row, run["rows"])
+    against = "" if ratio is None else f" ({ratio:.2f} x)"
+    return f"{row['median_s']:.3f} s{against}, {row['extra_bytes'] / 2**20:.0f} MiB"
+
+
 # The blocks of each page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
@@ -153,6 +179,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "paper": performance.paper,
         "roofline": performance.roofline,
     },
+    "docs/deployment.md": {"deployed": deployed},
 }
 
 

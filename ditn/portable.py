@@ -32,6 +32,19 @@ class Portable(nn.Module):
 
     def __init__(self, model: DITN) -> None:
         super().__init__()
+        self.inside = OnGrid(model)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width, config = *image.shape[-2:], self.inside.config
+        enlarged = self.inside(pad_to_grid(image, config.grid))
+        return crop(enlarged, height * config.upscale, width * config.upscale)
+
+
+class OnGrid(nn.Module):
+    """`Portable` without padding and cropping: height and width are multiples of the grid."""
+
+    def __init__(self, model: DITN) -> None:
+        super().__init__()
         config = model.config
         dim, width = config.dim, _blocks(config.dim)
         stream = width if config.norm == "tanh" else dim
@@ -58,16 +71,14 @@ class Portable(nn.Module):
             self.ufones.append(nn.ModuleList([nn.Sequential(*inner), nn.Sequential(*spatial, *last)]))
 
     def forward(self, image: Tensor) -> Tensor:
-        height, width, scale = *image.shape[-2:], self.config.upscale
-        x = skip = F.conv2d(pad_to_grid(image, self.config.grid), *self.head, padding=1)
+        x = skip = F.conv2d(image, *self.head, padding=1)
         for stages in self.ufones:
             inner, spatial = cast(nn.ModuleList, stages)
             if self.config.itls:
                 x = from_patches(inner(to_patches(x, self.config.patch_size)), x, self.config.patch_size)
             x = spatial(x)
         deep = F.conv2d(x, *self.body, padding=1) + skip
-        large = F.pixel_shuffle(F.conv2d(deep, *self.up, padding=1), scale)
-        return crop(large, height * scale, width * scale)
+        return F.pixel_shuffle(F.conv2d(deep, *self.up, padding=1), self.config.upscale)
 
 
 class _Layer(nn.Module):
@@ -206,7 +217,7 @@ def _swapped(x: Tensor) -> Tensor:
 def _length(x: Tensor) -> Tensor:
     """Of the last axis, but never zero."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.clamp_min(max(1e-12, torch.finfo(x.dtype).tiny))
+    return length.clamp(min=max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def _same_size(x: Tensor, conv: _Conv, dilation: int = 1) -> Tensor:

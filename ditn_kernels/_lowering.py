@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # The libraries of each kind of device, the backend of the same name.
-NATIVE = {"cpu": ["_C.so"]}
+NATIVE = {"cpu": ["_C.so"], "cuda": ["_C.so", "_C_cuda.so"]}
 
 
 def native_libraries(device: str = "cpu") -> list[Path]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 import ditn
-from benchmarks import cpu, gpu, ops, report, resources, sanitize, tune
+from benchmarks import cpu, deploy, gpu, ops, report, resources, sanitize, tune
 from benchmarks import model as benchmark
 from ditn_kernels import _native
 from ditn_kernels._triton import interpreted
@@ -53,6 +54,22 @@ def test_cpu_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) ->
     assert all(row["median_s"] > 0 for row in inference["rows"] + training["rows"])
     assert 0 < inference["rows"][1]["share_of_peak"] < 1
     assert "of peak" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # imports torch in three processes
+@pytest.mark.skipif(_native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}")
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (pip install .[deploy])")
+def test_deployment_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
+    path = tmp_path / "result.json"
+    names = ["ONNX Runtime, published", "ONNX Runtime, exported"]
+    options = ["--sizes", "17x9", "--threads", "1", "--rounds", "3", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["deploy", *options, "--only", *names])
+    assert deploy.main() == 0
+    (run,) = json.loads(path.read_text())["runs"]
+    assert [row["contestant"] for row in run["rows"]] == names
+    assert deploy.gain(run["rows"][1], run["rows"]) == run["rows"][0]["median_s"] / run["rows"][1]["median_s"]
+    assert deploy.gain(run["rows"][1], run["rows"][1:]) is None
+    assert "1.00 x" in capsys.readouterr().out
 
 
 def test_work_of_a_network_is_counted_on_its_padded_image() -> None:

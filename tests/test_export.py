@@ -73,10 +73,10 @@ def test_the_portable_graph_is_the_published_formula(name: str) -> None:
 
 
 def test_blocks_are_filled_with_zeros_that_stay() -> None:
-    graph = Portable(small())
+    graph = Portable(small()).inside
     assert graph.head[0].shape[0] == 16
     assert not graph.head[0][12:].any()
-    assert Portable(small(ditn.DITN_Tiny)).head[0].shape[0] == 12  # a mean over channels would see them
+    assert Portable(small(ditn.DITN_Tiny)).inside.head[0].shape[0] == 12  # a mean over channels would see them
 
 
 @pytest.fixture(scope="module")

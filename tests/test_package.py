@@ -78,7 +78,7 @@ def test_every_environment_variable_is_in_the_readme() -> None:
     assert used == set(re.findall(r"^\| `(DITN_[A-Z_]+)` \|", README, re.MULTILINE))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md", "docs/deployment.md"])
 def test_links_lead_to_files(document) -> None:
     path = PROJECT / document
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))

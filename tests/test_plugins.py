@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import shutil
 from collections import Counter
 from importlib.util import find_spec
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PROJECT
 from tensorrt_host import BUILD, Plugin, creators, describe, library, unpacked
 from test_export import BOUND, assert_right, exactly
 from test_model import small
@@ -130,7 +133,13 @@ def test_other_networks_in_halves_and_bytes(tmp_path) -> None:
     ditn.export(tiny, tmp_path / "tiny.onnx", format="trt-onnx")
     assert_right(open_reference(tmp_path / "tiny.onnx"), tiny)
     ditn.export(small(), tmp_path / "bytes.onnx", format="trt-onnx", dtype=torch.float16, uint8=True)
-    assert cli.main(["export", "ditn-real-x4", "-o", str(tmp_path / "real.onnx"), "--format", "trt-onnx"]) == 0
+
+
+@pytest.mark.slow
+def test_the_shipped_model_from_the_command_line(tmp_path) -> None:
+    path = tmp_path / "real.onnx"
+    assert cli.main(["export", "ditn-real-x4", "-o", str(path), "--format", "trt-onnx", "--no-verify"]) == 0
+    assert len(fused_nodes(path)) == 16
 
 
 def test_what_the_plugins_cannot_run_is_refused(tmp_path) -> None:
@@ -144,3 +153,34 @@ def test_what_the_plugins_cannot_run_is_refused(tmp_path) -> None:
     with pytest.raises(BackendError, match="computes float16, float32, the input is bfloat16"):
         ditn.export(small(), path, format="trt-onnx", dtype=torch.bfloat16)
     assert not list(tmp_path.iterdir())
+
+
+def test_tiles_give_the_whole_picture(file, model) -> None:
+    """The example's tiles, which the model runs here: none is larger than the profile, and their result is the whole
+    picture's."""
+    example = runpy.run_path(str(PROJECT / "examples" / "tensorrt_upscale.py"))
+    facts = example["facts_of"](file)
+    sizes: list[int] = []
+
+    def run(image: Tensor) -> Tensor:
+        sizes.extend(image.shape[2:])
+        return model(image)
+
+    image = torch.rand(1, 3, 93, 20)
+    tiled = example["upscale"](run, image, facts, 20)
+    assert max(sizes) == example["largest_input"](facts, 20) == 24 + 2 * model.config.overlap
+    assert not any(size % model.config.grid for size in sizes)
+    # The same sums over the same values, but for the order in which the CPU's kernels take pixels.
+    torch.testing.assert_close(tiled, model(image), rtol=0, atol=BOUND * float(tiled.abs().max()))
+
+
+def test_the_guides_profile_is_the_networks() -> None:
+    guide = (PROJECT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    example = runpy.run_path(str(PROJECT / "examples" / "tensorrt_upscale.py"))
+    config = ditn.DITN_Real(4).config
+    facts = {"grid": str(config.grid), "overlap": str(config.overlap)}
+    side = example["largest_input"](facts, 256)
+    largest = set(re.findall(r"--(?:opt|max)?[sS]hapes=image:(\S+)", guide))
+    assert largest == {f"1x3x{side}x{side}"}
+    assert re.findall(r"--minShapes=image:(\S+)", guide) == [f"1x3x{config.grid}x{config.grid}"]
+    assert f"{config.grid} and {config.overlap} for DITN-Real, 8 and {ditn.DITN(4).config.overlap} for DITN" in guide

@@ -23,6 +23,7 @@ struct ConvTile {
     return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
   }
   static_assert(shared(kMostOutputs) <= kTuringShared);
+  static constexpr int kBlocks = blocks_at_once(shared(64), kThreads, 128);
 };
 
 // Lines of kLineTile pixels out of longer ones, as the factor a of a product.

@@ -14,21 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
+from ditn_kernels.triton._math import anew, dot, load_square, load_vector, normalize, rounded
 
 CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64, 128, 256), "KEEP_WEIGHTS": (1, 0)}}
 NORMALIZE_EPS = tl.constexpr(1e-12)
 
 
 @triton.jit
-def load_weights(qkv_weight_ptr, out_weight_ptr, channel, C: tl.constexpr):
-    """The weights of q, k, v and of the result, each [C_PAD, C_PAD]."""
-    return (
-        load_square(qkv_weight_ptr, 3 * C, channel, C),
-        load_square(qkv_weight_ptr + C, 3 * C, channel, C),
-        load_square(qkv_weight_ptr + 2 * C, 3 * C, channel, C),
-        load_square(out_weight_ptr, C, channel, C),
-    )
+def load_projection(weight_ptr, bias_ptr, stride, channel, C: tl.constexpr):
+    """The weight [C_PAD, C_PAD] and bias [C_PAD] of q, k, v or the result."""
+    return load_square(weight_ptr, stride, channel, C), load_vector(bias_ptr, channel, C)
 
 
 @triton.jit
@@ -86,45 +81,56 @@ def _inner_patch_attention_fwd_kernel(
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
     tl.static_assert(PIXELS % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "BLOCK_T must be whole rows that fill a patch")
+    # With the weights kept there are registers for all blocks at once; else block by block, addresses computed anew.
+    UNROLLED: tl.constexpr = PIXELS // BLOCK_T if KEEP_WEIGHTS else 1
     channel = tl.arange(0, C_PAD)
     if KEEP_WEIGHTS:
-        q_weight, k_weight, v_weight, out_weight = load_weights(qkv_weight_ptr, out_weight_ptr, channel, C)
-    q_bias = load_vector(qkv_bias_ptr, channel, C)
-    k_bias = load_vector(qkv_bias_ptr + C, channel, C)
-    v_bias = load_vector(qkv_bias_ptr + 2 * C, channel, C)
-    out_bias = load_vector(out_bias_ptr, channel, C)
+        q_weight, q_bias = load_projection(qkv_weight_ptr, qkv_bias_ptr, 3 * C, channel, C)
+        k_weight, k_bias = load_projection(qkv_weight_ptr + C, qkv_bias_ptr + C, 3 * C, channel, C)
+        v_weight, v_bias = load_projection(qkv_weight_ptr + 2 * C, qkv_bias_ptr + 2 * C, 3 * C, channel, C)
+        out_weight, out_bias = load_projection(out_weight_ptr, out_bias_ptr, C, channel, C)
     temperature = tl.load(temperature_ptr).to(tl.float32)
     pixel = tl.arange(0, BLOCK_T)
     inside = (channel < C)[None, :]
+    step = BLOCK_T // PATCH * W * C  # from one block of the patch's rows to the next
 
     for patch in range(tl.program_id(0), patches, tl.num_programs(0)):
         corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
-        offset = corner + (((pixel // PATCH) * W + pixel % PATCH) * C)[:, None] + channel[None, :]
-        if not KEEP_WEIGHTS:
-            q_weight, k_weight, v_weight, out_weight = load_weights(qkv_weight_ptr, out_weight_ptr, channel, C)
-        step = BLOCK_T // PATCH * W * C  # from one block of the patch's rows to the next
-
         products = tl.zeros((C_PAD, C_PAD), tl.float32)
         q_squares = tl.zeros((C_PAD,), tl.float32)
         k_squares = tl.zeros((C_PAD,), tl.float32)
-        for block in tl.static_range(PIXELS // BLOCK_T):
-            x = tl.load(x_ptr + offset + block * step, inside, 0.0)  # [BLOCK_T, C_PAD]
-            u = normalize(x, channel, C, NORM)
-            q = project(u, q_weight, q_bias, PRECISION)  # [C_PAD, BLOCK_T]
-            k = project(u, k_weight, k_bias, PRECISION)
-            q_squares += tl.sum(q * q, 1)
-            k_squares += tl.sum(k * k, 1)
-            products = dot(rounded(q, dtype), tl.trans(rounded(k, dtype)), products, PRECISION)
+        for first in tl.range(0, PIXELS // BLOCK_T, UNROLLED, num_stages=1):
+            for block in tl.static_range(UNROLLED):
+                here = pixel if KEEP_WEIGHTS else anew(pixel)
+                offset = (((here // PATCH) * W + here % PATCH) * C)[:, None] + channel[None, :]
+                x = tl.load(x_ptr + corner + (first + block) * step + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
+                u = normalize(x, channel, C, NORM)
+                if not KEEP_WEIGHTS:
+                    q_weight, q_bias = load_projection(qkv_weight_ptr, qkv_bias_ptr, 3 * C, channel, C)
+                q = project(u, q_weight, q_bias, PRECISION)  # [C_PAD, BLOCK_T]
+                q_squares += tl.sum(q * q, 1)
+                if not KEEP_WEIGHTS:
+                    k_weight, k_bias = load_projection(qkv_weight_ptr + C, qkv_bias_ptr + C, 3 * C, channel, C)
+                k = project(u, k_weight, k_bias, PRECISION)
+                k_squares += tl.sum(k * k, 1)
+                products = dot(rounded(q, dtype), tl.trans(rounded(k, dtype)), products, PRECISION)
         weights = softmax_of_cosines(products, q_squares, k_squares, temperature, channel, C)
         weights = rounded(weights, dtype)
 
-        for block in tl.static_range(PIXELS // BLOCK_T):
-            if PIXELS > BLOCK_T:
-                x = tl.load(x_ptr + offset + block * step, inside, 0.0)
+        for first in tl.range(0, PIXELS // BLOCK_T, UNROLLED, num_stages=1):
+            for block in tl.static_range(UNROLLED):
+                here = pixel if KEEP_WEIGHTS else anew(pixel)
+                offset = (((here // PATCH) * W + here % PATCH) * C)[:, None] + channel[None, :]
+                start = corner + (first + block) * step
+                x = tl.load(x_ptr + start + offset, inside, 0.0)
                 u = normalize(x, channel, C, NORM)
-            v = rounded(project(u, v_weight, v_bias, PRECISION), dtype)
-            y = x.to(tl.float32) + attend(weights, v, out_weight, out_bias, PRECISION)
-            tl.store(y_ptr + offset + block * step, rounded(y, dtype), inside)
+                if not KEEP_WEIGHTS:
+                    v_weight, v_bias = load_projection(qkv_weight_ptr + 2 * C, qkv_bias_ptr + 2 * C, 3 * C, channel, C)
+                v = rounded(project(u, v_weight, v_bias, PRECISION), dtype)
+                if not KEEP_WEIGHTS:
+                    out_weight, out_bias = load_projection(out_weight_ptr, out_bias_ptr, C, channel, C)
+                y = x.to(tl.float32) + attend(weights, v, out_weight, out_bias, PRECISION)
+                tl.store(y_ptr + start + offset, rounded(y, dtype), inside)
 
 
 def forward(
@@ -143,6 +149,7 @@ def forward(
     columns = width // patch_size
     patches = batch * (height // patch_size) * columns
     plan = Plan(_inner_patch_attention_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
+    blocks = patch_size**2 // plan.blocks["BLOCK_T"]
     weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
     plan.launch(
         plan.programs(patches),
@@ -153,7 +160,7 @@ def forward(
         columns,
         patches,
         tasks=patches,
-        trips=(1,),
+        trips=(1,) if plan.blocks["KEEP_WEIGHTS"] else (1, blocks, blocks),
         C=channels,
         C_PAD=padded(channels),
         PATCH=patch_size,

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, load_square, load_vector, normalize, rounded
+from ditn_kernels.triton._math import anew, dot, load_square, load_vector, normalize, rounded
 from ditn_kernels.triton.gated_ffn import clear_border, feed_forward
 from ditn_kernels.triton.inner_patch_attention import attend, project, softmax_of_cosines
 
@@ -103,6 +103,8 @@ def _inner_patch_stage_fwd_kernel(
                 PRECISION,
             )
             x = rounded(x.to(tl.float32) + change, dtype)
+        here = anew(pixel)
+        offset = corner + (((here // PATCH) * W + here % PATCH) * C)[:, None] + channel[None, :]
         tl.store(y_ptr + offset, x, inside)
 
 
