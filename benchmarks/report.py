@@ -5,7 +5,8 @@
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
-`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->`
+belongs to the function of that name here.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every Triton kernel once, on a small sample, under NVIDIA's compute-sanitizer: accesses out of bounds, races.
+"""Every kernel for GPUs once, on a small sample, under NVIDIA's compute-sanitizer: accesses out of bounds, races.
 
     python -m benchmarks.sanitize
 
@@ -9,6 +9,7 @@ Exit code 0 if nothing was found, or, as is said, if compute-sanitizer is not in
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -34,16 +35,16 @@ def sanitizer() -> str | None:
 
 
 def samples(op: Op) -> Iterator[str]:
-    """Run the operator's first sample, forward and backward, in every dtype that Triton has kernels for."""
-    for dtype in cases.DTYPES.values():
+    """Run the operator's first sample, forward and backward, in every dtype that Triton or CUDA C++ has kernels for."""
+    for backend, dtype in itertools.product(("triton", "cuda"), cases.DTYPES.values()):
         args = op.inputs(op.samples[0], dtype=dtype, device="cuda")
-        if not reasons_against(op, "triton", args):
-            op(*args.values(), backend="triton")
-            yield f"{op.name} {dtype}"
-        if not reasons_against(op, "triton", args, backward=True):
+        if not reasons_against(op, backend, args):
+            op(*args.values(), backend=backend)
+            yield f"{op.name} {backend} {dtype}"
+        if not reasons_against(op, backend, args, backward=True):
             grad = torch.randn(op.output_shape(op.check(args), args), dtype=dtype, device="cuda")
-            getattr(torch.ops.ditn, f"{op.name}_backward").default(grad, *args.values(), backend="triton")
-            yield f"{op.name} backward {dtype}"
+            getattr(torch.ops.ditn, f"{op.name}_backward").default(grad, *args.values(), backend=backend)
+            yield f"{op.name} backward {backend} {dtype}"
 
 
 def main() -> int:
@@ -52,9 +53,9 @@ def main() -> int:
     args = parser.parse_args()
     gpu.require_gpu()
     if args.inside:
-        run = [what for op in REGISTRY.values() if "triton" in op.backends for what in samples(op)]
+        run = [what for op in REGISTRY.values() for what in samples(op)]
         torch.cuda.synchronize()
-        print(f"ran {len(run)} samples, {len({one.kernel for one in compilations})} kernels: {', '.join(run)}")
+        print(f"ran {len(run)} samples, {len({one.kernel for one in compilations})} Triton kernels: {', '.join(run)}")
         return 0
     program = sanitizer()
     if program is None:

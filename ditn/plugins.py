@@ -121,7 +121,12 @@ def open_reference(path: Path, run_node: RunNode | None = None) -> Callable[[Ten
     graph = onnx.load(path)
     names = {node.op_type for node in graph.graph.node if node.domain == DOMAIN}
     evaluator = ReferenceEvaluator(graph, new_ops=[evaluator_of(name) for name in sorted(names)])
-    return lambda image: torch.from_numpy(evaluator.run(None, {"image": image.numpy()})[0])
+
+    def run(image: Tensor) -> Tensor:
+        results: Any = evaluator.run(None, {"image": image.numpy()})
+        return torch.from_numpy(results[0])
+
+    return run
 
 
 def _run_operator(op: str, options: dict[str, Any], x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:

@@ -148,6 +148,7 @@ def test_who_enters() -> None:
         assert ("swinir-light", runtime) in fixed
         assert ("elan-light", runtime) in fixed
     assert ("elan-8-blocks", "OpenVINO f32") in fixed
+    assert ("swinir-light", "OpenVINO f32") in peers.entrants("cpu", stream=False, scale=2)
     assert ("ditn", "fused float32") in fixed
     assert {name for name, _ in mixed} == {"swinir-light", "elan-light", "ditn-real", "ditn-tiny", "ditn"}
     assert ("ditn-real", "torch.compile, published") in mixed

@@ -70,7 +70,7 @@ def test_any_size_on_the_host(name: str, axes: dict[str, int], options: dict, dt
 
 
 @needs_gcc
-@pytest.mark.parametrize("arch", [700, 750])
+@pytest.mark.parametrize("arch", [pytest.param(700, marks=pytest.mark.slow), 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
     check(HostKernels(arch), op, op.samples[0], torch.float16)

@@ -11,8 +11,9 @@ import torch
 
 import ditn_kernels
 from benchmarks.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, BackendError, explain, use_backend
+from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
+from ditn_kernels._native import runs_on
 from ditn_kernels._op import Op, Sample, Support
 
 OP = ditn_kernels.tanh_affine
@@ -206,6 +207,34 @@ def test_chips_are_refused_with_a_reason() -> None:
     ]
     for chip, backward in (((7, 5), False), ((10, 0), False), ((9, 0), True), ((12, 0), True)):
         assert support.why_not_on(chip, backward=backward) == []
+
+
+def test_on_old_chips_another_backend_comes_first(install, monkeypatch) -> None:
+    install(FakeBackend(), Support(first_before=(8, 0)))
+    monkeypatch.setitem(vars(OP), "backends", {"torch": Support(), "fake": OP.backends["fake"]})
+
+    class OnGpu:
+        device = torch.device("cuda")
+
+    for capability, order in (((7, 5), ["fake", "torch"]), ((8, 0), ["torch", "fake"])):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert dispatch._volunteers(OP, {"x": OnGpu()}) == order
+
+
+def test_chips_that_a_library_was_compiled_for() -> None:
+    """Machine code runs on later chips of its generation, PTX on all later ones."""
+    assert all(runs_on(["7.5", "8.0"], chip) for chip in ((7, 5), (8, 0), (8, 9)))
+    assert not any(runs_on(["7.5", "8.6"], chip) for chip in ((7, 0), (8, 0), (9, 0)))
+    assert all(runs_on(["7.5+PTX"], chip) for chip in ((7, 5), (9, 0), (12, 0)))
+    assert not runs_on(["7.5+PTX"], (7, 0))
+
+
+def test_a_chip_that_was_not_compiled_for_is_a_reason(monkeypatch) -> None:
+    monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": {"architectures": ["8.0", "9.0"]}})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    reasons = dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False)
+    assert reasons == ["is built for 8.0, 9.0, the GPU is 7.5"]
 
 
 def test_supports_are_frozen() -> None:

@@ -22,7 +22,8 @@ from benchmarks.tolerance import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture
-from ditn_kernels import REGISTRY, Op, explain
+from ditn_kernels import REGISTRY, Op, _native, explain
+from ditn_kernels._dispatch import reasons_against
 
 pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
 # 60 channels on 6016 x 6016 pixels are 2.17e9 elements: the last 66 rows lie beyond 2^31.
@@ -31,12 +32,14 @@ SIDE, BEYOND = 6016, 32
 CROP = 96
 
 
-def gpu_ops(*, backward: bool) -> list[Op]:
-    def has(op: Op) -> bool:
-        support = op.backends.get("triton")
-        return support is not None and (not backward or torch.float16 in support.backward)
-
-    return [op for op in REGISTRY.values() if has(op)]
+def gpu_ops(*, backward: bool) -> list:
+    """Operators and the backends that have kernels for GPUs."""
+    return [
+        pytest.param(op, backend, id=f"{op.name}-{backend}")
+        for op in REGISTRY.values()
+        for backend in ("triton", "cuda")
+        if (support := op.backends.get(backend)) and (not backward or torch.float16 in support.backward)
+    ]
 
 
 def large(op: Op) -> dict:
@@ -58,24 +61,26 @@ def cropped(op: Op, args: dict, dtype: torch.dtype) -> dict:
 
 
 @pytest.mark.xdist_group("large")  # one at a time
-@pytest.mark.parametrize("op", gpu_ops(backward=False), ids=lambda op: op.name)
-def test_forward_beyond_two_to_the_31(op: Op) -> None:
+@pytest.mark.parametrize(("op", "backend"), gpu_ops(backward=False))
+def test_forward_beyond_two_to_the_31(op: Op, backend: str) -> None:
     args = large(op)
-    result = op(*args.values(), backend="triton")
+    if reasons := reasons_against(op, backend, args):
+        pytest.skip(", ".join(reasons))
+    result = op(*args.values(), backend=backend)
     rows = BEYOND * result.shape[2] // SIDE
     exact, plain = (op.reference(**cropped(op, args, dtype))[:, :, -rows:] for dtype in (torch.float64, torch.float16))
     assert_as_good(result[:, :, -rows:], exact, plain, op.floor[torch.float16], op.name)
 
 
 @pytest.mark.xdist_group("large")
-@pytest.mark.parametrize("op", gpu_ops(backward=True), ids=lambda op: op.name)
-def test_backward_beyond_two_to_the_31(op: Op) -> None:
+@pytest.mark.parametrize(("op", "backend"), gpu_ops(backward=True))
+def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
     """The gradient of the activation; those of the weights are sums over all of the map."""
     args = large(op)
     shape = op.output_shape(op.check(args), args)
     grad = torch.randn(shape, dtype=torch.float16, device="cuda").contiguous(memory_format=torch.channels_last)
     overload = getattr(torch.ops.ditn, f"{op.name}_backward").default
-    result = overload(grad, *args.values(), backend="triton")[0]
+    result = overload(grad, *args.values(), backend=backend)[0]
     crop = grad[:, :, -CROP * shape[2] // SIDE :]
     exact, plain = (
         op.backward(crop.to(dtype), *cropped(op, args, dtype).values())[0][:, :, -BEYOND:]
@@ -103,6 +108,13 @@ def test_every_operator_of_a_model_has_a_kernel() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs as plain PyTorch")
         ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)(drawn_picture().to("cuda", torch.float16))
+
+
+def test_the_cuda_library_is_there_where_it_was_built() -> None:
+    """Else a library that does not load would only show as tests that try fewer backends."""
+    if "architectures" not in _native.build_info().get("cuda", {}):
+        pytest.skip(f"the CUDA library {_native.why_no_cuda()}")
+    assert _native.why_no_cuda() is None
 
 
 def test_a_training_step_on_the_gpu() -> None:

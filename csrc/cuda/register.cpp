@@ -106,6 +106,23 @@ Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weigh
   return y;
 }
 
+Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
+                         Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
+                         Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
+  if (x.scalar_type() != ScalarType::Half) throw std::runtime_error("inner_patch_stage computes float16 on CUDA");
+  using T = const __half;
+  Tensor y = torch::stable::empty_like(x);
+  TorchDevice device(x);
+  const AttentionOf<T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(attn_out_weight),
+                                 data<T>(attn_out_bias)};
+  const FfnOf<T> ffn{data<T>(in_weight),      data<T>(in_bias),      data<T>(dw_weight),
+                     data<T>(dw_bias),        data<T>(ffn_out_weight), data<T>(ffn_out_bias),
+                     static_cast<int>(ffn_out_weight.size(1))};
+  cuda::inner_patch_stage(device, shape_of(x), data<T>(x), out<__half>(y), attention, ffn,
+                          static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  return y;
+}
+
 Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(3);
   Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
@@ -126,23 +143,6 @@ Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, T
                                   data<T>(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
     cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), weights);
   });
-  return y;
-}
-
-Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
-                         Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
-                         Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
-  if (x.scalar_type() != ScalarType::Half) throw std::runtime_error("inner_patch_stage computes float16 on CUDA");
-  using T = const __half;
-  Tensor y = torch::stable::empty_like(x);
-  TorchDevice device(x);
-  const AttentionOf<T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(attn_out_weight),
-                                 data<T>(attn_out_bias)};
-  const FfnOf<T> ffn{data<T>(in_weight),      data<T>(in_bias),      data<T>(dw_weight),
-                     data<T>(dw_bias),        data<T>(ffn_out_weight), data<T>(ffn_out_bias),
-                     static_cast<int>(ffn_out_weight.size(1))};
-  cuda::inner_patch_stage(device, shape_of(x), data<T>(x), out<__half>(y), attention, ffn,
-                          static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
   return y;
 }
 
