@@ -27,12 +27,17 @@ PAUSE = 0.2  # seconds between turns, in which the last contestant's threads sto
 LEAST_ROUNDS = 3  # quartiles need them
 
 
+class Failed(SystemExit):
+    """A contestant's process came to its end, with what it wrote last."""
+
+
 class Contestant:
     """A process of its own, which waits until it is asked for a pass. Its packages are those in the folder `tree`."""
 
     def __init__(self, job: Job, folder: Path, tree: Path) -> None:
         self.job = job
         self.passes: list[list[float]] = []
+        self.failure = ""
         command = [sys.executable, "-m", "benchmarks.processes", json.dumps(asdict(job)), str(folder)]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `leave`)
         self._process = subprocess.Popen(
@@ -78,7 +83,7 @@ class Contestant:
                 continue
         self._process.wait()
         self._errors.seek(0)
-        raise SystemExit(f"{self} failed:\n{self._errors.read()[-4000:]}")
+        raise Failed(f"{self} failed:\n{self._errors.read()[-4000:]}")
 
 
 def contest(
@@ -87,10 +92,12 @@ def contest(
     rounds: int,
     seconds: float = float("inf"),
     builders: int = 1,
+    forgiving: bool = False,
     each_round: Callable[[], object] = lambda: None,
 ) -> list[Contestant]:
     """Check and time the jobs, each on the packages in its tree: `rounds` rounds, or as many as fit into `seconds` but
-    no fewer than three. So many contestants build themselves at a time. Raises SystemExit if one fails or is wrong.
+    no fewer than three. So many contestants build themselves at a time. Raises SystemExit if one is wrong or fails;
+    `forgiving` keeps the reason of one that does not get ready in `failure`, and times the others.
     """
     started: list[Contestant] = []
     with tempfile.TemporaryDirectory() as name:
@@ -99,7 +106,14 @@ def contest(
         def start(job: Job, tree: Path) -> Contestant:
             contestant = Contestant(job, folder, tree)
             started.append(contestant)
-            contestant.ready()
+            try:
+                contestant.ready()
+            except Failed as failure:
+                if not forgiving:
+                    raise
+                contestant.failure = str(failure)
+                print(contestant.failure, file=sys.stderr, flush=True)
+                return contestant
             print(f"  {contestant}: error {contestant.facts['error']:.1e}", file=sys.stderr, flush=True)
             return contestant
 
@@ -114,7 +128,7 @@ def contest(
                     break
                 time.sleep(PAUSE)
                 each_round()
-                for contestant in contestants:
+                for contestant in (one for one in contestants if not one.failure):
                     time.sleep(PAUSE)
                     contestant.turn()
         finally:

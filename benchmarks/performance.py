@@ -210,7 +210,8 @@ def measured_on(result: dict[str, Any]) -> str:
     machine = result["machine"]
     used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if name in machine)
     chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    return f"Measured on: {chip}, {used}, {machine['date']}, {result['rounds']} rounds."
+    failed = f" Did not run: {'; '.join(result['failed'])}." if result["failed"] else ""
+    return f"Measured on: {chip}, {used}, {machine['date']}, {result['rounds']} rounds.{failed}"
 
 
 def _load(name: str) -> dict[str, Any] | None:

@@ -72,6 +72,11 @@ def test_a_contestant_that_dies_says_why(tmp_path) -> None:
     tree = _tree(tmp_path, "raise RuntimeError('no such runtime')")
     with pytest.raises(SystemExit, match=r"fused float32 failed:[\s\S]*no such runtime"):
         contest.contest([(JOB, tree)], rounds=3)
+    others = _answering(tmp_path / "others", 0.1)
+    dead, alive = contest.contest([(JOB, tree), (JOB, others)], rounds=3, forgiving=True)
+    assert "no such runtime" in dead.failure
+    assert not dead.passes
+    assert (alive.failure, len(alive.passes)) == ("", 3)
 
 
 @pytest.mark.parametrize("result", [torch.zeros(1, 3, 4, 5), torch.full((1, 3, 4, 4), float("nan"))])

@@ -107,6 +107,7 @@ def part(args: argparse.Namespace, scale: int, sizes: tuple[str, ...]) -> dict[s
         rounds=args.rounds,
         seconds=60 * args.minutes,
         builders=1 if stream else BUILDERS,
+        forgiving=True,
     )
     where = machine() | versions() if args.device == "cpu" else gpu_timing.machine()
     return {
@@ -115,8 +116,9 @@ def part(args: argparse.Namespace, scale: int, sizes: tuple[str, ...]) -> dict[s
         "upscale": scale,
         "sizes": list(sizes),
         "networks": {name: facts(name, scale, sizes[0]) for name in dict.fromkeys(network for network, _ in chosen)},
-        "rounds": len(found[0].passes),
-        "rows": [contestant.row() for contestant in found],
+        "rounds": max(len(contestant.passes) for contestant in found),
+        "rows": [contestant.row() for contestant in found if not contestant.failure],
+        "failed": {str(contestant): contestant.failure for contestant in found if contestant.failure},
     }
 
 

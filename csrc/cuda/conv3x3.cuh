@@ -22,6 +22,7 @@ struct ConvTile {
     return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
   }
   static_assert(shared(kMostOutputs) <= kTuringShared);
+  static constexpr int kBlocks = blocks_at_once(shared(64), kThreads, 128);
 };
 
 // Lines of kLineTile pixels out of longer ones, as the factor a of a product.
@@ -70,7 +71,7 @@ struct Shuffle {
 // conv3x3(x) + bias, + skip where there is one, with zero padding; pixels shuffled.
 // Grid: a tile_grid.
 template <class T, int WIDTH>
-__global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads)
+__global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads, ConvTile<T, WIDTH>::kBlocks)
     _conv3x3_kernel(Map<T> x, T* y, Weight<T> weight, const T* bias, const T* skip, Shuffle shuffle, int height, int width) {
   assume_network(shuffle.quads && x.quads == (WIDTH > 16), Norm::kTanh);
   using Tile = ConvTile<T, WIDTH>;

@@ -71,7 +71,8 @@ Options options_of(const Operator& op, const PluginFieldCollection& fields) {
       const PluginField& found = fields.fields[i];
       if (!std::strcmp(found.name, name) && found.type == type && found.data && found.length) return found;
     }
-    throw std::runtime_error(std::string(op.name) + ": the field " + name + " is missing or of another type, must be " + must_be);
+    throw std::runtime_error(std::string(op.name) + ": the field " + name +
+                             " is missing or of another type, must be " + must_be);
   };
   const PluginField& text = field("norm", PluginFieldType::kCHAR, "a string");
   // Its length may count the zero at its end, or not.
