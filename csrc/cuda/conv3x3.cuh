@@ -18,7 +18,6 @@ struct ConvTile {
   static constexpr int kWarps = kHeight, kThreads = 32 * kWarps;  // a pair of them takes two lines, half of the columns each
   static constexpr int kSeenColumns = kLineTile + 2, kStride = WIDTH + kSpare<T>;
   static constexpr int kSeen = (kHeight + 2) * kSeenColumns * kStride;
-  static constexpr int kBlocks = blocks_at_once(kSeen * sizeof(T), kThreads, sizeof(T) == sizeof(__half) ? 96 : 128);
   static constexpr size_t shared(int outputs) {
     return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
   }
