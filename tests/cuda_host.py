@@ -81,9 +81,6 @@ class HostKernels:
         number = self.library.launches(ctypes.byref(found))
         return [(found[i].threads, found[i].shared_bytes) for i in range(number)]
 
-    def has(self, op: Op) -> bool:
-        return hasattr(self.library, op.name)
-
     def __call__(self, op: Op, args: dict[str, Any]) -> Tensor:
         """The operator's result for arguments on the CPU, channels-last. Raises RuntimeError if a launch fails."""
         tensors = [_dense(axes, args[name]) for name, axes in op.axes.items()]
@@ -117,11 +114,10 @@ def _dense(axes: str, tensor: Tensor) -> Tensor:
 
 def main() -> None:
     kernels = HostKernels(int(sys.argv[1]), sanitized=True)
-    for op in REGISTRY.values():
-        if kernels.has(op):
-            for dtype in (torch.float16, torch.float32):
-                kernels(op, op.inputs(op.samples[0], dtype=dtype))
-                print(op.name, dtype)
+    for op in (op for op in REGISTRY.values() if "cuda" in op.backends):
+        for dtype in op.backends["cuda"].dtypes:
+            kernels(op, op.inputs(op.samples[0], dtype=dtype))
+            print(op.name, dtype)
 
 
 if __name__ == "__main__":
