@@ -271,7 +271,9 @@ def test_start_is_named_in_the_weights(pictures: Path, tmp_path: Path) -> None:
     assert _checkpoint(tmp_path / "b")["origin"].endswith("of another shape: upsample.0.weight, upsample.0.bias")
     with safe_open(tmp_path / "b" / "weights.safetensors", framework="pt") as file:
         assert file.metadata()["origin"] == _checkpoint(tmp_path / "b")["origin"]
-    with pytest.raises(FileNotFoundError, match="nowhere is no file and no shipped model; there are ditn-real-x4"):
+    with pytest.raises(
+        FileNotFoundError, match=f"nowhere is no file and no shipped model; there are {', '.join(ditn.models())}"
+    ):
         _run(pictures, tmp_path / "c", "--init", "nowhere")
 
 
