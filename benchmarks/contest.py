@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.model import machine
 from benchmarks.processes import Job, prepare
 
 PROJECT = Path(__file__).parent.parent
@@ -139,3 +140,23 @@ def contest(
 
 def versions() -> dict[str, str]:
     return {name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)}
+
+
+def keep_runs(path: Path, runs: list[dict[str, Any]], **network: Any) -> None:
+    """Write runs of a network into a file, beside those that it has already; they replace any of the same task, size
+    and threads. Raises SystemExit if the earlier ones are of another machine, version or network."""
+    about = {"machine": machine() | versions(), **network}
+    earlier = json.loads(path.read_text()) if path.exists() else about | {"runs": []}
+    for name, value in about.items():
+        if _undated(earlier[name]) != _undated(value):
+            raise SystemExit(f"the file's {name} is {earlier[name]}, not {value}: write to a new file")
+
+    def what(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["task"], run["size"], run["threads"]
+
+    kept = [run for run in earlier["runs"] if what(run) not in map(what, runs)]
+    path.write_text(json.dumps(about | {"runs": kept + runs}, indent=2) + "\n")
+
+
+def _undated(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "date"} if isinstance(value, dict) else value

@@ -13,7 +13,6 @@ network's share of the peak.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from typing import Any
 import torch
 
 import ditn
-from benchmarks.contest import PROJECT, contest, versions
+from benchmarks.contest import PROJECT, contest, keep_runs
 from benchmarks.contestants import INFERENCE, TRAINING
 from benchmarks.cpu_timing import fma_peak
-from benchmarks.model import MODELS, machine
+from benchmarks.model import MODELS
 from benchmarks.processes import Job
 from ditn_kernels import REGISTRY, _native
 
@@ -96,29 +95,8 @@ def main() -> int:
         runs[-1] |= {"peak_flops": peak, "rows": rows}
         show(runs[-1])
     if arguments.json:
-        about = {"machine": machine() | versions(), "model": arguments.model, "upscale": arguments.upscale}
-        runs = added(json.loads(arguments.json.read_text()), about, runs) if arguments.json.exists() else runs
-        arguments.json.write_text(json.dumps(about | {"runs": runs}, indent=2) + "\n")
+        keep_runs(arguments.json, runs, model=arguments.model, upscale=arguments.upscale)
     return 0
-
-
-def added(old: dict[str, Any], about: dict[str, Any], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs of an earlier file and these, which replace any of the same task, size and threads.
-
-    Raises SystemExit if the earlier ones are of another machine, version or network.
-    """
-    for name, value in about.items():
-        if _undated(old[name]) != _undated(value):
-            raise SystemExit(f"the file's {name} is {old[name]}, not {value}: write to a new file")
-
-    def what(run: dict[str, Any]) -> tuple[Any, ...]:
-        return run["task"], run["size"], run["threads"]
-
-    return [run for run in old["runs"] if what(run) not in map(what, runs)] + runs
-
-
-def _undated(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "date"} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

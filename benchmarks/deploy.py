@@ -14,15 +14,13 @@ comparison can be made in parts.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import PROJECT, contest, versions
+from benchmarks.contest import PROJECT, contest, keep_runs
 from benchmarks.contestants import DEPLOYMENT
-from benchmarks.cpu import added
-from benchmarks.model import MODELS, machine
+from benchmarks.model import MODELS
 from benchmarks.processes import Job
 from ditn_kernels import native_libraries
 
@@ -71,9 +69,7 @@ def main() -> int:
             runs.append({"task": "deployment", "size": size, "threads": threads, "rows": rows})
             show(runs[-1])
     if arguments.json:
-        about = {"machine": machine() | versions(), "model": arguments.model, "upscale": arguments.upscale}
-        runs = added(json.loads(arguments.json.read_text()), about, runs) if arguments.json.exists() else runs
-        arguments.json.write_text(json.dumps(about | {"runs": runs}, indent=2) + "\n")
+        keep_runs(arguments.json, runs, model=arguments.model, upscale=arguments.upscale)
     return 0
 
 

@@ -108,20 +108,25 @@ def _dtypes(support: Support | None, *, differentiable: bool) -> str:
 _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def cpu() -> str:
-    """The C++ kernels against other ways to run the network: a table for each model, a column for each run."""
+def _side_by_side(results: str, cell: Callable[[dict[str, Any], str], str], last: str = "") -> str:
+    """A table for each file: a row for each contestant, a column for each run; `last` names one more row, of shares."""
     blocks = []
-    for path in sorted(RESULTS.glob("cpu-*.json")):
+    for path in sorted(RESULTS.glob(results)):
         result = _load(path)
         runs, machine = result["runs"], result["machine"]
         names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
         heads = [f"{run['size']}{' training' * (run['task'] == 'training')}, {run['threads']} thr." for run in runs]
         lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
-        lines += [f"| {name} | {' | '.join(_seconds(run, name) for run in runs)} |" for name in names]
-        lines.append(f"| fused float32's share of the float32 peak | {' | '.join(map(_share, runs))} |")
+        lines += [f"| {name} | {' | '.join(cell(run, name) for run in runs)} |" for name in names]
+        lines += [f"| {last} | {' | '.join(map(_share, runs))} |"] if last else []
         used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino"))
         blocks.append("\n".join([*lines, "", f"Measured on: {machine['cpu']}, {used}, {machine['date']}."]))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks) or "Not measured yet."
+
+
+def cpu() -> str:
+    """The C++ kernels against other ways to run the network."""
+    return _side_by_side("cpu-*.json", _seconds, last="fused float32's share of the float32 peak")
 
 
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
@@ -144,18 +149,8 @@ def _share(run: dict[str, Any]) -> str:
 
 
 def deployed() -> str:
-    """Files of `ditn export` in their runtimes: a table for each model, a column for each run."""
-    blocks = []
-    for path in sorted(RESULTS.glob("deploy-*.json")):
-        result = _load(path)
-        runs, about = result["runs"], result["machine"]
-        names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
-        heads = [f"{run['size']}, {run['threads']} thr." for run in runs]
-        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
-        lines += [f"| {name} | {' | '.join(_gain(run, name) for run in runs)} |" for name in names]
-        used = ", ".join(f"{name} {about[name]}" for name in ("torch", "onnxruntime", "openvino"))
-        blocks.append("\n".join([*lines, "", f"Measured on: {about['cpu']}, {used}, {about['date']}."]))
-    return "\n\n".join(blocks) or "Not measured yet."
+    """Files of `ditn export` in their runtimes."""
+    return _side_by_side("deploy-*.json", _gain)
 
 
 def _gain(run: dict[str, Any], name: str) -> str:
