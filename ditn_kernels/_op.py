@@ -207,7 +207,7 @@ TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward
 # On sm_100 a pass of Triton 3.6 (TritonNvidiaGPUOptimizeTMemLayouts) fails on the gradient of the attention.
 TRITON_ATTENTION = replace(TRITON, failing_backward=(10,))
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Before Hopper its
-# layers, one after the other, take fewer instructions: 29,300 on sm_80 in float16, where the stage took 39,000.
+# layers, one after the other, take fewer cycles: 29,500 on sm_80 in float16, where the stage took 38,800 (counted).
 TRITON_STAGE = replace(
     TRITON_FORWARD,
     dtypes=(torch.float16, torch.bfloat16),
