@@ -20,20 +20,18 @@ _CGROUP = Path("/sys/fs/cgroup")
 def bytes_per_pixel(model: DITN) -> int:
     """Peak bytes of activations per input pixel, for the backend that runs this model here and now."""
     config = model.config
-    itemsize = next(model.parameters()).element_size()
-    result = 2 * config.out_channels * config.upscale**2
+    output = config.out_channels * config.upscale**2
     if _stages_run_in_cpp(model):
-        # The stream at the head (kept for the skip), before, inside and behind the SALs, and, from the second UFONE on,
-        # before the UFONE. All else is lines and patches.
-        body = (4 + (config.ufones > 1)) * config.dim
-        tail = 2 * config.dim + result
+        # The stream before, inside and behind the SALs; or the tail's inputs and output, which is then converted. All
+        # else is lines and patches.
+        most = max(3 * config.dim, 2 * config.dim + output, 2 * output)
     else:
         # Plain PyTorch is at its peak inside a gated FFN: the hidden map (two halves) before and behind its depthwise
-        # convolution, beside the stream before and behind the stage, the normalised stream and the skip. It needs the
-        # most of all backends, and stands for those without a figure of their own.
-        body = 4 * config.dim + 4 * config.hidden
-        tail = 4 * config.dim + result
-    return (max(body, tail) + config.in_channels) * itemsize
+        # convolution, beside the stream before and behind the stage, the normalised stream and, unfused, the skip. It
+        # needs the most of all backends, and stands for those without a figure of their own.
+        body = (3 + (not model.fused)) * config.dim + 4 * config.hidden
+        most = max(body, 4 * config.dim + 2 * output)
+    return (most + config.in_channels) * next(model.parameters()).element_size()
 
 
 def predicted_peak(model: DITN, pixels: int) -> int:

@@ -2,13 +2,13 @@
 """The layers. They hold parameters under the published names, fold them (`fold`) and call operators; the arithmetic
 is in `ditn_kernels`.
 
-`fold()` gives a layer's weights as its operators take them. `forward` accepts them so that the model can compute them
-once; alone, a layer folds for itself.
+`fold()` gives a layer's weights as its operators take them, which the model computes once; a UFONE alone folds for
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -143,14 +143,20 @@ class UFONE(nn.Module):
             conv=folding.conv3x3(self.conv) if self.conv is not None else (),
         )
 
-    def forward(self, x: Tensor, operands: UFONEOperands | None = None) -> Tensor:
-        itls, sals, conv = operands or self.fold()
+    def steps(self, operands: UFONEOperands) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The operators one after the other. Whoever calls them one by one can let go of each one's input."""
+        itls, sals, conv = operands
+        config = self.config
         if itls:
-            x = implementation(inner_patch_stage, self.fused)(x, *itls, self.config.norm, self.config.patch_size)
+            yield lambda x: implementation(inner_patch_stage, self.fused)(x, *itls, config.norm, config.patch_size)
         if sals:
-            x = implementation(spatial_stage, self.fused)(x, *sals, self.config.norm)
+            yield lambda x: implementation(spatial_stage, self.fused)(x, *sals, config.norm)
         if conv:
-            x = implementation(image_head, self.fused)(x, *conv)
+            yield lambda x: implementation(image_head, self.fused)(x, *conv)
+
+    def forward(self, x: Tensor, operands: UFONEOperands | None = None) -> Tensor:
+        for step in self.steps(operands or self.fold()):
+            x = step(x)
         return x
 
 
