@@ -25,6 +25,7 @@ from safetensors import safe_open
 
 from benchmarks import deploy, performance, plots
 from ditn.recipe import load_recipe
+from ditn.scores import overview
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Support
 
@@ -46,13 +47,7 @@ def quality() -> str:
 
 
 def _scores(rows: list[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row["datasets"]))
-    lines = [f"| model | scale | {' | '.join(names)} | trained |", f"|---|---|{'---|' * len(names)}---|"]
-    for row in rows:
-        means = [row["datasets"].get(name, {}).get("mean") for name in names]
-        cells = [f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}" if mean else "" for mean in means]
-        lines.append(f"| {row['model']} | x{row['scale']} | {' | '.join(cells)} | {_training(row['model'])} |")
-    return "\n".join(lines)
+    return overview(rows, {"trained": [_training(row["model"]) for row in rows]})
 
 
 def _training(name: str) -> str:

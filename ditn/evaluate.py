@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn evaluate`: PSNR and SSIM of a model, or of bicubic interpolation, on folders of images.
+"""`ditn evaluate`: PSNR and SSIM of models, or of bicubic interpolation, on folders of images.
 
 A data set is a folder with `HR/<name>.png` and, if its low-resolution images are published,
 `LR_bicubic/X<s>/<name>x<s>.png`; or simply a folder of images in high resolution, of which the low ones are then made
@@ -20,16 +20,17 @@ import torch
 from PIL import Image
 
 from ditn import sheet
-from ditn.checkpoint import load
+from ditn.checkpoint import load, models
 from ditn.data import Pixels, list_images
 from ditn.degradation import photo
 from ditn.metrics import as_rgb, psnr_y, ssim_y
 from ditn.resize import bicubic, crop_to_multiple, downscale
-from ditn.scores import Result, Score, as_csv, as_json, table
+from ditn.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.upscale import Upscaler
 from ditn_kernels import use_backend
 
 BICUBIC = "bicubic"
+ALL = "all"
 Upscale = Callable[[Pixels], Pixels]
 # Called with an image's name, its low and high resolution and the output.
 Observe = Callable[[str, Pixels, Pixels, Pixels], None]
@@ -136,9 +137,20 @@ def _write(path: Path, text: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=f'a shipped model\'s name, a file, or "{BICUBIC}"')
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help=f'a shipped model\'s name, a file, "{BICUBIC}", or "{ALL}": every shipped model and {BICUBIC}; '
+        "may be repeated, for a table of the means",
+    )
     parser.add_argument("--data", action="append", required=True, type=Path, metavar="FOLDER", help="may be repeated")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's; 4 for bicubic")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        choices=(2, 3, 4),
+        help=f"default: the model's; 4 for bicubic; with {ALL}, those of this scale",
+    )
     parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and rotations")
     parser.add_argument(
         "--degradation",
@@ -148,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, this model, the original")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, the model, the original")
     parser.add_argument(
         "--sheet-images", type=int, default=8, metavar="N", help="of each folder, on the sheet (%(default)s)"
     )
@@ -163,32 +175,44 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.json, args.csv, args.sheet)):
         if path.exists() and not args.overwrite:
             raise FileExistsError(f"{path} exists; replace it with --overwrite")
+    named = [one for model in args.model for one in (_shipped(args.scale) if model == ALL else [(model, args.scale)])]
+    if args.sheet and len(named) != 1:
+        raise ValueError(f"a sheet shows one model, {len(named)} are to be evaluated; leave --sheet out or name one")
+    with use_backend(args.backend) if args.backend else nullcontext():
+        reports = [_report(model, scale, args) for model, scale in named]
+    print(table(reports[0].results) if len(reports) == 1 else overview([report.content() for report in reports]))
+    errors = [f"{r.dataset}: not scored: {error}" for report in reports for r in report.results for error in r.errors]
+    print(*dict.fromkeys(errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
+    for path, write in ((args.json, as_json), (args.csv, as_csv)):
+        if path:
+            _write(path, write(reports))
+    return int(bool(errors))
+
+
+def _shipped(scale: int | None) -> list[tuple[str, int]]:
+    """Every shipped model, and bicubic interpolation behind those of its scale; of one scale if that is named."""
+    found = {name: load(name).config.upscale for name in models()}
+    scales = [factor for factor in sorted(set(found.values())) if scale in (None, factor)]
+    return [
+        one for factor in scales for one in (*(pair for pair in found.items() if pair[1] == factor), (BICUBIC, factor))
+    ]
+
+
+def _report(model: str, scale: int | None, args: argparse.Namespace) -> Report:
     upscale, scale = upscaler(
-        args.model,
-        scale=args.scale,
-        ensemble=args.self_ensemble,
+        model,
+        scale=scale,
+        ensemble=args.self_ensemble and not (model == BICUBIC and ALL in args.model),
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=getattr(torch, args.dtype),
     )
-    with use_backend(args.backend) if args.backend else nullcontext():
-        compared = _Sheet(args.model, scale, args.sheet_images) if args.sheet else None
-        results = [
-            evaluate(
-                upscale,
-                folder,
-                scale,
-                degradation=args.degradation,
-                observe=compared.of_dataset() if compared else None,
-            )
-            for folder in args.data
-        ]
-    print(table(results))
-    for result in results:
-        for error in result.errors:
-            print(f"{result.dataset}: not scored: {error}", file=sys.stderr)
-    for path, write in ((args.json, as_json), (args.csv, as_csv)):
-        if path:
-            _write(path, write(args.model, scale, results, degradation=args.degradation))
+    compared = _Sheet(model, scale, args.sheet_images) if args.sheet else None
+    results = [
+        evaluate(
+            upscale, folder, scale, degradation=args.degradation, observe=compared.of_dataset() if compared else None
+        )
+        for folder in args.data
+    ]
     if compared:
         compared.save(args.sheet)
-    return int(any(result.errors for result in results))
+    return Report(model, scale, tuple(results), args.degradation)

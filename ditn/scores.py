@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a model on data sets, as a table, as JSON and as CSV."""
+"""Scores of models on data sets, as a table, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,33 @@ class Result:
         return Score("mean", psnr, ssim)
 
 
+@dataclass(frozen=True)
+class Report:
+    """A model's scores on data sets, and how their low-resolution images came about."""
+
+    model: str
+    scale: int
+    results: tuple[Result, ...]
+    degradation: str = "bicubic"
+
+    def content(self) -> dict[str, Any]:
+        """For JSON. None stands for a PSNR that is infinite, and for the means of no images."""
+        sets = {
+            r.dataset: {
+                "mean": _fields(r.mean),
+                "images": {score.name: _fields(score) for score in r.scores},
+                "errors": list(r.errors),
+            }
+            for r in self.results
+        }
+        return {"model": self.model, "scale": self.scale, "degradation": self.degradation, "datasets": sets}
+
+
+def _fields(score: Score) -> dict[str, float | None]:
+    values = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def table(results: Sequence[Result]) -> str:
     """Scores per image and their means, for reading."""
     width = max(len(name) for r in results for name in ("mean", *(s.name for s in r.scores)))
@@ -49,31 +77,44 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def as_json(model: str, scale: int, results: Sequence[Result], *, degradation: str = "bicubic") -> str:
-    """Null stands for a PSNR that is infinite, and for the means of no images."""
+def overview(contents: Sequence[Mapping[str, Any]], notes: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The means of several reports' contents as a Markdown table: a row for each, a column for each data set. `notes`
+    are further columns."""
+    notes = notes or {}
+    sets = list(dict.fromkeys(name for content in contents for name in content["datasets"]))
+    lines = [f"| {' | '.join(['model', 'scale', *sets, *notes])} |", "|---" * (2 + len(sets) + len(notes)) + "|"]
+    for number, content in enumerate(contents):
+        means = [content["datasets"].get(name, {}).get("mean") for name in sets]
+        cells = [
+            content["model"],
+            f"x{content['scale']}",
+            *map(_mean, means),
+            *(note[number] for note in notes.values()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
-    def fields(score: Score) -> dict[str, float | None]:
-        values = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
-    sets = {
-        r.dataset: {
-            "mean": fields(r.mean),
-            "images": {score.name: fields(score) for score in r.scores},
-            "errors": list(r.errors),
-        }
-        for r in results
-    }
-    content = {"model": model, "scale": scale, "degradation": degradation, "datasets": sets}
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+def _mean(mean: Mapping[str, float | None] | None) -> str:
+    if not mean or mean["psnr_y"] is None or mean["ssim_y"] is None:
+        return ""
+    return f"{mean['psnr_y']:.2f} / {mean['ssim_y']:.4f}"
 
 
-def as_csv(model: str, scale: int, results: Sequence[Result], *, degradation: str = "bicubic") -> str:
+def as_json(reports: Sequence[Report]) -> str:
+    """An object, or a list of them for several reports."""
+    contents = [report.content() for report in reports]
+    return json.dumps(contents[0] if len(contents) == 1 else contents, indent=2, allow_nan=False) + "\n"
+
+
+def as_csv(reports: Sequence[Report]) -> str:
     """One row for each image, and one named "mean" for each data set."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "scale", "degradation", "dataset", "image", "psnr_y", "ssim_y"])
-    for r in results:
-        for s in (*r.scores, r.mean):
-            writer.writerow([model, scale, degradation, r.dataset, s.name, f"{s.psnr_y:.4f}", f"{s.ssim_y:.6f}"])
+    for report in reports:
+        for r in report.results:
+            for s in (*r.scores, r.mean):
+                about = [report.model, report.scale, report.degradation]
+                writer.writerow([*about, r.dataset, s.name, f"{s.psnr_y:.4f}", f"{s.ssim_y:.6f}"])
     return text.getvalue()

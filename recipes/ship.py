@@ -27,7 +27,7 @@ import ditn
 from benchmarks import report
 from ditn.evaluate import BICUBIC, evaluate, upscaler
 from ditn.recipe import Recipe, load_recipe
-from ditn.scores import Result, as_json, table
+from ditn.scores import Report, Result, as_json, table
 
 PROJECT = Path(__file__).parents[1]
 WEIGHTS = PROJECT / "ditn" / "weights"
@@ -106,7 +106,8 @@ def _evaluate(model: str, name: str, recipe: Recipe, folders: list[Path]) -> lis
     upscale, scale = upscaler(model, scale=recipe.upscale)
     results = [evaluate(upscale, folder, scale, degradation=recipe.degradation) for folder in folders]
     label = BICUBIC if model == BICUBIC else name
-    _scores_file(name).write_text(as_json(label, scale, results, degradation=recipe.degradation), encoding="utf-8")
+    report = Report(label, scale, tuple(results), recipe.degradation)
+    _scores_file(name).write_text(as_json([report]), encoding="utf-8")
     return results
 
 

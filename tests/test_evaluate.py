@@ -129,6 +129,37 @@ def test_reports(photos: Path, weights: Path, tmp_path: Path, capsys: pytest.Cap
     ]
 
 
+def test_several_models_make_a_table(
+    photos: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_json, as_csv = tmp_path / "scores.json", tmp_path / "scores.csv"
+    files = ("--json", as_json, "--csv", as_csv)
+    assert _run("--model", weights, "--model", "bicubic", "--data", photos, "--device", "cpu", *files) == 0
+    heads, _, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    assert heads == ["model", "scale", "photos"]
+    reports = json.loads(as_json.read_text())
+    assert [row[:2] for row in rows] == [[str(weights), "x4"], ["bicubic", "x4"]]
+    for row, report in zip(rows, reports, strict=True):
+        images = report["datasets"]["photos"]["images"].values()
+        psnr, ssim = (np.mean([image[name] for image in images]) for name in ("psnr_y", "ssim_y"))
+        assert row[2] == f"{psnr:.2f} / {ssim:.4f}"
+    assert [row["model"] for row in csv.DictReader(as_csv.open()) if row["image"] == "mean"] == [
+        str(weights),
+        "bicubic",
+    ]
+
+
+def test_all_shipped_models_of_a_scale(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--model", "all", "--scale", "2", "--data", photos / "HR", "--device", "cpu", "--self-ensemble") == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *(name for name in ditn.models() if name.endswith("-x2")),
+        "bicubic",
+    ]
+
+
 def test_sheet_shows_the_detail_pixel_by_pixel(photos: Path, weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "sheet.png"
     flags = ("--model", weights, "--data", photos, "--data", photos, "--sheet-images", "2", "--device", "cpu")
@@ -222,5 +253,7 @@ def test_refuses(photos: Path, weights: Path, tmp_path: Path) -> None:
         _run("--model", weights, "--data", photos, "--scale", "2")
     with pytest.raises(ValueError, match="self-ensemble"):
         _run("--model", "bicubic", "--data", photos, "--self-ensemble")
+    with pytest.raises(ValueError, match="2 are to be evaluated"):
+        _run("--model", weights, "--model", "bicubic", "--data", photos, "--sheet", tmp_path / "sheet.png")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         _run("--model", "bicubic", "--data", tmp_path / "nowhere")
