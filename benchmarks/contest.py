@@ -146,6 +146,7 @@ def keep_runs(path: Path, runs: list[dict[str, Any]], **network: Any) -> None:
     """Write runs of a network into a file, beside those that it has already; they replace any of the same task, size
     and threads. Raises SystemExit if the earlier ones are of another machine, version or network."""
     about = {"machine": machine() | versions(), **network}
+    del about["machine"]["threads"]  # each run has its own
     earlier = json.loads(path.read_text()) if path.exists() else about | {"runs": []}
     for name, value in about.items():
         if _undated(earlier[name]) != _undated(value):

@@ -209,12 +209,16 @@ RUNTIMES: dict[str, dict[str, Runtime]] = {
     "cpu": {"PyTorch eager": eager_in_best_layout, **_COMMON},
     "cuda": {"PyTorch eager": eager_in_best_layout, **_GPU},
 }
+# A contestant whose freed memory goes back to the system, as the C library does unless it is told otherwise.
+AS_INSTALLED = ", as installed"
 # Of a DITN, in the order of the tables. The first is what ratios are quoted against.
 INFERENCE: dict[str, dict[str, OfDITN]] = {
     "cpu": {
         **_on_both({"PyTorch eager": eager, **_COMMON}),
         "fused float32": fused("cpu", torch.float32),
         "fused bfloat16": fused("cpu", torch.bfloat16),
+        f"PyTorch eager, published{AS_INSTALLED}": lambda model, task: eager(Published(model), task),
+        f"fused float32{AS_INSTALLED}": fused("cpu", torch.float32),
     },
     "cuda": {
         **_on_both({"PyTorch eager": eager, **_GPU}),
