@@ -24,7 +24,7 @@ help:  ## this list
 
 demo: .venv/installed  ## upscale the example picture and lay it beside bicubic interpolation
 	$(BIN)/ditn upscale examples/spiral.png -o demo/spiral-x4.png --overwrite
-	$(BIN)/python examples/side_by_side.py examples/spiral.png demo/spiral-x4.png demo/side-by-side.png
+	$(BIN)/python examples/side_by_side.py examples/spiral.png demo/side-by-side.png DITN=demo/spiral-x4.png
 
 test: .venv/installed  ## the tests that are quick
 	$(BIN)/python -m pytest -m 'not slow'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lay a bicubic enlargement and another one of the same picture side by side, with captions.
+"""Lay enlargements of a picture beside its bicubic one, with captions.
 
-python examples/side_by_side.py SMALL LARGE OUTPUT
+python examples/side_by_side.py SMALL OUTPUT CAPTION=LARGE [CAPTION=LARGE ...]
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import sys
 
 from PIL import Image, ImageDraw
 
-CAPTION = 18
+CAPTION, GAP = 18, 4
 
 
-def main(small: str, large: str, output: str) -> None:
-    with Image.open(small) as given, Image.open(large) as enlarged:
-        width, height = enlarged.size
-        sheet = Image.new("RGB", (2 * width + 4, height + CAPTION), "white")
-        bicubic = given.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        draw = ImageDraw.Draw(sheet)
-        for left, caption, picture in ((0, "bicubic", bicubic), (width + 4, "DITN", enlarged)):
-            draw.text((left + 4, 3), caption, fill="black")
-            sheet.paste(picture, (left, CAPTION))
-        sheet.save(output)
-    print(f"{large} is the result; {output} shows it beside bicubic interpolation")
+def main(small: str, output: str, *enlarged: str) -> None:
+    panels = []
+    for one in enlarged:
+        caption, _, path = one.partition("=")
+        with Image.open(path) as large:
+            panels.append((caption, large.convert("RGB")))
+    width, height = panels[0][1].size
+    with Image.open(small) as given:
+        panels.insert(0, ("bicubic", given.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)))
+    sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + CAPTION), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (caption, picture) in enumerate(panels):
+        left = number * (width + GAP)
+        draw.text((left + 4, 3), caption, fill="black")
+        sheet.paste(picture, (left, CAPTION))
+    sheet.save(output)
+    print(f"{output} shows {', '.join(caption for caption, _ in panels)}")
 
 
 if __name__ == "__main__":

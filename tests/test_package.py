@@ -85,17 +85,18 @@ def test_links_lead_to_files(document) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-def test_side_by_side_shows_both(tmp_path) -> None:
-    small, large, sheet = (tmp_path / name for name in ("small.png", "large.png", "sheet.png"))
+def test_side_by_side_shows_all(tmp_path) -> None:
+    small, one, other, sheet = (tmp_path / f"{name}.png" for name in ("small", "one", "other", "sheet"))
     Image.new("RGB", (8, 6), "red").save(small)
-    Image.new("RGB", (32, 24), "blue").save(large)
+    Image.new("RGB", (32, 24), "blue").save(one)
+    Image.new("RGB", (32, 24), "lime").save(other)
     script = PROJECT / "examples" / "side_by_side.py"
-    subprocess.run([sys.executable, script, small, large, sheet], check=True)
+    subprocess.run([sys.executable, script, small, sheet, f"one={one}", f"the other={other}"], check=True)
     with Image.open(sheet) as image:
         width, height = image.size
-        assert (width, height) >= (2 * 32, 24)
-        assert image.getpixel((0, height - 1)) == (255, 0, 0)
-        assert image.getpixel((width - 1, height - 1)) == (0, 0, 255)
+        assert (width, height) >= (3 * 32, 24)
+        row = [image.getpixel((x, height - 1)) for x in (0, width // 2, width - 1)]
+    assert row == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
 
 
 @pytest.fixture(scope="module")
