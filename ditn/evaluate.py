@@ -179,13 +179,21 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet and len(named) != 1:
         raise ValueError(f"a sheet shows one model, {len(named)} are to be evaluated; leave --sheet out or name one")
     with use_backend(args.backend) if args.backend else nullcontext():
-        reports = [_report(model, scale, args) for model, scale in named]
+        # All are loaded before the first is evaluated, so that a wrong name costs no scores.
+        ready = [(model, *_upscaler(model, scale, args)) for model, scale in named]
+        compared = _Sheet(named[0][0], ready[0][2], args.sheet_images) if args.sheet else None
+        reports = [
+            Report(model, scale, tuple(_evaluate(upscale, scale, compared, args)), args.degradation)
+            for model, upscale, scale in ready
+        ]
     print(table(reports[0].results) if len(reports) == 1 else overview([report.content() for report in reports]))
     errors = [f"{r.dataset}: not scored: {error}" for report in reports for r in report.results for error in r.errors]
     print(*dict.fromkeys(errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
             _write(path, write(reports))
+    if compared:
+        compared.save(args.sheet)
     return int(bool(errors))
 
 
@@ -198,21 +206,20 @@ def _shipped(scale: int | None) -> list[tuple[str, int]]:
     ]
 
 
-def _report(model: str, scale: int | None, args: argparse.Namespace) -> Report:
-    upscale, scale = upscaler(
+def _upscaler(model: str, scale: int | None, args: argparse.Namespace) -> tuple[Upscale, int]:
+    return upscaler(
         model,
         scale=scale,
         ensemble=args.self_ensemble and not (model == BICUBIC and ALL in args.model),
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         dtype=getattr(torch, args.dtype),
     )
-    compared = _Sheet(model, scale, args.sheet_images) if args.sheet else None
-    results = [
+
+
+def _evaluate(upscale: Upscale, scale: int, compared: _Sheet | None, args: argparse.Namespace) -> list[Result]:
+    return [
         evaluate(
             upscale, folder, scale, degradation=args.degradation, observe=compared.of_dataset() if compared else None
         )
         for folder in args.data
     ]
-    if compared:
-        compared.save(args.sheet)
-    return Report(model, scale, tuple(results), args.degradation)

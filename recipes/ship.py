@@ -106,8 +106,8 @@ def _evaluate(model: str, name: str, recipe: Recipe, folders: list[Path]) -> lis
     upscale, scale = upscaler(model, scale=recipe.upscale)
     results = [evaluate(upscale, folder, scale, degradation=recipe.degradation) for folder in folders]
     label = BICUBIC if model == BICUBIC else name
-    report = Report(label, scale, tuple(results), recipe.degradation)
-    _scores_file(name).write_text(as_json([report]), encoding="utf-8")
+    scored = Report(label, scale, tuple(results), recipe.degradation)
+    _scores_file(name).write_text(as_json([scored]), encoding="utf-8")
     return results
 
 

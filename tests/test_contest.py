@@ -193,3 +193,26 @@ def test_compare_fails_for_a_slower_commit_only(tmp_path, monkeypatch, capsys) -
     assert "2.000 x BASE, noise 0.000  SLOWER" in capsys.readouterr().out
     assert compare.main(["new", "old", "--rounds", "3", "--cases", "48x48"]) == 0
     assert compare.main(["old", "old", "--rounds", "3", "--cases", "48x48"]) == 0
+
+
+def test_runs_of_any_threads_stand_beside_each_other_in_a_file(tmp_path) -> None:
+    path = tmp_path / "runs.json"
+
+    def keep(threads: int, row: str, model: str = "ditn-real") -> None:
+        torch.set_num_threads(threads)
+        run = {"task": "inference", "size": "17x9", "threads": threads, "rows": [row]}
+        contest.keep_runs(path, [run], model=model)
+
+    threads = torch.get_num_threads()
+    try:
+        keep(2, "old")
+        keep(1, "other")
+        keep(2, "new")
+        with pytest.raises(SystemExit, match="the file's model is ditn-real, not ditn"):
+            keep(2, "foreign", model="ditn")
+    finally:
+        torch.set_num_threads(threads)
+    assert [(run["threads"], run["rows"]) for run in json.loads(path.read_text())["runs"]] == [
+        (1, ["other"]),
+        (2, ["new"]),
+    ]

@@ -151,6 +151,20 @@ def test_several_models_make_a_table(
     ]
 
 
+def test_a_wrong_name_is_said_before_anything_is_evaluated(photos: Path, weights: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ditn.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        _run("--model", weights, "--model", "nowhere", "--data", photos, "--device", "cpu")
+
+
+def test_scores_outlive_a_sheet_that_cannot_be_written(photos: Path, weights: Path, tmp_path: Path) -> None:
+    report = tmp_path / "scores.json"
+    flags = ("--model", weights, "--data", photos, "--device", "cpu", "--json", report)
+    with pytest.raises(FileNotFoundError):
+        _run(*flags, "--sheet", tmp_path / "no folder" / "sheet.png")
+    assert len(json.loads(report.read_text())["datasets"]["photos"]["images"]) == 3
+
+
 def test_all_shipped_models_of_a_scale(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--model", "all", "--scale", "2", "--data", photos / "HR", "--device", "cpu", "--self-ensemble") == 0
     rows = capsys.readouterr().out.splitlines()[2:]
