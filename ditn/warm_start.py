@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ditn.model import DITN
+from ditn import folding
+from ditn.model import DITN, pad_to_grid
 from ditn.modules import ITL, SAL, UFONE, conv2d
+from ditn_kernels import dilated_gate, gated_ffn, image_head, inner_patch_attention
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
@@ -84,10 +86,12 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
     """Copy every tensor of `source` that `model` has under the same key in the same shape, and give the rest a start at
     which `model` computes as much of what `source` did as it can.
 
-    A layer that is not wholly the source's, for its norm is another or it stands deeper than the source ends, passes
-    its input on: its branches end in zeros. Unless this makes `model` the same function as `source`, the tail's last
-    convolution becomes the one that turns the features into `pairs` (low [B, C, H, W], high [B, C, sH, sW], in 0..1)
-    with the least squared error.
+    A layer whose LayerNorms take the place of the source's tanh and 1x1 convolution comes close to it: the convolution
+    is folded into what follows, and LayerNorm's weight and bias are the ones that come nearest to the tanh on `pairs`
+    (low [B, C, H, W], high [B, C, sH, sW], in 0..1). Any other layer that is not wholly the source's, for it stands
+    deeper than the source ends or is of another width, passes its input on: its branches end in zeros. Unless this
+    makes `model` the same function as `source`, the tail's last convolution becomes the one that turns the features
+    into `pairs` with the least squared error.
 
     Raises ValueError if the channels of images or stream differ, for then no layer fits.
     """
@@ -104,20 +108,32 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
         unused=tuple(key for key in theirs if key not in ours),
     )
     model.load_state_dict({key: theirs[key] for key in fits}, strict=False)
+    pairs = list(pairs)
     new: list[str] = []
-    for number, ufone in enumerate(model.UFONE):
-        for kind in ("ITLs", "SALs"):
-            for index, layer in enumerate(getattr(cast(UFONE, ufone), kind)):
-                prefix = f"UFONE.{number}.{kind}.{index}."
-                found = [prefix + key in fits for key in layer.state_dict()]
-                if not all(found):
-                    _pass_on(layer)
-                if not any(found):
-                    new.append(prefix)
+    other_norms: list[str] = []
+    for name, layer in _layers(model):
+        lacking = [key for key in layer.state_dict() if f"{name}.{key}" not in fits]
+        if not lacking:
+            continue
+        if all(key.startswith("norm") for key in lacking):
+            other_norms.append(name)
+        else:
+            _pass_on(layer)
+        if len(lacking) == len(layer.state_dict()):
+            new.append(f"{name}.")
+    if other_norms:
+        _replace_tanh(model, source, other_norms, pairs)
     same = all(key.startswith(tuple(new)) for key in taken.missing)
     if taken.other_shape or taken.unused or not same:
         _fit_tail(model, pairs)
     return taken
+
+
+def _layers(model: DITN) -> Iterator[tuple[str, ITL | SAL]]:
+    """Every layer with its name, in the order in which they run."""
+    for name, module in model.UFONE.named_modules(prefix="UFONE"):
+        if isinstance(module, ITL | SAL):
+            yield name, module
 
 
 def _pass_on(layer: ITL | SAL) -> None:
@@ -126,6 +142,58 @@ def _pass_on(layer: ITL | SAL) -> None:
     ends += [*layer.attn.project_out.parameters()] if isinstance(layer, ITL) else [layer.SDA.scale]
     for parameter in ends:
         parameter.zero_()
+
+
+def _replace_tanh(model: DITN, source: DITN, names: Sequence[str], pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give the named layers the LayerNorms and first weights that come nearest to the source's.
+
+    The source computes W (A tanh(x) + c), with A and c of its 1x1 convolution; here it is (W A) (gamma * u + beta),
+    with u the normalised x. So gamma * u + beta has to follow tanh(x) + inv(A) c: the first term by a regression in
+    each channel over all pixels of `pairs`, the second exactly, where A has an inverse.
+    """
+    moments = {name: torch.zeros(2, 4, source.config.dim, dtype=torch.float64) for name in names}
+    for low, _ in pairs:
+        for name, *streams in _into_norms(source, low):
+            if name not in moments:
+                continue
+            for moment, stream in zip(moments[name], streams, strict=True):
+                x = stream.movedim(1, -1).flatten(0, -2).double()
+                tanh, unit = x.tanh(), F.layer_norm(x, x.shape[-1:])
+                moment += torch.stack([tanh, unit, tanh * unit, unit * unit]).mean(1) / len(pairs)
+    ours, theirs = dict(_layers(model)), dict(_layers(source))
+    for name in names:
+        sides = (zip(layer.norms(), _behind_norms(layer), strict=True) for layer in (ours[name], theirs[name]))
+        for (norm, first), (conv, behind), moment in zip(*sides, moments[name], strict=True):
+            tanh, unit, product, square = moment
+            gamma = (product - tanh * unit) / (square - unit * unit)
+            matrix, bias = (parameter.double().squeeze() for parameter in conv.parameters())
+            norm.weight.copy_(gamma)
+            norm.bias.copy_(tanh - gamma * unit + torch.linalg.pinv(matrix, rtol=1e-4) @ bias)
+            first.weight.copy_((behind.weight.flatten(1).double() @ matrix).view_as(first.weight))
+
+
+def _into_norms(model: DITN, image: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Each layer's name and the streams in front of its two norms, [B, C, H, W]."""
+    config = model.config
+    x = image_head(pad_to_grid(image, config.grid), *folding.conv3x3(model.sft))
+    for number, ufone in enumerate(cast(Iterable[UFONE], model.UFONE)):
+        for index, itl in enumerate(cast(Iterable[ITL], ufone.ITLs)):
+            (norm1, norm2), options = itl.norms(), (config.norm, config.patch_size)
+            middle = inner_patch_attention(x, *itl.attn.fold(norm1), *options)
+            yield f"UFONE.{number}.ITLs.{index}", x, middle
+            x = gated_ffn(middle, *itl.ffn.fold(norm2), *options)
+        for index, sal in enumerate(cast(Iterable[SAL], ufone.SALs)):
+            norm1, norm2 = sal.norms()
+            middle = dilated_gate(x, *sal.SDA.fold(norm1), config.norm)
+            yield f"UFONE.{number}.SALs.{index}", x, middle
+            x = gated_ffn(middle, *sal.ffn.fold(norm2), config.norm, 0)
+        if ufone.conv is not None:
+            x = image_head(x, *folding.conv3x3(ufone.conv))
+
+
+def _behind_norms(layer: ITL | SAL) -> tuple[nn.Module, nn.Module]:
+    """The linear maps that follow the two norms."""
+    return layer.attn.qkv if isinstance(layer, ITL) else layer.SDA.proj_first[0], layer.ffn.project_in
 
 
 def _fit_tail(model: DITN, pairs: Pairs) -> None:
