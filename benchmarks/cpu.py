@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import ditn
+from benchmarks import outputs
 from benchmarks.contest import PROJECT, contest, keep_runs
 from benchmarks.contestants import INFERENCE, TRAINING
 from benchmarks.cpu_timing import fma_peak
@@ -77,7 +77,7 @@ def main() -> int:
         "--only", nargs="+", metavar="CONTESTANT", help=f"of {', '.join(INFERENCE['cpu'])}; default all"
     )
     parser.add_argument("--training", action="store_true", help="and a training step on a batch of 8 of 48x48")
-    parser.add_argument("--json", type=Path, help="where the runs go, beside those that the file has already")
+    parser.add_argument("--json", type=outputs.file, help="where the runs go, beside those that the file has already")
     arguments = parser.parse_args()
     if reason := _native.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")

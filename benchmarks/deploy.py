@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from benchmarks import outputs
 from benchmarks.contest import PROJECT, contest, keep_runs
 from benchmarks.contestants import DEPLOYMENT
 from benchmarks.model import MODELS
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help=f"of {', '.join(DEPLOYMENT)}; default all")
-    parser.add_argument("--json", type=Path, help="where the runs go, beside those that the file has already")
+    parser.add_argument("--json", type=outputs.file, help="where the runs go, beside those that the file has already")
     arguments = parser.parse_args()
     native_libraries()
     runs = []

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import ditn
-from benchmarks import published
+from benchmarks import outputs, published
 from ditn_kernels import explain, gated_ffn
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["128x128", "320x180"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the published formula, too")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=outputs.file)
     args = parser.parse_args()
     torch.manual_seed(0)
     model = MODELS[args.model](args.upscale).eval().requires_grad_(False)

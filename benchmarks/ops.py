@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases, cpu_timing, gpu_timing
+from benchmarks import cases, cpu_timing, gpu_timing, outputs
 from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op, _native, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile(mode=max-autotune) of the definition, too"
     )
-    parser.add_argument("--json", type=Path, help="for a CPU's results (default benchmarks/results/ops-cpu.json)")
+    parser.add_argument("--json", type=outputs.file, help="of a CPU (default benchmarks/results/ops-cpu.json)")
     args = parser.parse_args()
     if args.device == "cuda":
         gpu_timing.require_gpu()

@@ -23,13 +23,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from benchmarks import cases, cuda_code, sass
+from benchmarks import cases, cuda_code, outputs, sass
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted
@@ -152,7 +151,7 @@ def main() -> int:
         help="the network's layers, or the shapes and norms of all of the operators' samples (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=outputs.file)
     parser.add_argument("--quiet", action="store_true", help="no table")
     args = parser.parse_args()
     if interpreted():

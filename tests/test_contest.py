@@ -137,10 +137,10 @@ def test_graphs_of_a_stream_get_whole_windows(tmp_path) -> None:
 @pytest.mark.real
 @needs_library
 def test_peers_are_measured(tmp_path, capsys) -> None:
-    options = ["--scales", "4", "--quick", "--rounds", "3", "--threads", "1", "--results", str(tmp_path)]
+    options = ["--scales", "4", "--quick", "--rounds", "3", "--threads", "1", "--results", str(tmp_path / "new")]
     chosen = ["--networks", "elan-8-blocks", "ditn-real", "--only", "PyTorch eager", "fused float32"]
     assert peers.main([*options, *chosen]) == 0
-    result = json.loads((tmp_path / "peers-x4.json").read_text())
+    result = json.loads((tmp_path / "new" / "peers-x4.json").read_text())
     assert [row["network"] for row in result["rows"]] == ["elan-8-blocks", "ditn-real"]
     assert result["networks"]["ditn-real"] == {"parameters": 444_112, "macs": 469_380 * 24 * 16}
     assert all(0 < row["median_s"] < 60 for row in result["rows"])

@@ -19,13 +19,12 @@ import argparse
 import json
 import random
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_timing
+from benchmarks import gpu_timing, outputs
 from benchmarks.contest import PROJECT, contest, versions
 from benchmarks.contestants import INFERENCE, RUNTIMES, Published
 from benchmarks.model import MODELS, machine
@@ -145,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", choices=[*PEERS, *MODELS], help="default all")
     parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="of each network; default all")
     parser.add_argument("--quick", action="store_true", help="tiny images: whether it works, not how fast")
-    parser.add_argument("--results", type=Path, help="folder (default benchmarks/results, or the GPU's there)")
+    parser.add_argument("--results", type=outputs.folder, help="folder (benchmarks/results, or the GPU's there)")
     args = parser.parse_args(arguments)
     if args.device == "cuda":
         gpu_timing.require_gpu()
