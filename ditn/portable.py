@@ -3,9 +3,10 @@
 
 It computes what `DITN` does. How it is written down was chosen by timing ONNX Runtime and OpenVINO on a CPU:
 
-- 1x1 layers are convolutions of [B, C, H, W], which both keep in blocks of 16 channels from layer to layer;
-- channels are padded with zeros to whole blocks, those of the stream where the norm keeps them zero, as tanh does;
-- both halves of a gated product have convolutions of their own: splitting one result would leave the blocks;
+- 1x1 layers are convolutions of [B, C, H, W], which either runtime keeps in a layout of its own from layer to layer;
+- channels are padded with zeros to multiples of 8, those of the stream where the norm keeps them zero, as tanh does;
+- both halves of a gated product, and queries, keys and values, have convolutions of their own: splitting one result
+  would copy it;
 - patches are a batch of small maps, cut by two transposes of four axes, and attention is batched products of them.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ditn.model import DITN, crop, pad_to_grid
 from ditn.modules import Operands
 
-_BLOCK = 16
+_BLOCK = 8
 _DILATION = 3
 
 # Weight and bias as torch's convolution takes them.
@@ -109,12 +110,14 @@ class _Attention(_Layer):
         out_bias: Tensor,
     ) -> None:
         super().__init__(norm)
-        self.qkv = _pointwise(qkv, qkv_bias, stream, 3 * dim)
+        thirds = zip(qkv.chunk(3, dim=1), qkv_bias.chunk(3), strict=True)
+        self.qkv = [_pointwise(weight, bias, stream, dim) for weight, bias in thirds]
         self.temperature = temperature
         self.out = _pointwise(out, out_bias, dim, stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = F.conv2d(self.normalize(x), *self.qkv).flatten(2).chunk(3, dim=1)
+        u = self.normalize(x)
+        q, k, v = (F.conv2d(u, *third).flatten(2) for third in self.qkv)
         cosines = torch.bmm(q * (self.temperature / _length(q)), (k / _length(k)).transpose(1, 2))
         attended = torch.bmm(torch.softmax(cosines, dim=-1), v)
         return x + F.conv2d(attended.unflatten(2, x.shape[2:]), *self.out)
