@@ -73,11 +73,12 @@ class Taken:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Every tensor that was not taken, for the log and the metadata."""
+        """The tensors that were not taken, for the log and the metadata; of many only the first and the last."""
         parts = [f"{len(self.fits)} tensors"]
         for what, keys in (("new", self.missing), ("of another shape", self.other_shape), ("unused", self.unused)):
             if keys:
-                parts.append(f"{what}: {', '.join(keys)}")
+                few = ", ".join(keys) if len(keys) <= 4 else f"{len(keys)}, {keys[0]} to {keys[-1]}"
+                parts.append(f"{what}: {few}")
         return "; ".join(parts)
 
 
