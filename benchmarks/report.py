@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers in README.md and docs/performance.md from `benchmarks/results/`, and the plots beside these.
 
-    python -m benchmarks.report [--check] [--plots]
+    python benchmarks/report.py [--check] [--plots]
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
@@ -22,6 +22,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+# Called as a file, too, it finds the package that it belongs to.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import deploy, performance, plots
 from ditn.recipe import load_recipe
