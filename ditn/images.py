@@ -70,12 +70,8 @@ def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     import pyvips
 
-    image = _open(path, page)
-    if image.width * image.height > max_pixels:
-        raise ImageError(
-            f"claims {image.width}x{image.height} = {image.width * image.height / 1e6:.0f} megapixels, "
-            f"more than the limit of {max_pixels / 1e6:.0f}; raise --max-pixels if that is meant"
-        )
+    image = _open(path, page, max_pixels)
+    _check_size(image.width, image.height, max_pixels)
     notes: list[str] = []
     if image.format not in ("uchar", "ushort"):
         raise ImageError(f"has {image.format} samples; convert it to 8 or 16 bits per channel first")
@@ -171,14 +167,14 @@ def _renamed_into_place(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _open(path: Path, page: int = 0) -> pyvips.Image:
-    """The header of a picture, its pixels to be decoded later."""
+def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Image:
+    """The header of a picture, its pixels to be decoded later; but a BMP of at most `max_pixels` whole."""
     import pyvips
 
     if path.stat().st_size == 0:
         raise ImageError("is empty")
     if path.suffix.lower() == ".bmp":
-        return _open_bmp(path)
+        return _open_bmp(path, max_pixels)
     try:
         options = {"page": page} if page else {}
         return pyvips.Image.new_from_file(str(path), fail_on="truncated", **options)
@@ -186,16 +182,13 @@ def _open(path: Path, page: int = 0) -> pyvips.Image:
         raise ImageError(f"is no picture that can be read: {_reason(error)}") from error
 
 
-def _open_bmp(path: Path) -> pyvips.Image:
+def _open_bmp(path: Path, max_pixels: int) -> pyvips.Image:
     import pyvips
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:.0f} million"
-                )
+            _check_size(image.width, image.height, max_pixels)
             mode = "L" if image.mode in ("1", "L") else "RGBA" if image.mode == "RGBA" else "RGB"
             pixels = np.asarray(image.convert(mode))
             dpi = image.info.get("dpi", (96.0, 96.0))
@@ -206,6 +199,14 @@ def _open_bmp(path: Path) -> pyvips.Image:
     image = pyvips.Image.new_from_array(pixels)
     interpretation = "b-w" if pixels.ndim == 2 else "srgb"
     return image.copy(interpretation=interpretation, xres=dpi[0] / 25.4, yres=dpi[1] / 25.4)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"claims {width}x{height} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
+            "raise --max-pixels if that is meant"
+        )
 
 
 def _is_animated_png(path: Path) -> bool:

@@ -186,7 +186,7 @@ def forged_png(path: Path, width: int, height: int) -> None:
         ("text", "is no picture that can be read"),
         ("empty", "is empty"),
         ("truncated", "cannot be decoded"),
-        ("bomb", "60000x50000 = 3000 megapixels, more than the limit of 268"),
+        ("bomb", "60000x50000 = 3,000,000,000 pixels, more than the limit of 268,435,456"),
         ("float", "has float samples"),
         ("gif", "is an animation of 3 frames"),
         ("webp", "is an animation of 3 frames"),
@@ -212,6 +212,15 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path, upscale, capsys, kind:
     output = upscale(source, to="a.png", code=1)
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp"])
+def test_the_limit_is_the_users(tmp_path, upscale, capsys, kind: str) -> None:
+    Image.fromarray(smooth(8, 9, 3)).save(tmp_path / f"a.{kind}")
+    output = upscale(tmp_path / f"a.{kind}", "--max-pixels", "71", to="a.png", code=1)
+    assert "claims 9x8 = 72 pixels, more than the limit of 71; raise --max-pixels" in capsys.readouterr().err
+    assert not output.exists()
+    assert upscale(tmp_path / f"a.{kind}", "--max-pixels", "72", to="a.png").exists()
 
 
 @pytest.mark.parametrize(
