@@ -204,13 +204,17 @@ _COMMON: dict[str, Runtime] = {
     "OpenVINO bf16": openvino("bf16"),
 }
 _GPU: dict[str, Runtime] = {"torch.compile": compiled, "torch.compile, max-autotune": tuned}
-# Of a peer, by device; a peer's eager form is its published one, and has a choice of layout.
-RUNTIMES: dict[str, dict[str, Runtime]] = {
-    "cpu": {"PyTorch eager": eager_in_best_layout, **_COMMON},
-    "cuda": {"PyTorch eager": eager_in_best_layout, **_GPU},
-}
 # A contestant whose freed memory goes back to the system, as the C library does unless it is told otherwise.
 AS_INSTALLED = ", as installed"
+# Of a peer, by device; a peer's eager form is its published one, and has a choice of layout.
+RUNTIMES: dict[str, dict[str, Runtime]] = {
+    "cpu": {
+        "PyTorch eager": eager_in_best_layout,
+        **_COMMON,
+        f"PyTorch eager{AS_INSTALLED}": eager_in_best_layout,
+    },
+    "cuda": {"PyTorch eager": eager_in_best_layout, **_GPU},
+}
 # Of a DITN, in the order of the tables. The first is what ratios are quoted against.
 INFERENCE: dict[str, dict[str, OfDITN]] = {
     "cpu": {

@@ -153,6 +153,9 @@ def test_who_enters() -> None:
         assert ("swinir-light", runtime) in fixed
         assert ("elan-light", runtime) in fixed
     assert ("elan-8-blocks", "OpenVINO f32") in fixed
+    as_installed = [(name, runtime) for name, runtime in fixed + mixed if runtime.endswith("as installed")]
+    assert [name for name, _ in as_installed] == ["swinir-light", "elan-light", "ditn-real", "ditn-real"]
+    assert as_installed[0][1] == "PyTorch eager, as installed"
     assert ("swinir-light", "OpenVINO f32") in peers.entrants("cpu", stream=False, scale=2)
     assert ("ditn", "fused float32") in fixed
     assert {name for name, _ in mixed} == {"swinir-light", "elan-light", "ditn-real", "ditn-tiny", "ditn"}

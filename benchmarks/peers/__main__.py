@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_timing, outputs
 from benchmarks.contest import PROJECT, contest, versions
-from benchmarks.contestants import INFERENCE, RUNTIMES, Published
+from benchmarks.contestants import AS_INSTALLED, INFERENCE, RUNTIMES, Published
 from benchmarks.model import MODELS, machine
 from benchmarks.peers import PEERS, REDUCED
 from benchmarks.processes import Job, new_network
@@ -45,6 +45,8 @@ DITN_ON_CPU = (
     "ONNX Runtime, published",
     "OpenVINO f32, published",
     "fused float32",
+    f"PyTorch eager, published{AS_INSTALLED}",
+    f"fused float32{AS_INSTALLED}",
 )
 # What is left of them and of a peer's where all would take too long, or at x2 more memory than there is: each keeps its
 # own until the last round. Of DITN's exported graphs, OpenVINO's is the fastest.
@@ -78,7 +80,8 @@ def entrants(device: str, *, stream: bool, scale: int) -> list[tuple[str, str]]:
         for runtime in runtimes
         if runtime in FEW_ON_CPU or (at_x4 and peer not in REDUCED)
     ]
-    found += [("ditn-real", name) for name in DITN_ON_CPU if name in FEW_ON_CPU or scale == 4]
+    ours = [name for name in DITN_ON_CPU if name in FEW_ON_CPU or scale == 4]
+    found += [("ditn-real", name) for name in ours if at_x4 or not name.endswith(AS_INSTALLED)]
     return found + [(name, "fused float32") for name in ("ditn-tiny", "ditn")]
 
 
