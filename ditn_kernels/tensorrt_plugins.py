@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators as TensorRT plugins without a C++ compiler: TensorRT's own `tensorrt.plugin`, Triton's kernels.
+
+    from ditn_kernels import tensorrt_plugins
+    tensorrt_plugins.register()
+    tensorrt_plugins.complete(model)    # an onnx.ModelProto of `ditn export --format trt-onnx`
+
+They have the names, inputs and attributes of csrc/tensorrt's plugins. An operator that is one kernel is compiled ahead
+of time: an engine holds its PTX and runs without Python. One that is several is called by the engine, in Python.
+No TensorRT has run this yet; docs/tensorrt.md says what is tested.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditn_kernels._dispatch import BackendError
+from ditn_kernels._op import Op
+from ditn_kernels._triton import interpreted, why_missing
+from ditn_kernels.ops import REGISTRY
+
+NAMESPACE = "ditn"
+# Operators that are one kernel, and how many outputs their plugins have. Memory that a kernel needs besides its result
+# is a second output, since TensorRT gives these plugins no workspace.
+AHEAD_OF_TIME = {"inner_patch_attention": 1, "gated_ffn": 2}
+# Operators that are several kernels with maps between them.
+IN_PYTHON = ("dilated_gate",)
+_NEEDED = "the TensorRT plugins in Python need TensorRT 10.9 or newer"
+_INPUT_TYPES = {"HALF": torch.float16, "FLOAT": torch.float32}
+# Of a map whose size is not known: a launch's code and configuration are the same for all sizes.
+_ANY_SIZE = {"B": 1, "H": 64, "W": 64}
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What engines are built for: compute capability (90 for sm_90) and number of multiprocessors."""
+
+    capability: int
+    processors: int
+
+
+def register(chip: Chip | None = None) -> None:
+    """Make the plugins known to TensorRT, once in a process, for engines of this chip: by default PyTorch's current GPU.
+
+    Raises ImportError if TensorRT or Triton is missing or too old, RuntimeError if there is no GPU to ask or Triton
+    interprets its kernels (TRITON_INTERPRET). While an engine is built, a node that the kernels cannot run raises
+    BackendError, TypeError or ValueError, which TensorRT reports.
+    """
+    trtp = _tensorrt_plugin()
+    if reasons := why_missing():
+        raise ImportError(f"the TensorRT plugins in Python: {', '.join(reasons)}")
+    if interpreted():
+        raise RuntimeError("TRITON_INTERPRET is set: Triton compiles nothing, and TensorRT needs compiled kernels")
+    chip = chip or _this_chip()
+    for name in (*AHEAD_OF_TIME, *IN_PYTHON):
+        plugin, plugin_id = _Plugin(REGISTRY[name], chip, trtp), f"{NAMESPACE}::{name}"
+        trtp.register(plugin_id)(plugin.description())
+        if name in AHEAD_OF_TIME:
+            trtp.aot_impl(plugin_id)(plugin.compilation())
+        else:
+            trtp.impl(plugin_id)(plugin.call())
+
+
+def complete(model: Any) -> None:
+    """Give every node of an onnx.ModelProto as many outputs as its plugin has, which newer parsers insist on. The file
+    is for these plugins then: those of C++ have a workspace instead."""
+    for node in model.graph.node:
+        if node.domain == NAMESPACE and len(node.output) < AHEAD_OF_TIME.get(node.op_type, 1):
+            node.output.append(f"{node.output[0]}_scratch")
+
+
+class _Plugin:
+    """The functions of one operator that `tensorrt.plugin` asks for. It reads their signatures, and calls them with
+    one argument for each of the operator's, in its order; maps are [B, H, W, C]."""
+
+    def __init__(self, op: Op, chip: Chip, trtp: Any) -> None:
+        self._op, self._chip, self._trtp = op, chip, trtp
+        self._options = {
+            name: type(value) for name, value in op.samples[0].options.items() if name in ("norm", "patch_size")
+        }
+
+    def description(self) -> Any:
+        """What the outputs are like, from descriptions of inputs."""
+        trtp = self._trtp
+
+        def describe(*tensors: Any, **options: Any) -> Any:
+            return tensors[0].like()
+
+        def describe_with_scratch(*tensors: Any, **options: Any) -> Any:
+            # At first TensorRT asks for types alone, and there are no shapes yet.
+            is_early = tensors[0].shape_expr[0].is_fake
+            length = 1 if is_early else self._scratch_length(tensors, options)
+            return tensors[0].like(), trtp.from_shape_expr((length,), tensors[0].dtype)
+
+        if AHEAD_OF_TIME.get(self._op.name) == 2:
+            returned = tuple[trtp.TensorDesc, trtp.TensorDesc]
+            return self._signed(describe_with_scratch, trtp.TensorDesc, {}, returned)
+        return self._signed(describe, trtp.TensorDesc, {}, trtp.TensorDesc)
+
+    def compilation(self) -> Any:
+        """The kernel and its launch, whose numbers are expressions of the map's size."""
+        trtp = self._trtp
+
+        def compile_ahead(*args: Any) -> Any:
+            from ditn_kernels.triton import _compile
+
+            tensors, options, _ = self._split(args)
+            launch = self._launch(tensors, options)
+            code = _compile.ptx(launch, self._chip.capability)
+            batch, height, width, _ = tensors[0].shape_expr
+            integers = self._kernels_file().sizes(batch, height, width, launch.constants)
+            params = trtp.KernelLaunchParams()
+            params.grid_x = trtp.min(integers[-1], self._most_programs(launch))
+            params.block_x, params.shared_mem = code.threads, code.shared
+            extra = trtp.SymIntExprs(len(integers))
+            for index, value in enumerate(integers):
+                extra[index] = trtp.SymInt32(value)
+            return code.name, code.text, params, extra
+
+        behind = {"outputs": tuple[trtp.TensorDesc], "tactic": int}
+        returned = tuple[str, str, trtp.KernelLaunchParams, trtp.SymExprs]
+        return self._signed(compile_ahead, trtp.TensorDesc, behind, returned)
+
+    def call(self) -> Any:
+        """The operator itself, on TensorRT's memory and stream."""
+
+        def run(*args: Any, stream: int) -> None:
+            tensors, options, (outputs,) = self._split(args)
+            x, *weights = map(_as_torch, tensors)
+            with _on_stream(stream):
+                y = self._op(x.permute(0, 3, 1, 2), *weights, **_cleaned(options), backend="triton")
+                _as_torch(outputs[0]).copy_(y.permute(0, 2, 3, 1))
+
+        behind = {"outputs": tuple[self._trtp.Tensor], "stream": int}
+        return self._signed(run, self._trtp.Tensor, behind, None)
+
+    def _signed(self, function: Any, tensor: Any, behind: Mapping[str, Any], returned: Any) -> Any:
+        arguments = {name: tensor for name in self._op.axes} | self._options | behind
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(name, kind, annotation=what) for name, what in arguments.items()]
+        function.__signature__ = inspect.Signature(parameters, return_annotation=returned)
+        return function
+
+    def _split(self, args: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any], Sequence[Any]]:
+        """Tensors, options, and what comes behind them."""
+        first, last = len(self._op.axes), len(self._op.axes) + len(self._options)
+        return args[:first], dict(zip(self._options, args[first:last], strict=True)), args[last:]
+
+    def _launch(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """The launch, recorded with a map of any size."""
+        from ditn_kernels.triton._launch import recording
+
+        args = {name: self._meta(name, tensor) for name, tensor in zip(self._op.axes, tensors, strict=True)}
+        args |= _cleaned(options)
+        self._op.check(args)
+        support = self._op.backends["triton"]
+        reasons = support.why_not(args, backward=False)
+        reasons += support.why_not_on(divmod(self._chip.capability, 10), backward=False)
+        if reasons:
+            raise BackendError(f"the TensorRT plugin {self._op.name} {', '.join(reasons)}")
+        with recording(self._chip.capability) as launches:
+            self._kernels_file().forward(**args)
+        (launch,) = launches
+        return launch
+
+    def _meta(self, name: str, desc: Any) -> Tensor:
+        """A tensor without memory, of a description's shape; of a map only the channels are known for sure."""
+        dtype = _INPUT_TYPES.get(desc.dtype.name)
+        if dtype is None:
+            raise TypeError(
+                f"the TensorRT plugin {self._op.name} takes {' or '.join(_INPUT_TYPES)}, {name} is {desc.dtype.name}"
+            )
+        if not self._op.axes[name].startswith("B "):
+            return torch.empty([size.constant_value() for size in desc.shape_expr], dtype=dtype, device="meta")
+        sizes = _ANY_SIZE | {"C": desc.shape_expr[3].constant_value()}
+        return torch.empty([sizes[axis] for axis in self._op.axes[name].split()], dtype=dtype, device="meta")
+
+    def _scratch_length(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
+        """For as many programs as there can be."""
+        launch = self._launch(tensors, options)
+        length: int = launch.args[-1].numel() // launch.programs * self._most_programs(launch)
+        return length
+
+    def _most_programs(self, launch: Any) -> int:
+        most: int = launch.config.programs * self._chip.processors
+        return most
+
+    def _kernels_file(self) -> Any:
+        return importlib.import_module(f"ditn_kernels.triton.{self._op.name}")
+
+
+def _tensorrt_plugin() -> Any:
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise ImportError(f"{_NEEDED}: pip install tensorrt") from error
+    try:
+        trtp = importlib.import_module("tensorrt.plugin")
+    except ImportError:
+        trtp = None
+    # Older ones describe plugins, but do not compile them ahead.
+    if not (hasattr(trtp, "aot_impl") and hasattr(trtp, "KernelLaunchParams")):
+        raise ImportError(f"{_NEEDED}, {tensorrt.__version__} is installed")
+    return trtp
+
+
+def _cleaned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A parser may count the zero at the end of a string."""
+    return {name: value.rstrip("\0") if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _this_chip() -> Chip:
+    if not torch.cuda.is_available():
+        raise RuntimeError("PyTorch sees no GPU to build engines for: name one, register(Chip(capability, processors))")
+    properties = torch.cuda.get_device_properties()
+    return Chip(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+def _as_torch(tensor: Any) -> Tensor:
+    return torch.as_tensor(tensor, device="cuda")
+
+
+def _on_stream(stream: int) -> AbstractContextManager[Any]:
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream))
