@@ -35,8 +35,6 @@ AHEAD_OF_TIME = {"inner_patch_attention": 1, "gated_ffn": 2}
 IN_PYTHON = ("dilated_gate",)
 _NEEDED = "the TensorRT plugins in Python need TensorRT 10.9 or newer"
 _INPUT_TYPES = {"HALF": torch.float16, "FLOAT": torch.float32}
-# Of a map whose size is not known: a launch's code and configuration are the same for all sizes.
-_ANY_SIZE = {"B": 1, "H": 64, "W": 64}
 
 
 @dataclass(frozen=True)
@@ -155,11 +153,14 @@ class _Plugin:
         return args[:first], dict(zip(self._options, args[first:last], strict=True)), args[last:]
 
     def _launch(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        """The launch, recorded with a map of any size."""
+        """The launch, recorded with a map of some size: code and configuration are the same for all."""
         from ditn_kernels.triton._launch import recording
 
-        args = {name: self._meta(name, tensor) for name, tensor in zip(self._op.axes, tensors, strict=True)}
-        args |= _cleaned(options)
+        options = _cleaned(options)
+        # Whole patches, and enough of them for several programs.
+        side = 8 * (options["patch_size"] or 8)
+        args = {name: self._meta(name, tensor, side) for name, tensor in zip(self._op.axes, tensors, strict=True)}
+        args |= options
         self._op.check(args)
         support = self._op.backends["triton"]
         reasons = support.why_not(args, backward=False)
@@ -171,17 +172,18 @@ class _Plugin:
         (launch,) = launches
         return launch
 
-    def _meta(self, name: str, desc: Any) -> Tensor:
-        """A tensor without memory, of a description's shape; of a map only the channels are known for sure."""
+    def _meta(self, name: str, desc: Any, side: int) -> Tensor:
+        """A tensor without memory, of a description's shape. Of a map only the channels are known: it gets a side."""
         dtype = _INPUT_TYPES.get(desc.dtype.name)
         if dtype is None:
             raise TypeError(
                 f"the TensorRT plugin {self._op.name} takes {' or '.join(_INPUT_TYPES)}, {name} is {desc.dtype.name}"
             )
-        if not self._op.axes[name].startswith("B "):
-            return torch.empty([size.constant_value() for size in desc.shape_expr], dtype=dtype, device="meta")
-        sizes = _ANY_SIZE | {"C": desc.shape_expr[3].constant_value()}
-        return torch.empty([sizes[axis] for axis in self._op.axes[name].split()], dtype=dtype, device="meta")
+        if self._op.axes[name].startswith("B "):
+            shape = [1, desc.shape_expr[3].constant_value(), side, side]
+        else:
+            shape = [size.constant_value() for size in desc.shape_expr]
+        return torch.empty(shape, dtype=dtype, device="meta")
 
     def _scratch_length(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
         """For as many programs as there can be."""
