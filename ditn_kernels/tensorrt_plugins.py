@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Chip:
 
 
 def register(chip: Chip | None = None) -> None:
-    """Make the plugins known to TensorRT, once in a process, for engines of this chip: by default PyTorch's current GPU.
+    """Make the plugins known to TensorRT, once in a process, for engines of a chip, by default PyTorch's current GPU.
 
     Raises ImportError if TensorRT or Triton is missing or too old, RuntimeError if there is no GPU to ask or Triton
     interprets its kernels (TRITON_INTERPRET). While an engine is built, a node that the kernels cannot run raises
@@ -99,8 +100,7 @@ class _Plugin:
             return tensors[0].like(), trtp.from_shape_expr((length,), tensors[0].dtype)
 
         if AHEAD_OF_TIME.get(self._op.name) == 2:
-            returned = tuple[trtp.TensorDesc, trtp.TensorDesc]
-            return self._signed(describe_with_scratch, trtp.TensorDesc, {}, returned)
+            return self._signed(describe_with_scratch, trtp.TensorDesc, {}, _pack(trtp.TensorDesc, trtp.TensorDesc))
         return self._signed(describe, trtp.TensorDesc, {}, trtp.TensorDesc)
 
     def compilation(self) -> Any:
@@ -123,8 +123,8 @@ class _Plugin:
                 extra[index] = trtp.SymInt32(value)
             return code.name, code.text, params, extra
 
-        behind = {"outputs": tuple[trtp.TensorDesc], "tactic": int}
-        returned = tuple[str, str, trtp.KernelLaunchParams, trtp.SymExprs]
+        behind = {"outputs": _pack(trtp.TensorDesc), "tactic": int}
+        returned = _pack(str, str, trtp.KernelLaunchParams, trtp.SymExprs)
         return self._signed(compile_ahead, trtp.TensorDesc, behind, returned)
 
     def call(self) -> Any:
@@ -137,11 +137,12 @@ class _Plugin:
                 y = self._op(x.permute(0, 3, 1, 2), *weights, **_cleaned(options), backend="triton")
                 _as_torch(outputs[0]).copy_(y.permute(0, 2, 3, 1))
 
-        behind = {"outputs": tuple[self._trtp.Tensor], "stream": int}
+        behind = {"outputs": _pack(self._trtp.Tensor), "stream": int}
         return self._signed(run, self._trtp.Tensor, behind, None)
 
-    def _signed(self, function: Any, tensor: Any, behind: Mapping[str, Any], returned: Any) -> Any:
-        arguments = {name: tensor for name in self._op.axes} | self._options | behind
+    def _signed(self, function: Any, tensor: Any, behind: dict[str, Any], returned: Any) -> Any:
+        """The function with the signature that TensorRT asks for: the operator's, and what comes behind it."""
+        arguments = dict.fromkeys(self._op.axes, tensor) | self._options | behind
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter(name, kind, annotation=what) for name, what in arguments.items()]
         function.__signature__ = inspect.Signature(parameters, return_annotation=returned)
@@ -212,6 +213,11 @@ def _tensorrt_plugin() -> Any:
     if not (hasattr(trtp, "aot_impl") and hasattr(trtp, "KernelLaunchParams")):
         raise ImportError(f"{_NEEDED}, {tensorrt.__version__} is installed")
     return trtp
+
+
+def _pack(*kinds: type) -> Any:
+    """The type of a tuple."""
+    return types.GenericAlias(tuple, kinds)
 
 
 def _cleaned(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,11 +137,11 @@ def cdiv(first: Any, second: Any) -> Any:
     return _either(first, second)._op("ceil", second)
 
 
-def min(first: Any, second: Any) -> Any:  # noqa: A001
+def min(first: Any, second: Any) -> Any:
     return _either(first, second)._op("min", second)
 
 
-def max(first: Any, second: Any) -> Any:  # noqa: A001
+def max(first: Any, second: Any) -> Any:
     return _either(first, second)._op("max", second)
 
 
