@@ -49,6 +49,8 @@ SLOW = tuple(
         (90, 8, "none", 128),
         (120, 8, "tanh", 60),
     )
+    # Its tiles are more than the chip's shared memory, whoever launches it.
+    if (op, dtype, patch_size) != ("inner_patch_attention", "float32", 16)
 )
 quick_and_slow = pytest.mark.parametrize(
     ("cases", "case"),
@@ -124,6 +126,8 @@ def test_the_code_assembles_and_says_nothing_of_this_machine(
     command = [assembler, f"--gpu-name={target}", "-v", tmp_path / "kernel.ptx", "-o", tmp_path / "kernel.cubin"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     assert f"Compiling entry function '{found['kernel']}' for '{target}'" in said
+    if case in QUICK:  # the network's layers; that the code is for all sizes costs no registers
+        assert "0 bytes stack frame, 0 bytes spill stores" in said
 
 
 @pytest.fixture
