@@ -17,7 +17,7 @@ import inspect
 import types
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,8 +46,11 @@ class Chip:
     processors: int
 
 
-def register(chip: Chip | None = None) -> None:
+def register(chip: Chip | None = None, *, most_shared: int | None = None) -> None:
     """Make the plugins known to TensorRT, once in a process, for engines of a chip, by default PyTorch's current GPU.
+
+    `most_shared`: bytes of dynamic shared memory that a launch may ask for. Above 48 KiB the launcher has to allow it for
+    a kernel, and nobody here knows whether TensorRT does; below, kernels get configurations that no table chose.
 
     Raises ImportError if TensorRT or Triton is missing or too old, RuntimeError if there is no GPU to ask or Triton
     interprets its kernels (TRITON_INTERPRET). While an engine is built, a node that the kernels cannot run raises
@@ -60,7 +63,7 @@ def register(chip: Chip | None = None) -> None:
         raise RuntimeError("TRITON_INTERPRET is set: Triton compiles nothing, and TensorRT needs compiled kernels")
     chip = chip or _this_chip()
     for name in (*AHEAD_OF_TIME, *IN_PYTHON):
-        plugin, plugin_id = _Plugin(REGISTRY[name], chip, trtp), f"{NAMESPACE}::{name}"
+        plugin, plugin_id = _Plugin(REGISTRY[name], chip, most_shared, trtp), f"{NAMESPACE}::{name}"
         trtp.register(plugin_id)(plugin.description())
         if name in AHEAD_OF_TIME:
             trtp.aot_impl(plugin_id)(plugin.compilation())
@@ -80,8 +83,8 @@ class _Plugin:
     """The functions of one operator that `tensorrt.plugin` asks for. It reads their signatures, and calls them with
     one argument for each of the operator's, in its order; maps are [B, H, W, C]."""
 
-    def __init__(self, op: Op, chip: Chip, trtp: Any) -> None:
-        self._op, self._chip, self._trtp = op, chip, trtp
+    def __init__(self, op: Op, chip: Chip, most_shared: int | None, trtp: Any) -> None:
+        self._op, self._chip, self._most_shared, self._trtp = op, chip, most_shared, trtp
         self._options = {
             name: type(value) for name, value in op.samples[0].options.items() if name in ("norm", "patch_size")
         }
@@ -108,11 +111,8 @@ class _Plugin:
         trtp = self._trtp
 
         def compile_ahead(*args: Any) -> Any:
-            from ditn_kernels.triton import _compile
-
             tensors, options, _ = self._split(args)
-            launch = self._launch(tensors, options)
-            code = _compile.ptx(launch, self._chip.capability)
+            launch, code = self._compiled(tensors, options)
             batch, height, width, _ = tensors[0].shape_expr
             integers = self._kernels_file().sizes(batch, height, width, launch.constants)
             params = trtp.KernelLaunchParams()
@@ -153,10 +153,28 @@ class _Plugin:
         first, last = len(self._op.axes), len(self._op.axes) + len(self._options)
         return args[:first], dict(zip(self._options, args[first:last], strict=True)), args[last:]
 
-    def _launch(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> Any:
-        """The launch, recorded with a map of some size: code and configuration are the same for all."""
-        from ditn_kernels.triton._launch import recording
+    def _compiled(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, Any]:
+        """A launch and its code, whose grid and integers alone depend on the map's size."""
+        from ditn_kernels.triton import _compile
+        from ditn_kernels.triton._launch import configured, recording
 
+        args = self._arguments(tensors, options)
+        configs: dict[str, Any] = {}
+        while True:
+            with recording(self._chip.capability) as launches, configured(configs):
+                self._kernels_file().forward(**args)
+            (launch,) = launches
+            code = _compile.ptx(launch, self._chip.capability)
+            if self._most_shared is None or code.shared <= self._most_shared:
+                return launch, code
+            smaller = _smaller(launch.config)
+            if smaller is None:
+                reason = f"needs {code.shared} bytes of shared memory, at most {self._most_shared} are allowed"
+                raise BackendError(f"the TensorRT plugin {self._op.name} {reason}")
+            configs[launch.name] = smaller
+
+    def _arguments(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments without memory, of a map of some size. Raises what the kernels cannot run."""
         options = _cleaned(options)
         # Whole patches, and enough of them for several programs.
         side = 8 * (options["patch_size"] or 8)
@@ -168,10 +186,7 @@ class _Plugin:
         reasons += support.why_not_on(divmod(self._chip.capability, 10), backward=False)
         if reasons:
             raise BackendError(f"the TensorRT plugin {self._op.name} {', '.join(reasons)}")
-        with recording(self._chip.capability) as launches:
-            self._kernels_file().forward(**args)
-        (launch,) = launches
-        return launch
+        return args
 
     def _meta(self, name: str, desc: Any, side: int) -> Tensor:
         """A tensor without memory, of a description's shape. Of a map only the channels are known: it gets a side."""
@@ -188,7 +203,7 @@ class _Plugin:
 
     def _scratch_length(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
         """For as many programs as there can be."""
-        launch = self._launch(tensors, options)
+        launch, _ = self._compiled(tensors, options)
         length: int = launch.args[-1].numel() // launch.programs * self._most_programs(launch)
         return length
 
@@ -213,6 +228,15 @@ def _tensorrt_plugin() -> Any:
     if not (hasattr(trtp, "aot_impl") and hasattr(trtp, "KernelLaunchParams")):
         raise ImportError(f"{_NEEDED}, {tensorrt.__version__} is installed")
     return trtp
+
+
+def _smaller(config: Any) -> Any:
+    """The configuration with less in shared memory at a time, None if there is none."""
+    if config.num_stages > 1:
+        return replace(config, num_stages=1)
+    if config.blocks.get("SLICE", 0) > 16:
+        return replace(config, blocks={**config.blocks, "SLICE": config.blocks["SLICE"] // 2})
+    return None
 
 
 def _pack(*kinds: type) -> Any:

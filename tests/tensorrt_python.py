@@ -36,9 +36,11 @@ class Case:
     norm: str = "tanh"
     channels: int = 60
     hidden: int = 120
+    most_shared: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.op}-{self.patch_size}-{self.norm}-{self.channels}-{self.dtype}-sm_{self.capability}"
+        limit = f"-{self.most_shared}" if self.most_shared else ""
+        return f"{self.op}-{self.patch_size}-{self.norm}-{self.channels}-{self.dtype}-sm_{self.capability}{limit}"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _answer(case: Case) -> dict[str, Any]:
     from ditn_kernels.triton._launch import recording
 
     plugin.PLUGINS.clear()
-    tensorrt_plugins.register(tensorrt_plugins.Chip(case.capability, PROCESSORS))
+    tensorrt_plugins.register(tensorrt_plugins.Chip(case.capability, PROCESSORS), most_shared=case.most_shared)
     op = REGISTRY[case.op]
     known = {"C": case.channels, "E": case.hidden}
     shapes = node_of(op, known | {axis: axis for axis in "BHW"})
