@@ -49,8 +49,8 @@ class Chip:
 def register(chip: Chip | None = None, *, most_shared: int | None = None) -> None:
     """Make the plugins known to TensorRT, once in a process, for engines of a chip, by default PyTorch's current GPU.
 
-    `most_shared`: bytes of dynamic shared memory that a launch may ask for. Above 48 KiB the launcher has to allow it for
-    a kernel, and nobody here knows whether TensorRT does; below, kernels get configurations that no table chose.
+    `most_shared`: bytes of dynamic shared memory that a launch may ask for. Above 48 KiB the launcher has to allow it
+    for a kernel, and whether TensorRT does is not known here; below, kernels get configurations that no table chose.
 
     Raises ImportError if TensorRT or Triton is missing or too old, RuntimeError if there is no GPU to ask or Triton
     interprets its kernels (TRITON_INTERPRET). While an engine is built, a node that the kernels cannot run raises

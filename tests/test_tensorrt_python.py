@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 import tensorrt_python
 import torch
-from tensorrt_python import PROCESSORS, SHIM, Case, node_of
+from tensorrt_python import PROCESSORS, PROJECT, SHIM, Case, node_of
 from test_model import small
 from triton.backends.nvidia.compiler import get_ptxas
 
@@ -247,6 +248,9 @@ def test_nodes_of_the_exported_graph_are_what_the_plugins_take(shim, interpreted
     graph, exported = onnx.load(tmp_path / "small.onnx"), onnx.load(tmp_path / "small.onnx")
     tensorrt_plugins.complete(graph)
     tensorrt_plugins.complete(graph)  # which is complete
+    example = runpy.run_path(str(PROJECT / "examples" / "tensorrt_upscale.py"))
+    assert onnx.load_from_string(example["graph_of"](tmp_path / "small.onnx", "python")) == graph
+    assert example["graph_of"](tmp_path / "small.onnx", "plugins.so") == (tmp_path / "small.onnx").read_bytes()
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
     types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
     names = [name for node in graph.graph.node for name in node.output]
