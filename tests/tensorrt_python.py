@@ -18,6 +18,7 @@ from typing import Any
 
 PROJECT = Path(__file__).parent.parent
 SHIM = PROJECT / "tests" / "tensorrt_python_shim"
+BINDINGS_SHIM = PROJECT / "tests" / "tensorrt_bindings_shim"
 # What launches are recorded for, too.
 PROCESSORS = 132
 # Batch, height and width. Patches of 8 pixels have to fill a map.

@@ -5,6 +5,7 @@ kernels, interpreted with exactly that, compute the operators."""
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import runpy
 import subprocess
@@ -16,10 +17,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorrt_python
 import torch
-from tensorrt_python import PROCESSORS, PROJECT, SHIM, Case, node_of
+from tensorrt_python import BINDINGS_SHIM, PROCESSORS, PROJECT, SHIM, Case, node_of
 from test_model import small
 from triton.backends.nvidia.compiler import get_ptxas
 
@@ -134,6 +136,11 @@ def test_the_code_assembles_and_says_nothing_of_this_machine(
         assert "0 bytes stack frame, 0 bytes spill stores" in said
 
 
+def forget_tensorrt() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt"]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """`tensorrt.plugin`, with nothing registered. What is there is taken away again."""
@@ -141,8 +148,7 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     plugin = importlib.import_module("tensorrt.plugin")
     plugin.PLUGINS.clear()
     yield plugin
-    for name in [name for name in sys.modules if name.split(".")[0] == "tensorrt"]:
-        del sys.modules[name]
+    forget_tensorrt()
 
 
 @pytest.fixture
@@ -206,6 +212,64 @@ def test_the_kernels_compute_the_operators_from_it(
     exact = op.reference(*(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in args.values()))
     plain = op.reference(*args.values())
     assert_as_good(as_engine(shim, interpreted, op, args), exact, plain, op.floor[dtype], f"{name} {kind}")
+
+
+@pytest.mark.skipif(
+    "TENSORRT_BINDINGS" not in os.environ, reason="needs TENSORRT_BINDINGS, a folder with TensorRT's plugin"
+)
+@pytest.mark.parametrize("name", AHEAD_OF_TIME)
+def test_tensorrts_own_python_files_take_the_plugins(monkeypatch, name: str) -> None:
+    """Their checks, and the builder's calls, with expressions in place of TensorRT's."""
+    monkeypatch.syspath_prepend(str(BINDINGS_SHIM))
+    monkeypatch.setattr(tensorrt_plugins, "interpreted", lambda: False)
+    monkeypatch.setattr(_compile, "ptx", lambda launch, _: _compile.Ptx("kernel", "code", 128, 1000))
+    try:
+        takes_the_plugin(name)
+    finally:
+        forget_tensorrt()
+
+
+def takes_the_plugin(name: str) -> None:
+    trt = importlib.import_module("tensorrt")
+    assert Path(importlib.import_module("tensorrt.plugin").__file__).is_relative_to(os.environ["TENSORRT_BINDINGS"])
+    tensorrt_plugins.register(Chip(90, PROCESSORS))
+    creator = trt.get_plugin_registry().get_creator(name, "1", "ditn")
+    fields = [trt.PluginField("norm", np.frombuffer(b"tanh", np.int8), trt.PluginFieldType.CHAR)]
+    fields.append(trt.PluginField("patch_size", np.array([8]), trt.PluginFieldType.INT64))
+    assert [one.name for one in creator.field_names] == [one.name for one in fields]
+    request = trt.QuickPluginCreationRequest.UNKNOWN  # as the parser, where neither kind was asked for
+    plugin = creator.create_plugin(name, "ditn", fields, trt.TensorRTPhase.BUILD, request)
+    shapes = node_of(REGISTRY[name], {"B": "B", "H": "H", "W": "W", "C": 60, "E": 120})
+    outputs = AHEAD_OF_TIME[name]
+    assert plugin.get_num_outputs() == outputs
+    assert plugin.get_output_data_types([trt.float16] * len(shapes), list(map(len, shapes))) == [trt.float16] * outputs
+    expressions = [[trt.IDimensionExpr(axis) for axis in shape] for shape in shapes]
+    described = plugin.get_output_shapes(expressions, [], trt.IExprBuilder())
+    sizes = {"B": 1, "H": 384, "W": 384}
+    assert [axis.evaluate(sizes) for axis in described[0]] == [1, 384, 384, 60]
+    tensors = []
+    for shape in (*shapes, shapes[0], [described[1][0].evaluate({})] if outputs == 2 else None):
+        if shape is not None:
+            dims = trt.Dims(-1 if isinstance(axis, str) else axis for axis in shape)
+            tensors.append(trt.DynamicPluginTensorDesc(trt.PluginTensorDesc(dims, trt.float16)))
+    formats = plugin.get_supported_format_combinations(tensors, len(shapes))
+    assert [(one.type, one.format) for one in formats] == [(trt.float16, trt.TensorFormat.LINEAR)] * len(tensors)
+    for tensor in tensors:
+        tensor.desc.format = trt.TensorFormat.LINEAR
+    plugin.configure_plugin(tensors[: len(shapes)], tensors[len(shapes) :])
+    plugin.set_tactic(0)
+    params, extra = SimpleNamespace(), type("Setter", (dict,), {})()
+    plugin.get_launch_params(expressions, tensors, len(shapes), params, extra, trt.IExprBuilder())
+    kernel = plugin.get_kernel(
+        [one.desc for one in tensors[: len(shapes)]], [one.desc for one in tensors[len(shapes) :]]
+    )
+    assert kernel == ("kernel", b"code")
+    integers = {"inner_patch_attention": [384, 48, 2304], "gated_ffn": [384, 384, 48, 48, 2304]}[name]
+    assert [extra[index].expr.evaluate(sizes) for index in range(extra.nbSymExprs)] == integers
+    assert {one.dtype for one in extra.values()} == {trt.PluginArgDataType.INT32}
+    launched = {what: getattr(params, what).expr.evaluate(sizes) for what in vars(params)}
+    alone = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
+    assert launched == alone | {"grid_x": 2 * PROCESSORS, "block_x": 128, "shared_mem": 1000}
 
 
 def test_several_kernels_are_called_in_python(shim, interpreted, monkeypatch) -> None:
