@@ -235,7 +235,7 @@ def takes_the_plugin(name: str) -> None:
     tensorrt_plugins.register(Chip(90, PROCESSORS))
     creator = trt.get_plugin_registry().get_creator(name, "1", "ditn")
     fields = [trt.PluginField("norm", np.frombuffer(b"tanh", np.int8), trt.PluginFieldType.CHAR)]
-    fields.append(trt.PluginField("patch_size", np.array([8]), trt.PluginFieldType.INT64))
+    fields.append(trt.PluginField("patch_size", np.array([8], np.int32), trt.PluginFieldType.INT32))
     assert [one.name for one in creator.field_names] == [one.name for one in fields]
     request = trt.QuickPluginCreationRequest.UNKNOWN  # as the parser, where neither kind was asked for
     plugin = creator.create_plugin(name, "ditn", fields, trt.TensorRTPhase.BUILD, request)
