@@ -64,6 +64,10 @@ quick_and_slow = pytest.mark.parametrize(
         *(pytest.param(SLOW, case, id=str(case), marks=pytest.mark.slow) for case in SLOW),
     ],
 )
+needs_interpreter = pytest.mark.skipif(
+    bool(Triton().missing(REGISTRY["gated_ffn"], torch.device("cpu"), backward=False)),
+    reason="Triton does not interpret here",
+)
 
 
 def engine_gets(cases: tuple[Case, ...], case: Case) -> dict[str, Any]:
@@ -200,7 +204,7 @@ SAMPLES = (
 )
 
 
-@pytest.mark.skipif(bool(Triton().missing(REGISTRY["gated_ffn"], torch.device("cpu"), backward=False)), reason="Triton")
+@needs_interpreter
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("name", "kind", "sizes", "options"), SAMPLES, ids=[f"{s[0]}-{s[1]}" for s in SAMPLES])
 def test_the_kernels_compute_the_operators_from_it(
@@ -272,6 +276,7 @@ def takes_the_plugin(name: str) -> None:
     assert launched == alone | {"grid_x": 2 * PROCESSORS, "block_x": 128, "shared_mem": 1000}
 
 
+@needs_interpreter
 def test_several_kernels_are_called_in_python(shim, interpreted, monkeypatch) -> None:
     """Which leaves the result in the engine's own memory."""
     op = REGISTRY["dilated_gate"]
