@@ -18,14 +18,12 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import networkx
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from ditn_kernels.triton._compile import compiled, source
 from ditn_kernels.triton._launch import Launch
 
 # What is compiled here is not what a user waits for.
@@ -33,7 +31,6 @@ logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
 CACHE = Path(__file__).parent.parent / "build" / "sass"
 _OWN_SOURCE = Path(__file__).read_bytes()
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
 @dataclass(frozen=True)
@@ -105,11 +102,10 @@ def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
 def count(launch: Launch, capability: int) -> Count:
     """Compile the launch for a chip (90 for sm_90) and count. Raises ValueError if the loops of the code are not those
     that the launch names."""
-    source = _source(launch)
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     rounds = launch.tasks / launch.programs
     facts = (
-        source.hash(),
+        source(launch).hash(),
         options,
         rounds,
         launch.programs,
@@ -120,33 +116,14 @@ def count(launch: Launch, capability: int) -> Count:
     )
     path = CACHE / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
     if not path.exists():
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        found = _counted(launch, capability, compiled.asm["cubin"], compiled.metadata.shared)
+        code = compiled(launch, capability)
+        found = _counted(launch, capability, code.asm["cubin"], code.metadata.shared)
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
             json.dump(asdict(found), file)
         Path(file.name).replace(path)
     content = json.loads(path.read_text())
     return Count(**content | {"tensor_instructions": tuple(content["tensor_instructions"])})
-
-
-def _source(launch: Launch) -> Any:
-    """The kernel with the arguments' types, specialised as a launch would: what is a multiple of 16 or equal to 1."""
-    names = launch.kernel.arg_names
-    constants, attributes, types = dict(launch.constants), {}, {}
-    for place, (name, argument) in enumerate(zip(names, launch.args, strict=False)):
-        if isinstance(argument, torch.Tensor):
-            types[name] = "*" + _TYPES[argument.dtype]
-        elif isinstance(argument, float):
-            types[name] = "fp32"
-        elif argument == 1:
-            constants[name] = 1
-        else:
-            types[name] = "i32" if abs(argument) < 2**31 else "i64"
-        if isinstance(argument, torch.Tensor) or (isinstance(argument, int) and argument % 16 == 0):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    signature = {name: types.get(name, "constexpr") for name in names}
-    return ASTSource(launch.kernel, signature, {(names.index(n),): value for n, value in constants.items()}, attributes)
 
 
 def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Count:

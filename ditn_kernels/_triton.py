@@ -24,7 +24,7 @@ class Triton:
     only if TRITON_INTERPRET is set, and only if this backend is asked for."""
 
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        reasons = list(_why_missing())
+        reasons = list(why_missing())
         if device.type != "cuda":
             if not interpreted():
                 reasons.append(f"runs on cuda, the input is on {device.type} (TRITON_INTERPRET=1 would interpret it)")
@@ -48,7 +48,8 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _why_missing() -> tuple[str, ...]:
+def why_missing() -> tuple[str, ...]:
+    """Every reason why Triton cannot be imported here, or is too old."""
     try:
         found = version("triton")
     except PackageNotFoundError:

@@ -2,6 +2,9 @@
 """Build a TensorRT engine with this project's plugins for tiles of one size, and upscale a picture of any size with it.
 
 python examples/tensorrt_upscale.py ditn.onnx PLUGINS.so photo.png large.png [TILE]
+python examples/tensorrt_upscale.py ditn.onnx python photo.png large.png [TILE]
+
+With "python" the plugins are those of ditn_kernels.tensorrt_plugins, which Triton compiles.
 
 The file is from `ditn export --format trt-onnx`. An engine reserves memory for the largest input of its profile, so the
 profile is a tile's: TILE pixels a side (256) and the overlap around them that gives the whole picture's result.
@@ -20,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ditn import tiling
+from ditn_kernels import tensorrt_plugins
 
 
 def facts_of(path: Path) -> dict[str, str]:
@@ -34,7 +38,30 @@ def largest_input(facts: Mapping[str, str], tile: int) -> int:
     return tiling.round_up(tile, int(facts["grid"])) + 2 * int(facts["overlap"])
 
 
-def build(path: Path, facts: Mapping[str, str], tile: int) -> Callable[[Tensor], Tensor]:
+def graph_of(path: Path, plugins: str) -> bytes:
+    """The file as the parser takes it for these plugins."""
+    if plugins != "python":
+        return path.read_bytes()
+    import onnx
+
+    model = onnx.load(path)
+    tensorrt_plugins.complete(model)
+    completed: bytes = model.SerializeToString()
+    return completed
+
+
+def load(plugins: str) -> None:
+    """Make the plugins known."""
+    import tensorrt as trt
+
+    registry: Any = trt.get_plugin_registry()
+    if plugins == "python":
+        tensorrt_plugins.register()
+    elif registry.load_library(plugins) is None:
+        raise SystemExit(f"TensorRT cannot load {plugins}")
+
+
+def build(graph: bytes, facts: Mapping[str, str], tile: int) -> Callable[[Tensor], Tensor]:
     """An engine for tiles, as a function of images [1, C, H, W] on the GPU."""
     import tensorrt as trt
 
@@ -44,8 +71,8 @@ def build(path: Path, facts: Mapping[str, str], tile: int) -> Callable[[Tensor],
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(path.read_bytes()):
-        raise RuntimeError(f"{path}: {parser.get_error(0)}")
+    if not parser.parse(graph):
+        raise RuntimeError(f"TensorRT cannot read the graph: {parser.get_error(0)}")
     channels, grid, side = network.get_input(0).shape[1], int(facts["grid"]), largest_input(facts, tile)
     profile = builder.create_optimization_profile()
     profile.set_shape("image", (1, channels, grid, grid), (1, channels, side, side), (1, channels, side, side))
@@ -53,7 +80,7 @@ def build(path: Path, facts: Mapping[str, str], tile: int) -> Callable[[Tensor],
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError(f"{path}: TensorRT built no engine; its log says why")
+        raise RuntimeError("TensorRT built no engine; its log says why")
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     context = engine.create_execution_context()
     stream = torch.cuda.Stream()
@@ -94,13 +121,9 @@ def _part(image: Tensor, region: tiling.Region, scale: int = 1) -> Tensor:
 
 
 def main(onnx_file: str, plugins: str, source: str, target: str, tile: str = "256") -> None:
-    import tensorrt as trt
-
-    registry: Any = trt.get_plugin_registry()
-    if registry.load_library(plugins) is None:
-        raise SystemExit(f"TensorRT cannot load {plugins}")
+    load(plugins)
     facts = facts_of(Path(onnx_file))
-    run = build(Path(onnx_file), facts, int(tile))
+    run = build(graph_of(Path(onnx_file), plugins), facts, int(tile))
     picture = torch.from_numpy(np.array(Image.open(source).convert("RGB"))).cuda()
     image = (picture.permute(2, 0, 1)[None].float() / 255).to(getattr(torch, facts["dtype"]))
     large = upscale(run, image, facts, int(tile))[0].float().clamp(0, 1).mul(255).round().byte()

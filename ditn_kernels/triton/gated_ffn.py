@@ -8,6 +8,9 @@ written there and read back nine times. The hidden map as a whole exists nowhere
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -104,13 +107,13 @@ def _gated_ffn_fwd_kernel(
     dw_bias_ptr,
     out_weight_ptr,
     out_bias_ptr,
-    y_ptr,
-    scratch_ptr,
     H,
     W,
     rows,
     columns,
     tiles,
+    y_ptr,
+    scratch_ptr,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     E: tl.constexpr,
@@ -202,36 +205,42 @@ def forward(
     y = torch.empty_like(x)
     tile_height, tile_width, is_patch = _tile(padded(channels), x.element_size(), patch_size)
     halo = 0 if is_patch else 1
-    rows, columns = triton.cdiv(height, tile_height), triton.cdiv(width, tile_width)
-    tiles = batch * rows * columns
+    constants = {
+        "C": channels,
+        "C_PAD": padded(channels),
+        "E": hidden,
+        "TILE_H": tile_height,
+        "TILE_W": tile_width,
+        "HALO": halo,
+        "REGION": triton.next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo)),
+        "PATCH": patch_size,
+        "NORM": norm,
+    }
+    integers = sizes(batch, height, width, constants)
     plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size if is_patch else 0)
-    programs = plan.programs(tiles)
+    programs = plan.programs(integers[-1])
     scratch = x.new_empty(programs * (tile_height + 2) * (tile_width + 2) * 2 * plan.blocks["SLICE"])
     weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
     plan.launch(
         programs,
         x,
         *weights,
+        *integers,
         y,
         scratch,
-        height,
-        width,
-        rows,
-        columns,
-        tiles,
-        tasks=tiles,
+        tasks=integers[-1],
         trips=(1, triton.cdiv(hidden, plan.blocks["SLICE"])),
-        C=channels,
-        C_PAD=padded(channels),
-        E=hidden,
-        TILE_H=tile_height,
-        TILE_W=tile_width,
-        HALO=halo,
-        REGION=triton.next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo)),
-        PATCH=patch_size,
-        NORM=norm,
+        **constants,
     )
     return y
+
+
+def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The kernel's integers, of which the last is the number of tasks. TensorRT's plugins ask with expressions, which
+    have to stand left of an operator."""
+    tile_height, tile_width = constants["TILE_H"], constants["TILE_W"]
+    rows, columns = (height + (tile_height - 1)) // tile_height, (width + (tile_width - 1)) // tile_width
+    return height, width, rows, columns, batch * rows * columns
 
 
 def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:

@@ -8,6 +8,9 @@ they lie in registers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -61,10 +64,10 @@ def _inner_patch_attention_fwd_kernel(
     temperature_ptr,
     out_weight_ptr,
     out_bias_ptr,
-    y_ptr,
     W,
     columns,
     patches,
+    y_ptr,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     PATCH: tl.constexpr,
@@ -146,24 +149,26 @@ def forward(
     batch, channels, height, width = x.shape
     x = dense(x)
     y = torch.empty_like(x)
-    columns = width // patch_size
-    patches = batch * (height // patch_size) * columns
+    constants = {"C": channels, "C_PAD": padded(channels), "PATCH": patch_size, "NORM": norm}
+    integers = sizes(batch, height, width, constants)
     plan = Plan(_inner_patch_attention_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
     blocks = patch_size**2 // plan.blocks["BLOCK_T"]
     weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
     plan.launch(
-        plan.programs(patches),
+        plan.programs(integers[-1]),
         x,
         *weights,
+        *integers,
         y,
-        width,
-        columns,
-        patches,
-        tasks=patches,
+        tasks=integers[-1],
         trips=(1,) if plan.blocks["KEEP_WEIGHTS"] else (1, blocks, blocks),
-        C=channels,
-        C_PAD=padded(channels),
-        PATCH=patch_size,
-        NORM=norm,
+        **constants,
     )
     return y
+
+
+def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The kernel's integers, of which the last is the number of tasks. TensorRT's plugins ask with expressions, which
+    have to stand left of an operator."""
+    columns = width // constants["PATCH"]
+    return width, columns, batch * (height // constants["PATCH"]) * columns
