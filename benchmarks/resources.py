@@ -57,15 +57,15 @@ class Case:
 
 
 def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: str) -> Iterator[Case]:
-    """Every operator with Triton kernels, in both directions, on the chips that the operator's table admits."""
+    """Every operator with Triton kernels, in both directions: the samples and chips that its table admits."""
     for op in (op for op in REGISTRY.values() if "triton" in op.backends):
         support = op.backends["triton"]
         chosen = cases.framed_samples(op, of_network=samples == "network")
-        for dtype, backward in itertools.product(dtypes, (False, True)):
-            if dtype not in (support.backward if backward else support.dtypes):
+        for dtype, backward, sample in itertools.product(dtypes, (False, True), chosen):
+            if support.why_not(cases.inputs(op, sample, dtype=dtype, device="meta"), backward=backward):
                 continue
             chips = [one for one in capabilities if not support.why_not_on(divmod(one, 10), backward=backward)]
-            yield from (Case(op.name, backward, *rest) for rest in itertools.product(chosen, [dtype], chips))
+            yield from (Case(op.name, backward, sample, dtype, chip) for chip in chips)
 
 
 def counts(case: Case) -> list[sass.Count]:

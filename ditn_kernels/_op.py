@@ -26,9 +26,9 @@ class Support:
 
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
     the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
-    its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_outputs` the length of the
-    operator's last bias. On chips older than `first_before` this backend comes before those that stand before it in
-    the operator's table.
+    its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_channels_backward_of` only their
+    gradients, `max_outputs` the length of the operator's last bias. On chips older than `first_before` this backend
+    comes before those that stand before it in the operator's table.
     """
 
     devices: tuple[str, ...] = ()
@@ -40,6 +40,7 @@ class Support:
     min_capability_backward: tuple[int, int] | None = None
     failing_backward: tuple[int, ...] = ()
     max_channels_of: Mapping[torch.dtype, int] = field(default_factory=dict)
+    max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
     first_before: tuple[int, int] | None = None
 
@@ -68,7 +69,8 @@ class Support:
             names = ", ".join(_dtype_name(dtype) for dtype in dtypes)
             kind = "differentiates" if backward else "computes"
             reasons.append(f"{kind} {names}, the input is {_dtype_name(x.dtype)}")
-        most = self.max_channels_of.get(x.dtype, self.max_channels)
+        limits = {**self.max_channels_of, **(self.max_channels_backward_of if backward else {})}
+        most = limits.get(x.dtype, self.max_channels)
         if most is not None and x.shape[1] > most:
             reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
         outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
@@ -202,8 +204,16 @@ class Op:
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
-# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
-TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
+# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for. Nor has one for more
+# than 64 channels of float32: counted were up to 20 KB of stack, and more shared memory than chips have.
+TRITON = replace(
+    TRITON_FORWARD,
+    backward=TRITON_DTYPES,
+    min_capability_backward=(8, 0),
+    max_channels_backward_of={torch.float32: 64},
+)
+# A weight of float32 is there in two parts (3xTF32): of 128 channels, the gate's take 264 KiB of shared memory.
+TRITON_GATE = replace(TRITON, max_channels_of={torch.float32: 64})
 # On sm_100 a pass of Triton 3.6 (TritonNvidiaGPUOptimizeTMemLayouts) fails on the gradient of the attention.
 TRITON_ATTENTION = replace(TRITON, failing_backward=(10,))
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Before Hopper its

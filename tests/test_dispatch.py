@@ -98,6 +98,13 @@ def test_every_reason_is_returned(install) -> None:
     )
 
 
+def test_gradients_may_take_fewer_channels() -> None:
+    support = Support(max_channels=64, backward=(torch.float32,), max_channels_backward_of={torch.float32: 32})
+    args = OP.inputs(OP.samples[0])
+    assert support.why_not(args, backward=False) == []
+    assert support.why_not(args, backward=True) == ["takes at most 32 channels, the input has 60"]
+
+
 def test_forced_and_impossible_is_an_error_with_the_reasons(install) -> None:
     install(FakeBackend(reasons=("is not built",)), Support(devices=("cuda",)))
     with pytest.raises(BackendError, match="tanh_affine: fake is not built, runs on cuda, the input is on cpu"):
