@@ -47,23 +47,27 @@ def networks() -> str:
 
 
 def peers() -> str:
-    """Latency, pictures per second and peak memory at fixed sizes; a table for each scale."""
-    blocks = []
-    for scale, result in _fixed():
-        base = _row(result, *OURS)["median_s"]
-        lines = [
-            f"| x{scale}, {result['sizes'][0]} | | median | quartiles | per second | times DITN-Real fused | memory |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for row in result["rows"]:
-            low, high = row["quartiles_s"]
-            lines.append(
-                f"| {row['network']} | {row['contestant']} | {row['median_s']:.3f} s | {low:.3f} to {high:.3f} | "
-                f"{1 / row['median_s']:.2f} | {row['median_s'] / base:.2f} | {row['extra_bytes'] / 2**20:.0f} MiB |"
-            )
-        plot = f"![latency and memory at x{scale}](../benchmarks/results/peers-x{scale}.svg)"
-        blocks.append("\n".join([*lines, "", measured_on(result), "", plot]))
-    return "\n\n".join(blocks) or NOT_MEASURED
+    """Latency, pictures per second and peak memory at fixed sizes; a table for each machine and scale."""
+    tables = [_peers_table(folder, *found) for folder in _machines() for found in _fixed(folder)]
+    return "\n\n".join(tables) or NOT_MEASURED
+
+
+def _peers_table(folder: Path, scale: int, result: dict[str, Any]) -> str:
+    base = _row(result, *OURS)["median_s"]
+    lines = [
+        f"| x{scale}, {result['sizes'][0]} | | median | quartiles | per second | times DITN-Real fused | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        low, high = row["quartiles_s"]
+        lines.append(
+            f"| {row['network']} | {row['contestant']} | {row['median_s']:.3f} s | {low:.3f} to {high:.3f} | "
+            f"{1 / row['median_s']:.2f} | {row['median_s'] / base:.2f} | {row['extra_bytes'] / 2**20:.0f} MiB |"
+        )
+    lines += ["", measured_on(result)]
+    if folder == RESULTS:
+        lines += ["", f"![latency and memory at x{scale}](../benchmarks/results/peers-x{scale}.svg)"]
+    return "\n".join(lines)
 
 
 def stream() -> str:
@@ -98,16 +102,24 @@ def whole_stream(row: Row) -> float:
 
 
 def claims() -> str:
-    """What was claimed before anything was measured, and whether it holds."""
-    lines = ["| claim | at least | measured | |", "|---|---|---|---|"]
-    for claim, least, measured in _claims():
-        verdict = "not measured" if measured is None else "holds" if measured >= least else "**withdrawn**"
-        lines.append(f"| {claim} | {least:g} x | {'' if measured is None else f'{measured:.2f} x'} | {verdict} |")
+    """What was claimed before anything was measured, and whether it holds on every machine that measured it."""
+    machines = _machines()
+    tables = [list(_claims(folder)) for folder in machines]
+    names = [result["machine"]["cpu"] for folder in machines if (result := _load("peers-x4.json", folder))]
+    lines = [f"| claim | at least | {' | '.join(names)} | |", "|---|---|" + "---|" * (len(names) + 1)]
+    for on_machines in zip(*tables, strict=True):
+        claim, least, _ = on_machines[0]
+        ratios = [ratio for _, _, ratio in on_machines]
+        known = [ratio for ratio in ratios if ratio is not None]
+        verdict = "not measured" if not known else "holds" if min(known) >= least else "**withdrawn**"
+        cells = ["" if ratio is None else f"{ratio:.2f} x" for ratio in ratios]
+        lines.append(f"| {claim} | {least:g} x | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines)
 
 
-def _claims() -> Iterator[tuple[str, float, float | None]]:
-    fixed, mixed = dict(_fixed()).get(4), _load("peers-stream.json")
+def _claims(folder: Path) -> Iterator[tuple[str, float, float | None]]:
+    """Each claim, the least ratio that it names, and the measured one."""
+    fixed, mixed = _load("peers-x4.json", folder), _load("peers-stream.json", folder)
     for peer, name, eager, best in (("swinir-light", "SwinIR-light", 17, 5), ("elan-light", "ELAN-light", 12, 3.5)):
         ratio = _ratio(fixed, (OURS[0], OURS[1] + AS_INSTALLED), (peer, "PyTorch eager" + AS_INSTALLED), "median_s")
         yield f"fused DITN-Real is faster than {name} in eager PyTorch, both as installed", eager, ratio
@@ -198,9 +210,9 @@ def _best(result: dict[str, Any] | None, network: str) -> Row | None:
     return min(rows, key=lambda row: float(row["median_s"]), default=None)
 
 
-def _fixed() -> Iterator[tuple[int, dict[str, Any]]]:
+def _fixed(folder: Path = RESULTS) -> Iterator[tuple[int, dict[str, Any]]]:
     for scale in (4, 3, 2):
-        result = _load(f"peers-x{scale}.json")
+        result = _load(f"peers-x{scale}.json", folder)
         if result is not None:
             yield scale, result
 
@@ -218,8 +230,14 @@ def measured_on(result: dict[str, Any]) -> str:
     return f"Measured on: {chip}, {used}, {machine['date']}, {result['rounds']} rounds.{failed}"
 
 
-def _load(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
+def _machines() -> list[Path]:
+    """The folders with the results of CPUs: the first machine's, then one for each of the others."""
+    found = (path.parent for path in [RESULTS / "peers-x4.json", *sorted(RESULTS.glob("*/peers-x4.json"))])
+    return [folder for folder in found if (result := _load("peers-x4.json", folder)) and result["device"] == "cpu"]
+
+
+def _load(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    path = folder / name
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
