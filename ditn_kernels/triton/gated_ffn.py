@@ -244,9 +244,9 @@ def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> 
 
 
 def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:
-    """Rows and columns of a tile for which there are registers, from the padded channels and the bytes of a value, and
-    whether it is a whole patch."""
+    """Rows and columns of a tile for which there are registers and shared memory, from the padded channels and the
+    bytes of a value, and whether it is a whole patch."""
     is_wide = channels * size > 256
-    if 0 < patch_size**2 * channels <= (4096 if is_wide else 16384):
+    if 0 < patch_size**2 * channels * size <= (16384 if is_wide else 32768):
         return patch_size, patch_size, True
     return 4 if is_wide else 8, 32 // size, False
