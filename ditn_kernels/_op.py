@@ -204,18 +204,15 @@ class Op:
 # What the Triton kernels take.
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
-# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for. Nor has one for more
-# than 64 channels of float32: counted were up to 20 KB of stack, and more shared memory than chips have.
-TRITON = replace(
-    TRITON_FORWARD,
-    backward=TRITON_DTYPES,
-    min_capability_backward=(8, 0),
-    max_channels_backward_of={torch.float32: 64},
-)
+# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
+TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
+# Gradients of these layers have no room for more than 64 channels of float32: counted were up to 20 KB of stack, and
+# more shared memory than chips have.
+TRITON_FFN = replace(TRITON, max_channels_backward_of={torch.float32: 64})
 # A weight of float32 is there in two parts (3xTF32): of 128 channels, the gate's take 264 KiB of shared memory.
 TRITON_GATE = replace(TRITON, max_channels_of={torch.float32: 64})
 # On sm_100 a pass of Triton 3.6 (TritonNvidiaGPUOptimizeTMemLayouts) fails on the gradient of the attention.
-TRITON_ATTENTION = replace(TRITON, failing_backward=(10,))
+TRITON_ATTENTION = replace(TRITON_FFN, failing_backward=(10,))
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Before Hopper its
 # layers, one after the other, take fewer cycles: 29,500 on sm_80 in float16, where the stage took 38,800 (counted).
 TRITON_STAGE = replace(

@@ -54,8 +54,6 @@ SLOW = tuple(
         (90, 8, "none", 128),
         (120, 8, "tanh", 60),
     )
-    # Its tiles are more than the chip's shared memory, whoever launches it.
-    if (op, dtype, patch_size) != ("inner_patch_attention", "float32", 16)
 )
 quick_and_slow = pytest.mark.parametrize(
     ("cases", "case"),
