@@ -7,7 +7,8 @@ It computes what `DITN` does. How it is written down was chosen by timing ONNX R
 - channels are padded with zeros to multiples of 8, those of the stream where the norm keeps them zero, as tanh does;
 - both halves of a gated product, and queries, keys and values, have convolutions of their own: splitting one result
   would copy it;
-- patches are a batch of small maps, cut by two transposes of four axes, and attention is batched products of them.
+- patches are a batch of small maps, cut by two transposes of four axes, and attention is batched products of them;
+- elementwise work is little, and on long rows: where sizes are free, OpenVINO does it node by node.
 """
 
 from __future__ import annotations
@@ -58,9 +59,10 @@ class OnGrid(nn.Module):
         for itls, sals, conv in ufones:
             inner = [
                 nn.Sequential(
-                    _Attention(config.norm, dim, stream, *layer[:5]), _FeedForward(config.norm, stream, *layer[5:])
+                    _Attention(config.norm, dim, stream, i == 0, *layer[:5]),
+                    _FeedForward(config.norm, stream, *layer[5:]),
                 )
-                for layer in zip(*itls, strict=True)
+                for i, layer in enumerate(zip(*itls, strict=True))
             ]
             spatial = [
                 nn.Sequential(
@@ -96,13 +98,14 @@ class _Layer(nn.Module):
 
 
 class _Attention(_Layer):
-    """`ditn_kernels.inner_patch_attention`, on patches [N, C, P, P]."""
+    """`ditn_kernels.inner_patch_attention`, on patches [N, C, P, P]; `cut`: as they come from `to_patches`."""
 
     def __init__(
         self,
         norm: str,
         dim: int,
         stream: int,
+        cut: bool,
         qkv: Tensor,
         qkv_bias: Tensor,
         temperature: Tensor,
@@ -111,14 +114,17 @@ class _Attention(_Layer):
     ) -> None:
         super().__init__(norm)
         thirds = zip(qkv.chunk(3, dim=1), qkv_bias.chunk(3), strict=True)
+        self.cut = cut
         self.qkv = [_pointwise(weight, bias, stream, dim) for weight, bias in thirds]
         self.temperature = temperature
         self.out = _pointwise(out, out_bias, dim, stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        u = self.normalize(x)
+        # Those have rows of P pixels in memory, less than a vector holds.
+        u = self.normalize(x.flatten(2)).unflatten(2, x.shape[2:]) if self.cut else self.normalize(x)
         q, k, v = (F.conv2d(u, *third).flatten(2) for third in self.qkv)
-        cosines = torch.bmm(q * (self.temperature / _length(q)), (k / _length(k)).transpose(1, 2))
+        # Scores by the length of k are part of what runtimes fuse into softmax, unlike k by its length.
+        cosines = torch.bmm(q * (self.temperature / _length(q)), k.transpose(1, 2)) / _length(k).transpose(1, 2)
         attended = torch.bmm(torch.softmax(cosines, dim=-1), v)
         return x + F.conv2d(attended.unflatten(2, x.shape[2:]), *self.out)
 
