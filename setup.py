@@ -28,11 +28,13 @@ from setuptools.command.build_ext import build_ext
 
 PROJECT = Path(__file__).parent
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 LEVELS = {
     "x86_64": {
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "avx512": AVX512,
         "avx512bf16": [*AVX512, "-mavx512bf16"],
+        "amx": AMX,
     },
     "aarch64": {"neon": []},
 }
@@ -91,8 +93,11 @@ class BuildLibrary(build_ext):
         if platform.system() != "Linux" or levels is None:
             raise BuildError(f"is not built: no kernels for {platform.system()} on {platform.machine()} yet")
         compiler, root = _compiler(), _torch()
+        if "amx" in levels and not _takes(compiler, AMX):
+            levels = {name: flags for name, flags in levels.items() if name != "amx"}
         target = [*TORCH_FLAGS, "-isystem", str(root / "include")]
-        units = {"level": ("csrc/cpu/level.cpp", []), "register": ("csrc/register.cpp", target)}
+        known = ["-DDITN_AMX"] if "amx" in levels else []
+        units = {"level": ("csrc/cpu/level.cpp", known), "register": ("csrc/register.cpp", target)}
         for name, flags in levels.items():
             for stem in ("kernels", "backward"):
                 units[f"{stem}-{name}"] = (f"csrc/cpu/{stem}.cpp", [f"-DDITN_LEVEL={name}", *flags])
@@ -188,6 +193,12 @@ def _codes(arch: str) -> list[str]:
 
 def _version(compiler: str) -> list[str]:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def _takes(compiler: str, flags: list[str]) -> bool:
+    """Whether a compiler knows these flags; GCC knows AMX from release 11 on."""
+    command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _run(command: list[str]) -> None:

@@ -15,13 +15,15 @@ for sanitizer in address,undefined thread; do
     for stem in kernels backward; do
       compile -DDITN_LEVEL=avx2 -mavx2 -mfma -mf16c -c cpu/$stem.cpp -o "$build/$stem-avx2.o" &
       compile -DDITN_LEVEL=avx512 $avx512 -c cpu/$stem.cpp -o "$build/$stem-avx512.o" &
-      compile -DDITN_LEVEL=avx512bf16 $avx512 -mavx512bf16 -c cpu/$stem.cpp -o "$build/$stem-avx512bf16.o"
+      compile -DDITN_LEVEL=avx512bf16 $avx512 -mavx512bf16 -c cpu/$stem.cpp -o "$build/$stem-avx512bf16.o" &
+      compile -DDITN_LEVEL=amx $avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -c cpu/$stem.cpp -o "$build/$stem-amx.o"
       wait
     done
     levels=avx2
     if grep -q avx512vl /proc/cpuinfo; then levels="$levels avx512"; fi
     if grep -q avx512_bf16 /proc/cpuinfo; then levels="$levels avx512bf16"; fi
-    compile sanitize.cpp cpu/level.cpp "$build"/*.o -o "$build/sanitize" -pthread
+    if grep -q amx_bf16 /proc/cpuinfo; then levels="$levels amx"; fi
+    compile -DDITN_AMX sanitize.cpp cpu/level.cpp "$build"/*.o -o "$build/sanitize" -pthread
   else
     for stem in kernels backward; do compile -DDITN_LEVEL=neon -c cpu/$stem.cpp -o "$build/$stem-neon.o"; done
     levels=neon

@@ -39,7 +39,7 @@ TRAINED = [op for op in FUSED if op.backends["cpu"].backward]
 def levels() -> list[str]:
     """The levels that were compiled in and that this CPU runs."""
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    needed = {"avx2": "avx2", "avx512": "avx512vl", "avx512bf16": "avx512_bf16", "neon": "asimd"}
+    needed = {"avx2": "avx2", "avx512": "avx512vl", "avx512bf16": "avx512_bf16", "amx": "amx_bf16", "neon": "asimd"}
     return [level for level in _native.build_info().get("levels", []) if needed[level] in flags]
 
 

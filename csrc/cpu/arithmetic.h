@@ -13,6 +13,8 @@ namespace ditn::DITN_LEVEL {
 struct Single {
   static constexpr int kPack = 1;  // values in a word
 
+  // Words of so many values.
+  static int steps(int depth) { return depth; }
   DITN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
   // Word k of a column whose value at depth i is value(i).
   template <class Value>
@@ -30,6 +32,12 @@ struct Single {
 struct Pairs {
   static constexpr int kPack = 2;
 
+#if defined(__AMX_BF16__)
+  // With zeros up to whole vectors, which the rows on the other side have, too: tiles are as deep.
+  static int steps(int depth) { return vecs_for(depth) * kLanes / 2; }
+#else
+  static int steps(int depth) { return (depth + 1) / 2; }
+#endif
   DITN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "../pages.h"
+#include "amx.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -85,6 +86,9 @@ static void share(const Threads& threads, int64_t count, const Worker& worker) {
   } job{worker, Units(count)};
   threads.run(count, [](void* p) {
     Job& mine = *static_cast<Job*>(p);
+#if defined(__AMX_BF16__)
+    const TileUnit unit;
+#endif
     mine.worker(mine.units);
   }, &job);
 }

@@ -6,43 +6,10 @@
 // takes 11 loads for 24 FMAs per step: the FMA units are the bound. Elements are words of the arithmetic P.
 #pragma once
 
-#include "arithmetic.h"
+#include "amx.h"
 #include "buffer.h"
 
 namespace ditn::DITN_LEVEL {
-
-// A: word (r, k) is at data[r * row + k * step].
-struct Left {
-  const float* data;
-  int64_t row, step;
-};
-
-DITN_INLINE Left rows_of(const float* p, int64_t row) { return {p, row, 1}; }
-DITN_INLINE Left columns_of(const float* p, int64_t row) { return {p, 1, row}; }
-
-// B: packed panels, or (stride > 0) a plain matrix whose rows are `stride` words apart. `steps` is its depth in words.
-struct Right {
-  const float* data;
-  int steps;
-  int64_t stride;
-
-  const float* panel(int vec) const {
-    const int64_t words = static_cast<int64_t>(vec) * kLanes;
-    return stride > 0 ? data + words : data + words * steps;
-  }
-};
-
-// C: vector j of row r is at data + (r / group) * group_stride + (r % group) * row + j * vec.
-struct Out {
-  float* data;
-  int64_t row;
-  int64_t vec = kLanes;
-  int group = 1 << 30;
-  int64_t group_stride = 0;
-};
-
-// Panels of three; four vectors are two and two, since a panel of one loads more than it multiplies.
-DITN_INLINE int panel_width(int vecs_left) { return vecs_left == 4 ? 2 : vecs_left < 3 ? vecs_left : 3; }
 
 template <class P, int kRows, int kVecs>
 DITN_INLINE void tile(const Left& a, int first_row, const float* b, int64_t b_step, int steps, const float* bias,
@@ -96,6 +63,9 @@ DITN_INLINE void panel(const Left& a, int rows, const float* b, int64_t b_step, 
 template <class P = Single>
 __attribute__((noinline)) static void product(const Left& a, int rows, const Right& b, int vecs, const float* bias,
                                               bool add, const Out& c) {
+#if defined(__AMX_BF16__)
+  if (P::kPack == 2 && !add && fits_tiles(rows, b)) return tile_product(a, rows, b, vecs, bias, c);
+#endif
   for (int v = 0; v < vecs;) {
     const int width = panel_width(vecs - v);
     const float* right = b.panel(v);
@@ -116,7 +86,7 @@ class PackedAs {
   // value(k, n) is the weight from input k to output n, for n < vecs * kLanes.
   template <class Value>
   PackedAs(int depth, int vecs, const Value& value)
-      : steps_((depth + P::kPack - 1) / P::kPack), data_(static_cast<int64_t>(steps_) * vecs * kLanes) {
+      : steps_(P::steps(depth)), data_(static_cast<int64_t>(steps_) * vecs * kLanes) {
     float* out = data_;
     for (int v = 0; v < vecs;) {
       const int width = panel_width(vecs - v);

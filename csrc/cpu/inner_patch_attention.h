@@ -56,7 +56,7 @@ class PatchAttention {
     P::pack_along(s.qkv + 2 * stride, pixels_, row, stride);
     // Not added to x as it goes: 60 roundings at the size of x would cost more digits than one.
     product<P>(rows_of(s.qkv + 2 * stride, row), pixels_,
-               {s.map, (channels + P::kPack - 1) / P::kPack, P::kPack * stride}, rows_.vecs, out_bias_, false, {s.u, stride});
+               {s.map, P::steps(channels), P::kPack * stride}, rows_.vecs, out_bias_, false, {s.u, stride});
     for (int i = 0; i < pixels_ * stride; i += kLanes) store(x + i, load(x + i) + load(s.u + i));
   }
 
