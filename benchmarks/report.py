@@ -5,8 +5,8 @@
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
-`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->`
-belongs to the function of that name here.
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`; those of a second machine lie in a folder. A block
+between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 def _side_by_side(results: str, cell: Callable[[dict[str, Any], str], str], last: str = "") -> str:
     """A table for each file: a row for each contestant, a column for each run; `last` names one more row, of shares."""
     blocks = []
-    for path in sorted(RESULTS.glob(results)):
+    for path in sorted(RESULTS.rglob(results)):
         result = _load(path)
         runs, machine = result["runs"], result["machine"]
         names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
