@@ -8,7 +8,8 @@ It computes what `DITN` does. How it is written down was chosen by timing ONNX R
 - both halves of a gated product, and queries, keys and values, have convolutions of their own: splitting one result
   would copy it;
 - patches are a batch of small maps, cut by two transposes of four axes, and attention is batched products of them;
-- elementwise work is little, and on long rows: where sizes are free, OpenVINO does it node by node.
+- elementwise work is little, and on long rows: where sizes are free, OpenVINO does it node by node;
+- means over channels are 1x1 convolutions, which stay in that layout.
 """
 
 from __future__ import annotations
@@ -85,16 +86,21 @@ class OnGrid(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, norm: str) -> None:
+    """What follows a norm; `weight` [C, ..] is applied to it."""
+
+    def __init__(self, norm: str, weight: Tensor) -> None:
         super().__init__()
         self.norm = norm
+        channels = weight.shape[0]
+        self.average = weight.new_full((1, channels, 1, 1), 1 / channels)
+        self.centre = torch.eye(channels)[:, :, None, None].to(weight) - self.average
 
     def normalize(self, x: Tensor) -> Tensor:
         """The norm without its affine part, which is folded. x [B, C, H, W]."""
         if self.norm == "tanh":
             return torch.tanh(x)
-        centred = x - x.mean(1, keepdim=True)
-        return centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + 1e-5)
+        centred = F.conv2d(x, self.centre)
+        return centred * torch.rsqrt(F.conv2d(centred.square(), self.average) + 1e-5)
 
 
 class _Attention(_Layer):
@@ -112,7 +118,7 @@ class _Attention(_Layer):
         out: Tensor,
         out_bias: Tensor,
     ) -> None:
-        super().__init__(norm)
+        super().__init__(norm, qkv)
         thirds = zip(qkv.chunk(3, dim=1), qkv_bias.chunk(3), strict=True)
         self.cut = cut
         self.qkv = [_pointwise(weight, bias, stream, dim) for weight, bias in thirds]
@@ -120,8 +126,10 @@ class _Attention(_Layer):
         self.out = _pointwise(out, out_bias, dim, stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Those have rows of P pixels in memory, less than a vector holds.
-        u = self.normalize(x.flatten(2)).unflatten(2, x.shape[2:]) if self.cut else self.normalize(x)
+        if self.cut and self.norm == "tanh":  # those are rows of P pixels in memory, less than a vector holds
+            u = torch.tanh(x.flatten(2)).unflatten(2, x.shape[2:])
+        else:
+            u = self.normalize(x)
         q, k, v = (F.conv2d(u, *third).flatten(2) for third in self.qkv)
         # Scores by the length of k are part of what runtimes fuse into softmax, unlike k by its length.
         cosines = torch.bmm(q * (self.temperature / _length(q)), k.transpose(1, 2)) / _length(k).transpose(1, 2)
@@ -143,7 +151,7 @@ class _FeedForward(_Layer):
         out: Tensor,
         out_bias: Tensor,
     ) -> None:
-        super().__init__(norm)
+        super().__init__(norm, inward)
         hidden = _blocks(out.shape[0])
         halves = zip(*(t.chunk(2, dim=-1) for t in (inward, in_bias, dw, dw_bias)), strict=True)
         self.halves = [
@@ -177,7 +185,7 @@ class _Gate(_Layer):
         out: Tensor,
         out_bias: Tensor,
     ) -> None:
-        super().__init__(norm)
+        super().__init__(norm, inward)
         self.halves = [
             _pointwise(*half, stream, width) for half in zip(inward.chunk(2, dim=1), in_bias.chunk(2), strict=True)
         ]
