@@ -15,6 +15,9 @@ struct Packing {
   Side side;
 };
 
+// Channels of a kernel that takes so many.
+inline int width_of(int channels) { return channels <= 64 ? 64 : 128; }
+
 constexpr int kPackings = 7;
 
 struct Packings {

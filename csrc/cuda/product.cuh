@@ -42,7 +42,7 @@ struct Weight {
   __device__ float at(int outer, int depth) const {
     return data[static_cast<int64_t>(depth) * stride + (outer < outputs ? outer : outputs - 1)];
   }
-  __device__ Weight of_layer(int64_t i) const { return {data + i * layer, stride, outputs, layer}; }
+  __host__ __device__ Weight of_layer(int64_t i) const { return {data + i * layer, stride, outputs, layer}; }
   // What is left behind the first `inputs`, a multiple of 16.
   __device__ Weight from_input(int inputs) const {
     const int64_t skipped = sizeof(T) == sizeof(__half) ? inputs * 16 : static_cast<int64_t>(inputs) * stride;
