@@ -80,7 +80,7 @@ def test_too_many_outputs() -> None:
 
 
 @needs_gcc
-@pytest.mark.parametrize("arch", [pytest.param(700, marks=pytest.mark.slow), 750])
+@pytest.mark.parametrize("arch", [700, 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
     check(HostKernels(arch), op, op.samples[0], torch.float16)
@@ -121,7 +121,7 @@ def per_64_pixels(found: dict[cuda_code.Kernel, sass.Count], operator: str, patc
 
 
 @needs_nvcc
-@pytest.mark.parametrize("capability", [75, 80, 90])
+@pytest.mark.parametrize("capability", [70, 75, 80, 90])
 def test_machine_code_of_the_network(capability: int) -> None:
     """What DITN-Real's layers run: no warning of nvcc, no spill, tensor cores wherever matrices are multiplied."""
     for kernel, found in cuda_code.count(capability).items():

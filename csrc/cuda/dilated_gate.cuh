@@ -123,7 +123,7 @@ struct FarTile {
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kPixels * kStride * sizeof(T);
   static_assert(kShared <= kTuringShared);
-  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 168 : 240);
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 && !kVolta ? 168 : 240);
 };
 
 // x + W_out (g * (W_mix far + b_mix)) + b_out, g = W_g norm(x) + b_g, far = dw7x7(near) + b with dilation 3.

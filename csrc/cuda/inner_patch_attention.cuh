@@ -92,7 +92,7 @@ __device__ __forceinline__ void add_squares(float (&squares)[2], const float (&s
 }
 
 __device__ __forceinline__ float inverse_length(float squares) {
-  return fminf(rsqrtf(quad_sum(squares)), 1.0f / kNormalizeEps);
+  return fminf(rsqrtf(row_sum(squares)), 1.0f / kNormalizeEps);
 }
 
 // scores = softmax(scores) along the columns, of which there are `channels`, after scaling rows and columns; to the base 2,
@@ -110,14 +110,14 @@ __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (
       score = c < channels ? score * row_scale[half] * column_scale[c] : -INFINITY;
       largest = fmaxf(largest, score);
     }
-    largest = quad_max(largest);
+    largest = row_max(largest);
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
       float& score = scores[i / 2][2 * half + i % 2];
       score = power_of_two<T>(score - largest);
       sum += score;
     }
-    const float scale = __fdividef(1.0f, quad_sum(sum));
+    const float scale = __fdividef(1.0f, row_sum(sum));
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) scores[i / 2][2 * half + i % 2] *= scale;
   }
@@ -153,7 +153,7 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
   const float temperature = to_float(*weights.temperature) * 1.4426950408889634f;  // log2(e)
   const float q_scale[2] = {temperature * inverse_length(squares[0][0]), temperature * inverse_length(squares[0][1])};
   const float k_scale[2] = {inverse_length(squares[1][0]), inverse_length(squares[1][1])};
-  if (lane() % 4 == 0) {
+  if (column() == 0) {
     tiles.k_scale[16 * warp() + row()] = k_scale[0];
     tiles.k_scale[16 * warp() + row() + 8] = k_scale[1];
   }

@@ -122,19 +122,19 @@ __device__ __forceinline__ void load_pixels(T* rows, int stride, int width, cons
 }
 
 // rows[i][c] = affine(c, (rows[i][c] - mean) / sqrt(variance + eps)) over the channels, in place; what lies behind them
-// stays. Four neighbouring lanes to a pixel. All threads of the block take part.
+// stays. Four lanes to a pixel, as to a row of a product. All threads of the block take part.
 template <int THREADS, class T, class Affine>
 __device__ __forceinline__ void layer_norm(T* rows, int stride, int channels, int count, float eps, const Affine& affine) {
-  const int start = threadIdx.x % 4;
+  const int start = column() / 2;
   for (int first = 0; first < count; first += THREADS / 4) {
-    const int i = first + threadIdx.x / 4;
+    const int i = first + 8 * warp() + row();
     const int end = i < count ? channels : 0;  // lanes without a pixel go along, for the sums
     T* row = rows + i * stride;
     float sum = 0, squares = 0;
     for (int c = start; c < end; c += 4) sum += to_float(row[c]);
-    const float mean = quad_sum(sum) / channels;
+    const float mean = row_sum(sum) / channels;
     for (int c = start; c < end; c += 4) squares += (to_float(row[c]) - mean) * (to_float(row[c]) - mean);
-    const float scale = rsqrtf(quad_sum(squares) / channels + eps);
+    const float scale = rsqrtf(row_sum(squares) / channels + eps);
     for (int c = start; c < end; c += 4) row[c] = rounded<T>(affine(c, (to_float(row[c]) - mean) * scale));
   }
 }
