@@ -143,6 +143,7 @@ def test_machine_code_of_the_network(capability: int) -> None:
 @needs_nvcc
 def test_warp_instructions_on_sm_80() -> None:
     found = cuda_code.count(80)
+    assert "LDGSTS" in sass.cuobjdump("-sass", cuda_code.cubin(cuda_code.NETWORK, capability=80))  # cp.async
     in_patches = per_64_pixels(found, "gated_ffn", 8)
     assert per_64_pixels(found, "inner_patch_attention", 8) + in_patches <= BUDGETS["ITL"]
     assert per_64_pixels(found, "inner_patch_stage", 8) <= 4 * BUDGETS["ITL"]

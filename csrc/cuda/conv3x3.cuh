@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads, ConvTile<T, WIDT
     const Line line{(tile.image * height + row) * width * x.channels, left - 1, width, row >= 0 && row < height};
     load_line<Tile::kSeenColumns, 1, WIDTH>(seen + i * Tile::kSeenColumns * kStride, kStride, x, line, false);
   }
+  finish_copies(x.quads);
   __syncthreads();
 
   constexpr int kColumns = 32;  // of a warp at a time

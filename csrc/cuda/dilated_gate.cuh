@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
       const Line line{(tile.image * height + row) * width * x.channels, left - 2, width, row >= 0 && row < height};
       load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * kStride, kStride, x, line, norm == Norm::kTanh);
     }
+    finish_copies(norm != Norm::kTanh);
     __syncthreads();
     if (norm == Norm::kLayerNorm) {
       layer_norm<Tile::kThreads>(u, kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
@@ -197,6 +198,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
     load_line<Tile::kColumns, kDilation, WIDTH>(rows + (first_row + i * Tile::kColumns) * kStride, kStride, x, line(i),
                                                 norm == Norm::kTanh);
   }
+  finish_copies(norm != Norm::kTanh);
   if (norm == Norm::kLayerNorm) {
     __syncthreads();
     layer_norm<Tile::kThreads>(rows, kStride, x.channels, Tile::kPixels, kLayerNormEps, [](int, float value) { return value; });

@@ -226,6 +226,7 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
     load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * Tile::kStride, Tile::kStride, x, seen, norm == Norm::kTanh);
   }
   clear_hidden<Tile>(scratch);
+  finish_copies(norm != Norm::kTanh);
   __syncthreads();
   if (norm == Norm::kLayerNorm) {
     layer_norm<Tile::kThreads>(u, Tile::kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda_fp16.h"
 
@@ -95,6 +96,32 @@ inline void load_matrices(unsigned (&words)[4], const __half* row, bool transpos
 }
 
 }  // namespace fragments
+
+// Copies that every thread has started. What they are to write is not there before they are waited for.
+struct Copy {
+  void* target;
+  const void* source;  // null: zeros
+  int bytes;
+};
+inline std::vector<Copy> started[1024];
+
+template <int BYTES>
+void start_copy(void* target, const void* source, bool exists) {
+  const auto misaligned = [](const void* place) { return reinterpret_cast<uintptr_t>(place) % BYTES != 0; };
+  if (misaligned(target) || (exists && misaligned(source))) shim::fail("cp.async: a place is not aligned to what is copied");
+  started[threadIdx.x].push_back({target, exists ? source : nullptr, BYTES});
+}
+
+inline void wait_for_copies() {
+  for (const Copy& copy : started[threadIdx.x]) {
+    if (copy.source) {
+      std::memcpy(copy.target, copy.source, copy.bytes);
+    } else {
+      std::memset(copy.target, 0, copy.bytes);
+    }
+  }
+  started[threadIdx.x].clear();
+}
 
 inline void ldmatrix_x4(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, false); }
 inline void ldmatrix_x4_trans(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, true); }
