@@ -26,6 +26,11 @@ from benchmarks.sass import Count
 PROJECT = Path(__file__).parent.parent
 SOURCE = PROJECT / "csrc" / "cuda" / "kernels.cu"
 NVCC = shutil.which("nvcc")
+# nvcc 13 knows no sm_70. Its code becomes PTX as for the next chip, which is relabelled and assembled by the ptxas of
+# Triton's wheel, one of CUDA 12: that refuses what Volta lacks. (-w is for GCC, which objects to a macro's new value.)
+VOLTA = 70
+VOLTA_FLAGS = ["-ptx", "-arch=compute_75", "-D__CUDA_ARCH__=700", "-Xcompiler=-w"]
+VOLTA_LABELS = {r"(?m)^\.version .*": ".version 8.0", r"(?m)^\.target .*": ".target sm_70"}
 FLAGS = ["-std=c++20", "-O3", "--Werror", "all-warnings", f"-I{SOURCE.parent}"]
 # Only what the network's layers run, for counting; without it everything is compiled.
 NETWORK = "-DDITN_NETWORK"
@@ -73,21 +78,32 @@ KERNELS = (
 
 
 def cubin(*flags: str, capability: int) -> Path:
-    """The kernels compiled for a chip (90 for sm_90). Raises RuntimeError if nvcc fails or warns."""
+    """The kernels compiled for a chip (90 for sm_90). Raises RuntimeError if a compiler fails or warns."""
     if NVCC is None:
         raise RuntimeError("nvcc is not installed")
-    command = [NVCC, f"-arch=sm_{capability}", "-cubin", *FLAGS, *flags]
+    target = VOLTA_FLAGS if capability == VOLTA else [f"-arch=sm_{capability}", "-cubin"]
+    command = [NVCC, *target, *FLAGS, *flags]
     sources = sorted(path for path in SOURCE.parent.parent.rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
     content = repr(command).encode() + b"".join(path.read_bytes() for path in sources)
     path = PROJECT / "build" / "cuda" / f"{hashlib.sha256(content).hexdigest()[:16]}.cubin"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        done = subprocess.run([*command, SOURCE, "-o", partial], capture_output=True, text=True, check=False)
-        if done.returncode or done.stderr:
-            raise RuntimeError(f"nvcc for sm_{capability}: {done.stderr or done.stdout}")
+        _run([*command, SOURCE, "-o", partial])
+        if capability == VOLTA:
+            ptx = partial.read_text(encoding="utf-8")
+            for pattern, label in VOLTA_LABELS.items():
+                ptx = re.sub(pattern, label, ptx)
+            partial.write_text(ptx, encoding="utf-8")
+            _run([sass.TOOLS / "ptxas", "-arch=sm_70", partial, "-o", partial])
         partial.replace(path)
     return path
+
+
+def _run(command: list[Any]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr or done.stdout}")
 
 
 def version() -> str:

@@ -2,13 +2,18 @@
 """Whole networks on a GPU: this package against PyTorch.
 
     python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16] [--training]
+    python -m benchmarks.gpu --only-cuda [--sizes 960x540]
 
 Contestants: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
 channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
-max-autotune; the fused network, and replayed from a CUDA graph. TF32 is off. Each is compared with float64 before it is
-timed: at most twice the error of the published formula in its dtype. Latency is from the call to the finished result,
-median and quartiles of interleaved rounds; "host" is until the call returns. The picture is padded to the patch grid
-beforehand, so that nobody pays for that. Peak memory is what a call allocates; null where it was set aside in advance.
+max-autotune; the fused network by the backends that it chooses and by CUDA C++, and both replayed from a CUDA graph.
+TF32 is off. Each is compared with float64 before it is timed: at most twice the error of the published formula in its
+dtype. Latency is from the call to the finished result, median and quartiles of interleaved rounds; "host" is until the
+call returns. The picture is padded to the patch grid beforehand, so that nobody pays for that. Peak memory is what a
+call allocates; null where it was set aside in advance.
+
+`--only-cuda` is CUDA C++ against eager alone, in a file that has in its name what nvcc compiled for: with a library of
+DITN_CUDA_ARCHS=7.5+PTX it measures Turing's code on a newer GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ from benchmarks import gpu_timing as gpu
 from benchmarks.model import MODELS
 from benchmarks.tolerance import assert_as_good
 from ditn.graphs import Captured
-from ditn_kernels import REGISTRY, explain
+from ditn_kernels import REGISTRY, _native, explain, use_backend
+from ditn_kernels._dispatch import reasons_against
 
 Call = Callable[[], Tensor]
 BASE = "published, eager"
@@ -53,12 +59,28 @@ def new_model(name: str, upscale: int, dtype: torch.dtype) -> ditn.DITN:
 
 
 def unfused(model: ditn.DITN) -> ditn.DITN:
-    plain = ditn.DITN(config=model.config, fused=False).to("cuda", model.sft.weight.dtype)
+    plain = ditn.DITN(config=model.config, fused=False).to(model.sft.weight)
     plain.load_state_dict(model.state_dict())
     return plain.train(model.training).requires_grad_(model.training)
 
 
-def contestants(model: ditn.DITN, image: Tensor, *, compiled: str) -> dict[str, Call]:
+def why_not_cuda(dtype: torch.dtype, device: str = "cuda") -> list[str]:
+    """Every reason why CUDA C++ does not run the networks."""
+    ops = [op for op in REGISTRY.values() if "cuda" in op.backends]
+    found = (reasons_against(op, "cuda", op.inputs(op.samples[0], dtype=dtype, device=device)) for op in ops)
+    return list(dict.fromkeys(reason for reasons in found for reason in reasons))
+
+
+def by_cuda(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        with use_backend("cuda"):
+            return network(x)
+
+    return call
+
+
+def contestants(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, only_cuda: bool) -> dict[str, Call]:
+    """`cuda`: whether CUDA C++ can run the network."""
     state = model.state_dict()
 
     def by_formula(x: Tensor) -> Tensor:
@@ -69,7 +91,10 @@ def contestants(model: ditn.DITN, image: Tensor, *, compiled: str) -> dict[str, 
         what = name.removesuffix(", eager")
         networks[f"{what}, torch.compile"] = torch.compile(network, dynamic=False)
         networks[f"{what}, max-autotune"] = torch.compile(network, dynamic=False, mode="max-autotune")
-    networks |= {"fused": model, "fused, graph": Captured(model)}
+    if not only_cuda:
+        networks |= {"fused": model, "fused, graph": Captured(model)}
+    if cuda:
+        networks |= {"fused, cuda": by_cuda(model), "fused, cuda, graph": by_cuda(Captured(model))}
     return {name: lambda network=network: network(image) for name, network in networks.items()}  # type: ignore[misc]
 
 
@@ -161,17 +186,25 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--training", action="store_true", help="also a training step")
     parser.add_argument("--compile", choices=COMPILED, default="published", help="what torch.compile gets, too")
+    parser.add_argument("--only-cuda", action="store_true", help="CUDA C++ against eager PyTorch, nothing else")
     args = parser.parse_args()
     gpu.require_gpu()
     dtype = cases.DTYPES[args.dtype]
+    reasons = why_not_cuda(dtype)
+    if reasons and args.only_cuda:
+        raise SystemExit(f"nothing to measure: cuda {', '.join(reasons)}")
+    if reasons:
+        print(f"without CUDA C++, which {', '.join(reasons)}", file=sys.stderr)
+    architectures = [] if reasons else _native.build_info()["cuda"]["architectures"]
     model = new_model(args.model, args.upscale, dtype)
     chosen = {
         op.name: explain(op, *op.inputs(op.samples[0], dtype=dtype, device="cuda").values()).chosen
         for op in REGISTRY.values()
     }
     facts = {"machine": gpu.machine(), "model": args.model, "upscale": args.upscale, "dtype": args.dtype}
-    facts |= {"fused_backends": chosen, "tf32": False, "rounds": args.rounds}
-    path = gpu.results_folder() / f"{args.model}-x{args.upscale}-{args.dtype}.json"
+    facts |= {"fused_backends": chosen, "cuda_architectures": architectures, "tf32": False, "rounds": args.rounds}
+    what = f"-cuda-{'-'.join(architectures)}" if args.only_cuda else ""
+    path = gpu.results_folder() / f"{args.model}-x{args.upscale}-{args.dtype}{what}.json"
     found: dict[str, list[dict[str, Any]]] = {}
 
     def add(what: str, calls: Mapping[str, Call]) -> None:
@@ -180,12 +213,12 @@ def main() -> int:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     # Compiling takes minutes. Should it be cut off, the rest has been measured and written before.
-    for compiled in dict.fromkeys(("none", args.compile)):
+    for compiled in ["none"] if args.only_cuda else dict.fromkeys(("none", args.compile)):
         for width, height in (map(int, size.split("x")) for size in args.sizes):
             grid = model.config.grid
             image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
             with torch.inference_mode():
-                calls = contestants(model, image, compiled=compiled)
+                calls = contestants(model, image, compiled=compiled, cuda=not reasons, only_cuda=args.only_cuda)
                 check(model, image, calls)
                 add(f"{width}x{height}", calls)
             torch.compiler.reset()

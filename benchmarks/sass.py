@@ -30,7 +30,7 @@ from ditn_kernels.triton._launch import Launch
 logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
 CACHE = Path(__file__).parent.parent / "build" / "sass"
 _OWN_SOURCE = Path(__file__).read_bytes()
-_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Chip:
 
 
 CHIPS = {
+    70: Chip(64, 32, 96 << 10, 96 << 10, 512),
     75: Chip(32, 16, 64 << 10, 64 << 10, 512),
     80: Chip(64, 32, 164 << 10, 163 << 10, 1024),
     86: Chip(48, 16, 100 << 10, 99 << 10, 512),
@@ -155,7 +156,7 @@ def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Coun
 
 def cuobjdump(option: str, cubin: Path) -> str:
     """What the program of that name, of Triton's wheel, says about a cubin."""
-    return subprocess.run([_CUOBJDUMP, option, cubin], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([TOOLS / "cuobjdump", option, cubin], check=True, capture_output=True, text=True).stdout
 
 
 def parse(code: str) -> dict[int, tuple[str, str]]:
@@ -170,7 +171,9 @@ def parse(code: str) -> dict[int, tuple[str, str]]:
 
 def macs_of(name: str) -> int:
     """Multiply-adds of one tensor-core instruction, per warp: HMMA.16816 is 16 x 8 x 16 by one warp, HGMMA.64x64x16 is
-    64 x 64 x 16 by four."""
+    64 x 64 x 16 by four, HMMA.884 is one of four steps of 8 x 8 x 4 by every quarter of a warp."""
+    if name.startswith("HMMA.884."):
+        return 8 * 8 * 4
     if shape := re.match(r"HGMMA\.(?:SP\.)?(\d+)x(\d+)x(\d+)", name):
         rows, columns, depth = map(int, shape.groups())
         return rows * columns * depth // 4

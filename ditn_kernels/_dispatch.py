@@ -97,6 +97,8 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_against(op, name, args, backward=backward)
+        if not reasons and not forced and (unasked := op.backends[name].unasked):
+            reasons = unasked.why_not(args, backward=backward)
         if not reasons:
             if name == "torch" and not forced:
                 _warn_if_slow(op, args, refusals)

@@ -28,7 +28,8 @@ class Support:
     the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
     its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_channels_backward_of` only their
     gradients, `max_outputs` the length of the operator's last bias. On chips older than `first_before` this backend
-    comes before those that stand before it in the operator's table.
+    comes before those that stand before it in the operator's table. `unasked`: what it may be chosen for without being
+    forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Support:
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
     first_before: tuple[int, int] | None = None
+    unasked: Support | None = None
 
     def comes_first_on(self, capability: tuple[int, int]) -> bool:
         return self.first_before is not None and capability < self.first_before
@@ -242,10 +244,9 @@ CUDA = Support(
 # Their results lie in shared memory, sorted for the pixel shuffle.
 CUDA_CONV = replace(CUDA, max_outputs=128)
 
-# A patch of float32, its queries and keys have to fit the 64 KiB of shared memory that Turing has.
-CUDA_ATTENTION = replace(CUDA, max_channels_of={torch.float32: 64})
-# A stage is made for the shipped networks' patches; others run as its layers.
-CUDA_STAGE = replace(CUDA, dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,))
+# A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
+# are the fastest is better asked of each.
+CUDA_STAGE = replace(CUDA, unasked=Support(dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,)))
 
 _ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels on a machine without a GPU: the same source, compiled by g++ with tests/cuda_shim.
 
-Run by itself, it puts the first sample of every operator through the kernels; the tests do that under sanitizers.
+Run by itself, it puts every sample of every operator through the kernels; the tests do that under sanitizers.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def main() -> None:
     kernels = HostKernels(int(sys.argv[1]), sanitized=True)
     for op in (op for op in REGISTRY.values() if "cuda" in op.backends):
         for dtype in op.backends["cuda"].dtypes:
-            kernels(op, op.inputs(op.samples[0], dtype=dtype))
+            for sample in op.samples:
+                kernels(op, op.inputs(sample, dtype=dtype))
             print(op.name, dtype)
 
 

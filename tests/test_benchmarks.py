@@ -13,7 +13,8 @@ import torch
 import ditn
 from benchmarks import cpu, deploy, gpu, ops, report, resources, sanitize, tune
 from benchmarks import model as benchmark
-from ditn_kernels import _native
+from ditn_kernels import BackendError, _native
+from ditn_kernels._dispatch import forced_backend
 from ditn_kernels._triton import interpreted
 
 
@@ -101,6 +102,27 @@ def test_what_compiles_kernels_does_not_interpret_them(module, monkeypatch) -> N
     monkeypatch.setattr(sys, "argv", ["benchmark"])
     with pytest.raises(SystemExit, match="TRITON_INTERPRET is set"):
         module.main()
+
+
+def test_cuda_is_a_contestant_on_the_gpu(monkeypatch) -> None:
+    """Beside the network as it chooses by itself, forced, and only where it can run."""
+    monkeypatch.setattr(gpu, "Captured", lambda model: model)
+    model, image = ditn.DITN_Tiny(2).eval(), torch.rand(1, 3, 8, 8)
+    names = [gpu.BASE, "folded, eager", "fused", "fused, graph"]
+    assert list(gpu.contestants(model, image, compiled="none", cuda=False, only_cuda=False)) == names
+    by_cuda = ["fused, cuda", "fused, cuda, graph"]
+    assert list(gpu.contestants(model, image, compiled="none", cuda=True, only_cuda=False)) == names + by_cuda
+    calls = gpu.contestants(model, image, compiled="none", cuda=True, only_cuda=True)
+    assert list(calls) == names[:2] + by_cuda
+    assert gpu.by_cuda(lambda _: forced_backend(None))(image) == "cuda"
+    for name in by_cuda:
+        with pytest.raises(BackendError, match=r"cuda .*runs on cuda, the input is on cpu"):
+            calls[name]()
+
+
+def test_without_cuda_the_gpus_benchmark_says_why() -> None:
+    assert "runs on cuda, the input is on cpu" in gpu.why_not_cuda(torch.float16, device="cpu")
+    assert "computes float16, float32, the input is bfloat16" in gpu.why_not_cuda(torch.bfloat16, device="cpu")
 
 
 def test_the_gpus_table_has_every_ratio() -> None:

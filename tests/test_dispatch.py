@@ -228,6 +228,14 @@ def test_on_old_chips_another_backend_comes_first(install, monkeypatch) -> None:
         assert dispatch._volunteers(OP, {"x": OnGpu()}) == order
 
 
+def test_unasked_a_backend_may_be_chosen_for_less(install) -> None:
+    install(FakeBackend(), Support(unasked=Support(max_channels=32)))
+    for channels in (32, 33):
+        args = OP.inputs(Sample("", {**OP.samples[0].axes, "C": channels})).values()
+        assert (explain(OP, *args).chosen == "fake") == (channels == 32)
+        assert explain(OP, *args, backend="fake").chosen == "fake"
+
+
 def test_chips_that_a_library_was_compiled_for() -> None:
     """Machine code runs on later chips of its generation, PTX on all later ones."""
     assert all(runs_on(["7.5", "8.0"], chip) for chip in ((7, 5), (8, 0), (8, 9)))

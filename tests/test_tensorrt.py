@@ -188,14 +188,14 @@ def test_a_map_that_is_no_grid_of_patches() -> None:
 @each_operator
 def test_too_many_channels(op: Op) -> None:
     for dtype in TYPES:
-        most = op.backends["cuda"].max_channels_of.get(dtype, op.backends["cuda"].max_channels)
+        most = op.backends["cuda"].max_channels
         for channels in (most, most + 4):
             args = op.inputs(Sample("", op.samples[0].axes | {"C": channels}, op.samples[0].options), dtype=dtype)
             described = describe(tensors_of(op, args))
             if channels == most:
                 plugin_of(op).check("configure", described, len(described))
                 continue
-            with pytest.raises(ValueError, match=f"{op.name} takes at most {most} channels .*, not {channels}"):
+            with pytest.raises(ValueError, match=f"{op.name} takes at most {most} channels, not {channels}"):
                 plugin_of(op).check("configure", described, len(described))
 
 

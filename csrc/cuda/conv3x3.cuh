@@ -14,7 +14,8 @@ constexpr int kMostOutputs = 128;
 // WIDTH: channels at most, 16, 64 or 128.
 template <class T, int WIDTH>
 struct ConvTile {
-  static constexpr int kHeight = (sizeof(T) == sizeof(__half) ? 8 : 4) / (WIDTH == 128 ? 2 : 1);
+  static constexpr bool kHalf = sizeof(T) == sizeof(__half);
+  static constexpr int kHeight = (kHalf ? 8 : 4) / (WIDTH == 128 ? 2 : 1);
   static constexpr int kWarps = kHeight, kThreads = 32 * kWarps;  // a pair of them takes two lines, half of the columns each
   static constexpr int kSeenColumns = kLineTile + 2, kStride = WIDTH + kSpare<T>;
   static constexpr int kSeen = (kHeight + 2) * kSeenColumns * kStride;
@@ -22,7 +23,7 @@ struct ConvTile {
     return (kSeen + kHeight * kLineTile * ((outputs + 15) / 16 * 16 + kSpare<T>)) * sizeof(T);
   }
   static_assert(shared(kMostOutputs) <= kTuringShared);
-  static constexpr int kBlocks = blocks_at_once(shared(64), kThreads, 128);
+  static constexpr int kBlocks = blocks_at_once(shared(64), kThreads, kHalf && WIDTH == 16 ? 64 : 128);
 };
 
 // Lines of kLineTile pixels out of longer ones, as the factor a of a product.
@@ -31,21 +32,11 @@ struct Windows {
   using Value = T;
   const T* data;
   int stride, columns;  // of a pixel, in values, and of a line, in pixels
-  __device__ const T* pixel(int outer) const {
+  __device__ const T* line(int outer) const {
     return data + (outer / kLineTile * columns + outer % kLineTile) * stride;
   }
-  __device__ T at(int outer, int depth) const { return pixel(outer)[depth]; }
+  __device__ T at(int outer, int depth) const { return line(outer)[depth]; }
 };
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 750
-template <Side SIDE>
-__device__ __forceinline__ Fragment load(const Windows<__half>& factor, int outer, int depth) {
-  static_assert(SIDE == kLeft);
-  Fragment found;
-  ldmatrix_x4(found.words, factor.pixel(outer + lane() % 16) + depth + lane() / 16 * 8);
-  return found;
-}
-#endif
 
 // Divides by a multiplication, exactly as long as the number times the divisor is below 2^20.
 struct Divisor {
@@ -87,6 +78,7 @@ __global__ void __launch_bounds__(ConvTile<T, WIDTH>::kThreads, ConvTile<T, WIDT
     const Line line{(tile.image * height + row) * width * x.channels, left - 1, width, row >= 0 && row < height};
     load_line<Tile::kSeenColumns, 1, WIDTH>(seen + i * Tile::kSeenColumns * kStride, kStride, x, line, false);
   }
+  finish_copies(x.quads);
   __syncthreads();
 
   constexpr int kColumns = 32;  // of a warp at a time

@@ -16,7 +16,7 @@ struct Taps {
   const Pair<T>* data;  // [layers][groups][rows][kGroup / 2]
   int rows;
   int64_t layer;
-  __device__ Taps of_layer(int64_t i) const { return {data + i * layer, rows, layer}; }
+  __host__ __device__ Taps of_layer(int64_t i) const { return {data + i * layer, rows, layer}; }
   // A row of the group that a channel belongs to, from there on.
   __device__ const Pair<T>* at(int row, int channel) const {
     return data + (channel / kGroup * rows + row) * (kGroup / 2) + channel % kGroup / 2;

@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(NearTile<T, WIDTH>::kThreads, NearTile<T, WIDT
       const Line line{(tile.image * height + row) * width * x.channels, left - 2, width, row >= 0 && row < height};
       load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * kStride, kStride, x, line, norm == Norm::kTanh);
     }
+    finish_copies(norm != Norm::kTanh);
     __syncthreads();
     if (norm == Norm::kLayerNorm) {
       layer_norm<Tile::kThreads>(u, kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
@@ -123,7 +124,7 @@ struct FarTile {
   static constexpr int kStride = WIDTH + kSpare<T>;
   static constexpr size_t kShared = kPixels * kStride * sizeof(T);
   static_assert(kShared <= kTuringShared);
-  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 ? 168 : 240);
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, WIDTH == 64 && !kVolta ? 168 : 240);
 };
 
 // x + W_out (g * (W_mix far + b_mix)) + b_out, g = W_g norm(x) + b_g, far = dw7x7(near) + b with dilation 3.
@@ -197,6 +198,7 @@ __global__ void __launch_bounds__(FarTile<T, WIDTH>::kThreads, FarTile<T, WIDTH>
     load_line<Tile::kColumns, kDilation, WIDTH>(rows + (first_row + i * Tile::kColumns) * kStride, kStride, x, line(i),
                                                 norm == Norm::kTanh);
   }
+  finish_copies(norm != Norm::kTanh);
   if (norm == Norm::kLayerNorm) {
     __syncthreads();
     layer_norm<Tile::kThreads>(rows, kStride, x.channels, Tile::kPixels, kLayerNormEps, [](int, float value) { return value; });

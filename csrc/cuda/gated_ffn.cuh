@@ -57,16 +57,15 @@ struct FfnWeights {
   const T* out_bias;
   int channels, expanded;
 
-  __device__ FfnWeights of_layer(int64_t i) const {
+  __host__ __device__ FfnWeights of_layer(int64_t i) const {
     return {{in[0].of_layer(i), in[1].of_layer(i)}, taps.of_layer(i), out.of_layer(i), out_bias + i * channels, channels, expanded};
   }
 };
 
-// The packer has to run before the weights are used. `width` as of the tile; parameters are [layers][...].
+// The packer has to run before the weights are used. Parameters are [layers][...].
 template <class T>
-FfnWeights<T> pack_ffn(Device& device, Packer<T>& packer, const char* name, const FfnOf<const T>& w, int channels, int width,
-                       int layers = 1) {
-  const int expanded = w.expanded, sliced = (expanded + kSlice - 1) / kSlice * kSlice;
+FfnWeights<T> pack_ffn(Device& device, Packer<T>& packer, const char* name, const FfnOf<const T>& w, int channels, int layers = 1) {
+  const int width = width_of(channels), expanded = w.expanded, sliced = (expanded + kSlice - 1) / kSlice * kSlice;
   const auto in = [&](int half) {
     return packer.add(w.in_weight + half * expanded, channels, 2 * expanded, expanded, width, sliced);
   };
@@ -227,6 +226,7 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
     load_line<Tile::kSeenColumns, 1, WIDTH>(u + i * Tile::kSeenColumns * Tile::kStride, Tile::kStride, x, seen, norm == Norm::kTanh);
   }
   clear_hidden<Tile>(scratch);
+  finish_copies(norm != Norm::kTanh);
   __syncthreads();
   if (norm == Norm::kLayerNorm) {
     layer_norm<Tile::kThreads>(u, Tile::kStride, x.channels, Tile::kSeen, kLayerNormEps, [](int, float value) { return value; });
@@ -241,32 +241,39 @@ __global__ void __launch_bounds__(FfnTile<T, WIDTH, PATCH>::kThreads, FfnTile<T,
 }
 
 template <class T, int WIDTH, int PATCH>
-void launch_gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm, int side) {
-  constexpr const char* kName = "gated_ffn";
+void launch_gated_ffn(Device& device, const char* name, Shape shape, const T* x, T* y, const FfnWeights<T>& weights, Norm norm,
+                      int side) {
   using Tile = FfnTile<T, WIDTH, PATCH>;
   const int height = static_cast<int>(shape.height), width = static_cast<int>(shape.width);
-  const dim3 tiles = tile_grid(kName, shape.batch, parts(height, Tile::kHeight), parts(width, Tile::kPatches * Tile::kColumns));
-  if (!tiles.x || !tiles.y) return;
+  const dim3 tiles = tile_grid(name, shape.batch, parts(height, Tile::kHeight), parts(width, Tile::kPatches * Tile::kColumns));
   // The side of a patch is a power of two.
   const Bound bound = side ? Bound{side, side, side - 1} : Bound{height, width, -1};
-  Packer<T> packer(device, kName);
-  const FfnWeights<T> weights = pack_ffn(device, packer, kName, parameters, shape.channels, WIDTH);
-  packer.run();
-  launch(device, kName, _gated_ffn_kernel<T, WIDTH, PATCH>, tiles, Tile::kThreads, Tile::kShared,
+  launch(device, name, _gated_ffn_kernel<T, WIDTH, PATCH>, tiles, Tile::kThreads, Tile::kShared,
          Map<T>{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)}, y, weights, norm, bound,
          height, width);
 }
 
 template <class T>
-void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm, int patch) {
+void gated_ffn(Device& device, const char* name, Shape shape, const T* x, T* y, const FfnWeights<T>& weights, Norm norm,
+               int patch) {
   const auto run = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
-    if (patch == 4) return launch_gated_ffn<T, kWidth, 4>(device, shape, x, y, parameters, norm, 4);
-    if (patch == 8) return launch_gated_ffn<T, kWidth, 8>(device, shape, x, y, parameters, norm, 8);
-    launch_gated_ffn<T, kWidth, 0>(device, shape, x, y, parameters, norm, patch);
+    if (patch == 4) return launch_gated_ffn<T, kWidth, 4>(device, name, shape, x, y, weights, norm, 4);
+    if (patch == 8) return launch_gated_ffn<T, kWidth, 8>(device, name, shape, x, y, weights, norm, 8);
+    launch_gated_ffn<T, kWidth, 0>(device, name, shape, x, y, weights, norm, patch);
   };
   if (shape.channels <= 64) return run(std::integral_constant<int, 64>());
   run(std::integral_constant<int, 128>());
+}
+
+template <class T>
+void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm, int patch) {
+  constexpr const char* kName = "gated_ffn";
+  if (shape.batch * shape.height * shape.width == 0) return;
+  Packer<T> packer(device, kName);
+  const FfnWeights<T> weights = pack_ffn(device, packer, kName, parameters, shape.channels);
+  packer.run();
+  gated_ffn(device, kName, shape, x, y, weights, norm, patch);
 }
 
 }  // namespace ditn::cuda

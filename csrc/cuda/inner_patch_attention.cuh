@@ -15,7 +15,7 @@ template <class T>
 struct PackedAttention {
   Weight<T, kLeft> q, k, v, out;
   const T *qkv_bias, *temperature, *out_bias;
-  __device__ PackedAttention of_layer(int64_t i) const {
+  __host__ __device__ PackedAttention of_layer(int64_t i) const {
     const int64_t channels = out.outputs;
     return {q.of_layer(i),           k.of_layer(i),   v.of_layer(i),          out.of_layer(i),
             qkv_bias + 3 * channels * i, temperature + i, out_bias + channels * i};
@@ -24,7 +24,7 @@ struct PackedAttention {
 
 template <class T>
 PackedAttention<T> packed(Packer<T>& packer, const AttentionOf<const T>& attention, int channels) {
-  const int side = channels <= 64 ? 64 : 128;
+  const int side = width_of(channels);
   const auto of_qkv = [&](int part) {
     return packer.template add<kLeft>(attention.qkv_weight + part * channels, channels, 3 * channels, channels, side, side);
   };
@@ -40,10 +40,13 @@ constexpr int kPixelsOf = SIDE == 4 ? 16 : CHANNELS > 64 ? 32 : 64;
 template <class T, int CHANNELS, int PIXELS>
 struct AttentionTiles {
   static constexpr int kWarps = CHANNELS / 16;
+  // Columns of the scores that are there at a time, in the place of the queries: the 128 of float32 would take 64 KiB.
+  static constexpr int kScores = sizeof(T) == sizeof(__half) || CHANNELS <= 64 ? CHANNELS : 32;
   static constexpr int kPixelStride = CHANNELS + kSpare<T>, kStride = PIXELS + kSpare<T>;
-  static constexpr int kWide = (CHANNELS > PIXELS ? CHANNELS : PIXELS) + kSpare<T>;
+  static constexpr int kWide = (kScores > PIXELS ? kScores : PIXELS) + kSpare<T>;
   static constexpr int kTile = PIXELS * kPixelStride > CHANNELS * kStride ? PIXELS * kPixelStride : CHANNELS * kStride;
   static constexpr size_t kBytes = (2 * kTile + CHANNELS * kWide) * sizeof(T) + CHANNELS * sizeof(float);
+  static_assert(kBytes <= kTuringShared);
 
   T *u, *k, *q;   // [PIXELS][kPixelStride]; [CHANNELS][kStride]; [CHANNELS][kWide]
   float* k_scale;  // [CHANNELS]
@@ -89,7 +92,7 @@ __device__ __forceinline__ void add_squares(float (&squares)[2], const float (&s
 }
 
 __device__ __forceinline__ float inverse_length(float squares) {
-  return fminf(rsqrtf(quad_sum(squares)), 1.0f / kNormalizeEps);
+  return fminf(rsqrtf(row_sum(squares)), 1.0f / kNormalizeEps);
 }
 
 // scores = softmax(scores) along the columns, of which there are `channels`, after scaling rows and columns; to the base 2,
@@ -107,14 +110,14 @@ __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (
       score = c < channels ? score * row_scale[half] * column_scale[c] : -INFINITY;
       largest = fmaxf(largest, score);
     }
-    largest = quad_max(largest);
+    largest = row_max(largest);
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) {
       float& score = scores[i / 2][2 * half + i % 2];
       score = power_of_two<T>(score - largest);
       sum += score;
     }
-    const float scale = __fdividef(1.0f, quad_sum(sum));
+    const float scale = __fdividef(1.0f, row_sum(sum));
 #pragma unroll
     for (int i = 0; i < 2 * TILES; ++i) scores[i / 2][2 * half + i % 2] *= scale;
   }
@@ -150,13 +153,17 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
   const float temperature = to_float(*weights.temperature) * 1.4426950408889634f;  // log2(e)
   const float q_scale[2] = {temperature * inverse_length(squares[0][0]), temperature * inverse_length(squares[0][1])};
   const float k_scale[2] = {inverse_length(squares[1][0]), inverse_length(squares[1][1])};
-  if (lane() % 4 == 0) {
+  if (column() == 0) {
     tiles.k_scale[16 * warp() + row()] = k_scale[0];
     tiles.k_scale[16 * warp() + row() + 8] = k_scale[1];
   }
   __syncthreads();  // and with that all warps have done with k
   softmax<T>(scores, q_scale, tiles.k_scale, channels);
-  store_rows(tiles.q, Tiles::kWide, scores);  // over the queries of this warp alone
+  const auto put_scores = [&](int first) {  // over the queries of this warp alone
+    store_rows(tiles.q, Tiles::kWide, reinterpret_cast<const float(&)[Tiles::kScores / 8][4]>(scores[first / 8]));
+  };
+  constexpr bool kAtOnce = Tiles::kScores == CHANNELS;
+  if (kAtOnce) put_scores(0);
   for (int block = 0; block < BLOCKS; ++block) {
     if (BLOCKS > 1) {
       load(block, tiles.u);
@@ -167,7 +174,16 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
     store_rows(tiles.k, Tiles::kStride, sums);
     __syncthreads();
     float attended[PIXELS / 8][4] = {};
-    product(attended, q, 16 * warp(), Columns<T>{tiles.k, Tiles::kStride}, 0, depth);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; c += Tiles::kScores) {
+      if (!kAtOnce) {
+        __syncwarp();
+        put_scores(c);
+        __syncwarp();
+      }
+      const Columns<T> v{tiles.k + c * Tiles::kStride, Tiles::kStride};
+      product(attended, q, 16 * warp(), v, 0, min(depth - c, Tiles::kScores));
+    }
     store_rows(tiles.u, Tiles::kStride, attended);
     __syncthreads();
     project(sums, weights.out, weights.out_bias, Columns<T>{tiles.u, Tiles::kStride}, depth);
@@ -227,23 +243,27 @@ void launch_attention(Device& device, const char* name, const Map<T>& x, T* y, c
 }
 
 template <class T>
+void inner_patch_attention(Device& device, const char* name, Shape shape, const T* x, T* y, const PackedAttention<T>& weights,
+                           Norm norm, int patch) {
+  const Map<T> map{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)};
+  const int columns = static_cast<int>(shape.width / patch);
+  const int64_t patches = shape.batch * (shape.height / patch) * columns;
+  const auto run = [&](auto launch_kernel) { launch_kernel(device, name, map, y, weights, norm, patches, columns); };
+  if (shape.channels <= 64) {
+    run(patch == 4 ? launch_attention<T, 64, 4> : patch == 8 ? launch_attention<T, 64, 8> : launch_attention<T, 64, 16>);
+  } else {
+    run(patch == 4 ? launch_attention<T, 128, 4> : patch == 8 ? launch_attention<T, 128, 8> : launch_attention<T, 128, 16>);
+  }
+}
+
+template <class T>
 void inner_patch_attention(Device& device, Shape shape, const T* x, T* y, const AttentionOf<const T>& attention, Norm norm,
                            int patch) {
   constexpr const char* kName = "inner_patch_attention";
   Packer<T> packer(device, kName);
   const PackedAttention<T> weights = packed(packer, attention, shape.channels);
   packer.run();
-  const Map<T> map{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)};
-  const int columns = static_cast<int>(shape.width / patch);
-  const int64_t patches = shape.batch * (shape.height / patch) * columns;
-  const auto run = [&](auto launch_kernel) { launch_kernel(device, kName, map, y, weights, norm, patches, columns); };
-  if (shape.channels <= 64) {
-    run(patch == 4 ? launch_attention<T, 64, 4> : patch == 8 ? launch_attention<T, 64, 8> : launch_attention<T, 64, 16>);
-  } else if constexpr (sizeof(T) == sizeof(__half)) {
-    run(patch == 4 ? launch_attention<T, 128, 4> : patch == 8 ? launch_attention<T, 128, 8> : launch_attention<T, 128, 16>);
-  } else {
-    throw std::runtime_error(std::string(kName) + " takes at most 64 channels of float32");
-  }
+  inner_patch_attention(device, kName, shape, x, y, weights, norm, patch);
 }
 
 }  // namespace ditn::cuda

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// inner_patch_stage: a patch to a block, which takes it through all layers. Its pixels stay in registers, as halves that are
-// rounded between the layers; shared memory holds what the layer at hand needs.
+// inner_patch_stage. For the shipped networks' patches, of 8 by 8 pixels and up to 64 channels in halves, one kernel: a patch
+// to a block, which takes it through all layers. Its pixels stay in registers, as halves that are rounded between the layers;
+// shared memory holds what the layer at hand needs. All others do not fit there: each layer is the two operators' kernels.
 #pragma once
 
 #include "gated_ffn.cuh"
@@ -103,20 +104,36 @@ __global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 200))
   stream.store({x.data, x.channels, quads}, y, patch);
 }
 
-void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
-                              const FfnOf<const __half>& ffn, int layers, Norm norm, int patch) {
-  constexpr const char* kName = "inner_patch_stage";
-  if (patch != 8 || shape.channels > 64) throw std::runtime_error(std::string(kName) + " takes patches of 8 and 64 channels at most");
-  const int columns = static_cast<int>(shape.width / patch);
-  const int64_t patches = shape.batch * (shape.height / patch) * columns;
-  if (!patches) return;
-  Packer<__half> packer(device, kName, layers);
-  const PackedAttention<__half> packed_attention = packed(packer, attention, shape.channels);
-  const FfnWeights<__half> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, 64, layers);
-  packer.run();
+inline void launch_stage(Device& device, const char* name, Shape shape, const __half* x, __half* y,
+                         const PackedAttention<__half>& attention, const FfnWeights<__half>& ffn, int layers, Norm norm) {
+  const int columns = static_cast<int>(shape.width / 8);
+  const int64_t patches = shape.batch * (shape.height / 8) * columns;
   const Map<__half> map{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)};
-  launch(device, kName, _inner_patch_stage_kernel, blocks_for(patches, 1, kName), 128, kStageBytes, map, y, packed_attention,
-         packed_ffn, layers, norm, columns);
+  launch(device, name, _inner_patch_stage_kernel, blocks_for(patches, 1, name), 128, kStageBytes, map, y, attention, ffn, layers,
+         norm, columns);
+}
+
+template <class T>
+void inner_patch_stage(Device& device, Shape shape, const T* x, T* y, const AttentionOf<const T>& attention,
+                       const FfnOf<const T>& ffn, int layers, Norm norm, int patch) {
+  constexpr const char* kName = "inner_patch_stage";
+  const size_t bytes = shape.batch * shape.height * shape.width * shape.channels * sizeof(T);
+  if (!bytes) return;
+  Packer<T> packer(device, kName, layers);
+  const PackedAttention<T> packed_attention = packed(packer, attention, shape.channels);
+  const FfnWeights<T> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, layers);
+  packer.run();
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    if (patch == 8 && shape.channels <= 64) {
+      return launch_stage(device, kName, shape, x, y, packed_attention, packed_ffn, layers, norm);
+    }
+  }
+  auto* attended = static_cast<T*>(device.allocate(bytes));
+  if (!layers && device.launches) check(cudaMemcpyAsync(y, x, bytes, cudaMemcpyDeviceToDevice, device.stream), kName);
+  for (int layer = 0; layer < layers; ++layer) {
+    inner_patch_attention(device, kName, shape, layer ? y : x, attended, packed_attention.of_layer(layer), norm, patch);
+    gated_ffn(device, kName, shape, attended, y, packed_ffn.of_layer(layer), norm, patch);
+  }
 }
 
 }  // namespace ditn::cuda

@@ -24,6 +24,29 @@ __device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&words)[4], const __
                : "memory");
 }
 
+// Starts to copy BYTES, 4, 8 or 16, from global to shared memory, both aligned to that; or to write zeros, where nothing
+// `exists` and `source` may be anything. From sm_80 on.
+template <int BYTES>
+__device__ __forceinline__ void start_copy(void* target, const void* source, bool exists) {
+  asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, none; }"
+               :
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(target))), "l"(source), "r"(static_cast<unsigned>(exists)),
+                 "n"(BYTES)
+               : "memory");
+}
+
+// Waits for the copies that this thread started. Other threads see them after the next barrier.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
+// sums [8, 8] += a [8, 4] b [4, 8], halves with float sums, in each quarter of the warp: lanes 4 q to 4 q + 3 and the same
+// plus 16. Lane l has row l % 4 of a and column l % 4 of b, plus 4 from lane 16 on. For sm_70; later chips emulate it.
+__device__ __forceinline__ void mma_m8n8k4(float (&sums)[8], unsigned a0, unsigned a1, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9}, {%10, %11}, {%0, %1, %2, %3, %4, %5, %6, %7};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7])
+      : "r"(a0), "r"(a1), "r"(b0), "r"(b1));
+}
+
 // sum [16, 8] += a [16, 8] b [8, 8], halves with float sums. From sm_75 on. The old sums are operands of their own, since they
 // are often the same for several products, or zero.
 __device__ __forceinline__ void mma_m16n8k8(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {

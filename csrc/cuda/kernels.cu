@@ -32,6 +32,8 @@ DITN_KERNEL(_layer_norm2d_kernel<__half>);
   template void image_head<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                               \
   template void image_tail<T>(Device&, Shape, const T*, const T*, T*, const TailOf<const T>&);                      \
   template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);     \
+  template void inner_patch_stage<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&,                     \
+                                     const FfnOf<const T>&, int, Norm, int);                                        \
   template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                              \
   template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float);
 

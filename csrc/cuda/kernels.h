@@ -52,8 +52,10 @@ void image_head(Device&, Shape, const T* image, T* y, const T* weight, const T* 
 template <class T>
 void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<const T>&);
 
-// `layers` times attention and FFN; parameters are [layers][...]. patch is 8, and channels are 64 at most.
-void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
-                       int layers, Norm, int patch);
+// `layers` times attention and FFN; parameters are [layers][...]. patch is 4, 8 or 16. In halves, patches of 8
+// and up to 64 channels it is one kernel, else two for each layer.
+template <class T>
+void inner_patch_stage(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, const FfnOf<const T>&, int layers, Norm,
+                       int patch);
 
 }  // namespace ditn::cuda

@@ -30,7 +30,7 @@ struct Line {
 };
 
 // rows[i][0, WIDTH) = the channels of the line's pixel i, then zeros, for i < COUNT, which is even; tanh of them if `tanh`.
-// Pixels that do not exist are zeros.
+// Pixels that do not exist are zeros. Whoever reads the rows calls finish_copies before the barrier.
 template <int COUNT, int STEP, int WIDTH, class T>
 __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map, const Line& line, bool tanh) {
   const int half = lane() / 16, left = line.left + half * STEP;
@@ -38,6 +38,16 @@ __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map
   for (int c = lane() % 16 * 4; c < WIDTH; c += 64) {
     const bool channel = line.exists && c < map.channels;
     const T* source = map.data + line.first + static_cast<int64_t>(left) * map.channels + c;
+    T* target = rows + half * stride + c;
+    if (kCopies && map.quads && !tanh) {
+#pragma unroll
+      for (int i = 0; i < COUNT / 2; ++i) {
+        const bool exists = channel && static_cast<unsigned>(left + 2 * i * STEP) < static_cast<unsigned>(line.width);
+        copy_quad(target + 2 * i * stride, source, exists);
+        source += 2 * STEP * map.channels;
+      }
+      continue;
+    }
     Quad<T> quads[COUNT / 2] = {};
 #pragma unroll
     for (int i = 0; i < COUNT / 2; ++i) {
@@ -53,7 +63,6 @@ __device__ __forceinline__ void load_line(T* rows, int stride, const Map<T>& map
       }
       source += 2 * STEP * map.channels;
     }
-    T* target = rows + half * stride + c;
 #pragma unroll
     for (int i = 0; i < COUNT / 2; ++i) {
       store_quad(target + 2 * i * stride, tanh ? tanh_of(quads[i]) : quads[i]);

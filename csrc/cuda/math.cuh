@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Functions of single values, and sums over a few lanes.
+// Functions of single values.
 #pragma once
 
 #include <instructions.cuh>
 
 #include <type_traits>
+
+#include "warp.cuh"
 
 namespace ditn::cuda {
 
@@ -72,15 +74,16 @@ __device__ __forceinline__ float2 multiply(float2 a, float2 b) { return make_flo
 __device__ __forceinline__ float2 widened(__half2 x) { return __half22float2(x); }
 __device__ __forceinline__ float2 widened(float2 x) { return x; }
 
-// tanh as exact as T needs it: of halves by the chip's instruction, whose relative error is 2^-11.
+// tanh as exact as T needs it: of halves by the chip's instruction, whose relative error is 2^-11, or on Volta by those that
+// it has, without the branches of tanhf, with an error of 2^-22.
 __device__ __forceinline__ float2 tanh_of(float2 x) { return make_float2(tanhf(x.x), tanhf(x.y)); }
 __device__ __forceinline__ __half2 tanh_of(__half2 x) {
-#if __CUDA_ARCH__ >= 750
-  return tanh_approx(x);
-#else
+  if constexpr (!kVolta) return tanh_approx(x);
+  const auto single = [](float value) {
+    return 1.0f - __fdividef(2.0f, 1.0f + exp2_approx(2.8853900817779268f * value));  // 2 log2(e)
+  };
   const float2 wide = __half22float2(x);
-  return __floats2half2_rn(tanhf(wide.x), tanhf(wide.y));
-#endif
+  return __floats2half2_rn(single(wide.x), single(wide.y));
 }
 
 // 2^x, as exact as T needs it.
@@ -101,17 +104,6 @@ __device__ __forceinline__ __half2 gelu(__half2 x) {
   const __half2 half = __hmul2(x, both(0.5f));
   const __half2 slope = __hfma2(__hmul2(x, x), both(0.035677408136300125f), both(0.7978845608028654f));
   return __hfma2(half, tanh_of(__hmul2(x, slope)), half);
-}
-
-// Over the four lanes that hold a row of a product's sums.
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffff, x, 1);
-  return x + __shfl_xor_sync(0xffffffff, x, 2);
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
 }
 
 }  // namespace ditn::cuda

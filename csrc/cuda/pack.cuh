@@ -9,11 +9,14 @@ namespace ditn::cuda {
 
 struct Packing {
   const __half* source;  // [layers][inputs][source_stride]
-  __half* target;        // [layers][output tiles][input tiles][lane][words of a Fragment]
+  __half* target;        // [layers][output tiles][input tiles][lane][8]
   int64_t source_layer, target_layer;
   int source_stride, inputs, outputs, input_tiles, tiles;
   Side side;
 };
+
+// Channels of a kernel that takes so many.
+inline int width_of(int channels) { return channels <= 64 ? 64 : 128; }
 
 constexpr int kPackings = 7;
 
@@ -30,10 +33,9 @@ __global__ void _pack_kernel(Packings packings) {
   const __half* source = p.source + blockIdx.z * p.source_layer;
   __half* target = p.target + blockIdx.z * p.target_layer + (tile * 32 + lane()) * 8;
   for (int i = 0; i < 8; ++i) {
-    const int outer = p.side == kLeft ? outer_of<kLeft>(i / 2) : outer_of<kRight>(i / 2);
-    const int depth = p.side == kLeft ? depth_of<kLeft>(i / 2) : depth_of<kRight>(i / 2);
-    const int output = tile / p.input_tiles * 16 + outer + row();
-    const int input = tile % p.input_tiles * 16 + depth + column() + i % 2;
+    const int outer = p.side == kLeft ? packed_outer<kLeft>(i) : packed_outer<kRight>(i);
+    const int depth = p.side == kLeft ? packed_depth<kLeft>(i) : packed_depth<kRight>(i);
+    const int output = tile / p.input_tiles * 16 + outer, input = tile % p.input_tiles * 16 + depth;
     const bool inside = output < p.outputs && input < p.inputs;
     target[i] = inside ? source[static_cast<int64_t>(input) * p.source_stride + output] : __half(0.0f);
   }

@@ -55,6 +55,25 @@ __device__ __forceinline__ Quad<T> fetch_quad(const T* source) {
   return reinterpret_cast<const Quad<T>&>(word);
 }
 
+// From sm_80 on quads can be copied to shared memory without passing through registers. What was started is there after
+// finish_copies and a barrier.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+constexpr bool kCopies = true;
+#else
+constexpr bool kCopies = false;
+#endif
+
+template <class T>
+__device__ __forceinline__ void copy_quad(T* target, const T* source, bool exists) {
+  if constexpr (kCopies) start_copy<sizeof(Quad<T>)>(target, source, exists);
+}
+
+__device__ __forceinline__ void finish_copies(bool started) {
+  if constexpr (kCopies) {
+    if (started) wait_for_copies();
+  }
+}
+
 // A map whose pixels start at multiples of a Quad's size, or do not (`quads`).
 template <class T>
 struct Map {
@@ -104,7 +123,13 @@ __device__ __forceinline__ void load_pixels(T* rows, int stride, int width, cons
   const auto put = [&](int i, int c, const Quad<T>& quad) {
     store_quad(rows + i * stride + c, tanh ? tanh_of(quad) : quad);
   };
-  if (map.quads) {
+  if (kCopies && map.quads && !tanh) {
+    each_quad<THREADS, true>(count, width, [&](int i, int c) {
+      const auto start = offset(i);
+      copy_quad(rows + i * stride + c, map.data + start + c, exists(start) && c < map.channels);
+    });
+    finish_copies(true);
+  } else if (map.quads) {
     each_quad<THREADS, true>(count, width, [&](int i, int c) {
       const auto start = offset(i);
       const bool inside = exists(start) && c < map.channels;
@@ -122,19 +147,19 @@ __device__ __forceinline__ void load_pixels(T* rows, int stride, int width, cons
 }
 
 // rows[i][c] = affine(c, (rows[i][c] - mean) / sqrt(variance + eps)) over the channels, in place; what lies behind them
-// stays. Four neighbouring lanes to a pixel. All threads of the block take part.
+// stays. Four lanes to a pixel, as to a row of a product. All threads of the block take part.
 template <int THREADS, class T, class Affine>
 __device__ __forceinline__ void layer_norm(T* rows, int stride, int channels, int count, float eps, const Affine& affine) {
-  const int start = threadIdx.x % 4;
+  const int start = column() / 2;
   for (int first = 0; first < count; first += THREADS / 4) {
-    const int i = first + threadIdx.x / 4;
+    const int i = first + 8 * warp() + row();
     const int end = i < count ? channels : 0;  // lanes without a pixel go along, for the sums
     T* row = rows + i * stride;
     float sum = 0, squares = 0;
     for (int c = start; c < end; c += 4) sum += to_float(row[c]);
-    const float mean = quad_sum(sum) / channels;
+    const float mean = row_sum(sum) / channels;
     for (int c = start; c < end; c += 4) squares += (to_float(row[c]) - mean) * (to_float(row[c]) - mean);
-    const float scale = rsqrtf(quad_sum(squares) / channels + eps);
+    const float scale = rsqrtf(row_sum(squares) / channels + eps);
     for (int c = start; c < end; c += 4) row[c] = rounded<T>(affine(c, (to_float(row[c]) - mean) * scale));
   }
 }

@@ -109,17 +109,16 @@ Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weigh
 Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
                          Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
                          Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
-  if (x.scalar_type() != ScalarType::Half) throw std::runtime_error("inner_patch_stage computes float16 on CUDA");
-  using T = const __half;
   Tensor y = torch::stable::empty_like(x);
-  TorchDevice device(x);
-  const AttentionOf<T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(attn_out_weight),
-                                 data<T>(attn_out_bias)};
-  const FfnOf<T> ffn{data<T>(in_weight),      data<T>(in_bias),      data<T>(dw_weight),
-                     data<T>(dw_bias),        data<T>(ffn_out_weight), data<T>(ffn_out_bias),
-                     static_cast<int>(ffn_out_weight.size(1))};
-  cuda::inner_patch_stage(device, shape_of(x), data<T>(x), out<__half>(y), attention, ffn,
-                          static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  with_type(x, [&]<class T>(cuda::Device& device) {
+    const AttentionOf<const T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature),
+                                         data<T>(attn_out_weight), data<T>(attn_out_bias)};
+    const FfnOf<const T> ffn{data<T>(in_weight), data<T>(in_bias),        data<T>(dw_weight),
+                             data<T>(dw_bias),   data<T>(ffn_out_weight), data<T>(ffn_out_bias),
+                             static_cast<int>(ffn_out_weight.size(1))};
+    cuda::inner_patch_stage<T>(device, shape_of(x), data<T>(x), out<T>(y), attention, ffn,
+                               static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
+  });
   return y;
 }
 

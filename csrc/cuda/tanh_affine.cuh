@@ -10,7 +10,7 @@ namespace ditn::cuda {
 // y = W tanh(x) + b at every pixel.
 // Grid: a block of four warps for every 64 pixels, 16 to a warp.
 template <class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 3)
     _tanh_affine_kernel(Map<T> x, T* y, Weight<T> weight, const T* bias, int64_t pixels, bool quads) {
   constexpr int kPixels = 64, kOutputs = 64, kStride = kOutputs + kSpare<T>;
   T* u = shared_memory<T>();  // [kPixels][stride]

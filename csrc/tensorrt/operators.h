@@ -32,7 +32,7 @@ struct Operator {
   const char* name;
   std::vector<Input> inputs;     // the first one is a map, and the result is like it
   std::vector<int> patch_sizes;  // empty: it has no such option
-  int most_channels_half, most_channels_float;
+  int most_channels;
   void (*run_half)(const Call&);
   void (*run_float)(const Call&);
 };

@@ -46,10 +46,9 @@ void run(const Operator& op, const Options& options, DataType type, const Sizes&
 
 // Throws for what the kernels do not take.
 size_t workspace(const Operator& op, const Options& options, DataType type, const Sizes& sizes) {
-  const int most = type == DataType::kHALF ? op.most_channels_half : op.most_channels_float;
-  if (sizes['C'] > most) {
-    throw std::runtime_error(std::string(op.name) + " takes at most " + std::to_string(most) + " channels of " +
-                             (type == DataType::kHALF ? "halves" : "floats") + ", not " + std::to_string(sizes['C']));
+  if (sizes['C'] > op.most_channels) {
+    throw std::runtime_error(std::string(op.name) + " takes at most " + std::to_string(op.most_channels) + " channels, not " +
+                             std::to_string(sizes['C']));
   }
   MeasuredWorkspace device;
   const std::vector<const void*> inputs(op.inputs.size());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda_fp16.h"
 
@@ -52,6 +53,27 @@ void multiply(const char* instruction, float (&sum)[4], const unsigned (&a)[DEPT
   }
 }
 
+// "Matrix fragments for mma.m8n8k4 with .f16": computation q is that of lanes 4 q to 4 q + 3 and 4 q + 16 to 4 q + 19. a_i of a
+// lane is A[row][i] (row-major) and b_i is B[i][row] (column-major), where row = lane % 4, plus 4 from lane 16 on. c_i is
+// C[X][col], X plus 4 from lane 16 on, with X = (lane & 1) + (i & 2) and col = (i & 4) + (lane & 2) + (i & 1).
+inline void multiply_quarters(float (&sums)[8], const unsigned (&a)[2], const unsigned (&b)[2]) {
+  struct Given {
+    float a[4], b[4];
+  } mine;
+  for (int i = 0; i < 4; ++i) {
+    mine.a[i] = half_of(a[i / 2], i % 2);
+    mine.b[i] = half_of(b[i / 2], i % 2);
+  }
+  const shim::Operands& all = shim::exchange("mma.m8n8k4", mine);
+  const int lane = shim::lane(), computation = lane / 4 % 4;
+  const auto holder = [&](int line) { return shim::of_lane<Given>(all, 4 * computation + line % 4 + (line >= 4 ? 16 : 0)); };
+  for (int i = 0; i < 8; ++i) {
+    const int row = (lane & 1) + (i & 2) + (lane >= 16 ? 4 : 0), col = (i & 4) + (lane & 2) + (i & 1);
+    const Given left = holder(row), right = holder(col);
+    for (int k = 0; k < 4; ++k) sums[i] += left.a[k] * right.b[k];
+  }
+}
+
 // "ldmatrix": the rows of matrix i are given by lanes 8 i to 8 i + 7; without .trans lane l receives, of matrix i, row l / 4,
 // columns 2 (l % 4) and the next; with it, those of the transposed matrix.
 inline void load_matrices(unsigned (&words)[4], const __half* row, bool transposed) {
@@ -75,8 +97,38 @@ inline void load_matrices(unsigned (&words)[4], const __half* row, bool transpos
 
 }  // namespace fragments
 
+// Copies that every thread has started. What they are to write is not there before they are waited for.
+struct Copy {
+  void* target;
+  const void* source;  // null: zeros
+  int bytes;
+};
+inline std::vector<Copy> started[1024];
+
+template <int BYTES>
+void start_copy(void* target, const void* source, bool exists) {
+  const auto misaligned = [](const void* place) { return reinterpret_cast<uintptr_t>(place) % BYTES != 0; };
+  if (misaligned(target) || (exists && misaligned(source))) shim::fail("cp.async: a place is not aligned to what is copied");
+  started[threadIdx.x].push_back({target, exists ? source : nullptr, BYTES});
+}
+
+inline void wait_for_copies() {
+  for (const Copy& copy : started[threadIdx.x]) {
+    if (copy.source) {
+      std::memcpy(copy.target, copy.source, copy.bytes);
+    } else {
+      std::memset(copy.target, 0, copy.bytes);
+    }
+  }
+  started[threadIdx.x].clear();
+}
+
 inline void ldmatrix_x4(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, false); }
 inline void ldmatrix_x4_trans(unsigned (&words)[4], const __half* row) { fragments::load_matrices(words, row, true); }
+
+inline void mma_m8n8k4(float (&sums)[8], unsigned a0, unsigned a1, unsigned b0, unsigned b1) {
+  fragments::multiply_quarters(sums, {a0, a1}, {b0, b1});
+}
 
 inline void mma_m16n8k8(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
   fragments::multiply<8>("mma.m16n8k8", sum, {a0, a1}, {b});

@@ -66,12 +66,10 @@ const char* inner_patch_attention(bool half, const Shape* shape, void** tensors,
 
 const char* inner_patch_stage(bool half, const Shape* shape, void** tensors, int64_t layers, int64_t expanded, int64_t norm,
                               int64_t patch) {
-  if (!half) return "inner_patch_stage takes halves";
-  return attempt(half, tensors, [&](cuda::Device& device, auto**) {
-    const auto t = reinterpret_cast<__half**>(tensors);
-    cuda::inner_patch_stage(device, *shape, t[0], t[12], {t[1], t[2], t[3], t[4], t[5]},
-                            {t[6], t[7], t[8], t[9], t[10], t[11], static_cast<int>(expanded)}, static_cast<int>(layers),
-                            static_cast<Norm>(norm), static_cast<int>(patch));
+  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const FfnOf<const T> ffn{t[6], t[7], t[8], t[9], t[10], t[11], static_cast<int>(expanded)};
+    cuda::inner_patch_stage<T>(device, *shape, t[0], t[12], {t[1], t[2], t[3], t[4], t[5]}, ffn, static_cast<int>(layers),
+                               static_cast<Norm>(norm), static_cast<int>(patch));
   });
 }
 
