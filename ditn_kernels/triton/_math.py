@@ -71,6 +71,27 @@ def anew(x):
 
 
 @triton.jit
+def renewed(x):
+    """As `anew`, of any integers or pointers, in the layout that each use of them has: a sum with an unknown zero."""
+    if INTERPRETED:
+        return x
+    else:
+        zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
+        return x + 16 * zero  # still a multiple of what x was one of
+
+
+@triton.jit
+def settled(x):
+    """x, a tile, but if its layout has to change the compiler changes it here. Else it would change that of what x was
+    computed from, and compute x in a layout where several threads hold the same values."""
+    if INTERPRETED:
+        return x
+    else:
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK)
+
+
+@triton.jit
 def zeros_of_sum(rows: tl.constexpr, columns: tl.constexpr, dtype: tl.constexpr):
     """Zeros [rows, columns] to start a sum of loaded tiles with. If Triton knew them for a constant, it would take the
     change of layout that a following product needs from the sum to each of its terms."""

@@ -15,21 +15,71 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import (
-    anew,
     column_sums,
     dot,
     gelu_and_slope,
     multiply_add,
     normalize,
     normalize_backward,
+    renewed,
     rounded,
     zeros_of_sum,
 )
 from ditn_kernels.triton._sums import Sums, add, add_vector
 
-CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32)}}
+CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (64, 128)}}
 # Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.
 MAP_SIDE, MAP_HALO = 16, 2
+
+
+@triton.jit
+def region(
+    block,
+    top,
+    left,
+    H,
+    W,
+    SIDE: tl.constexpr,
+    HALO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """A block of a region's pixels: their numbers, how far they are from the pixel at `top` and `left` in memory, which
+    of them are on the map, and which of these are the region's own."""
+    first = block * BLOCK
+    if dtype == tl.float32:
+        first = renewed(first)
+    pixel = first + tl.arange(0, BLOCK)
+    y = pixel // SIDE - HALO
+    x = pixel % SIDE - HALO
+    shown = (top + y >= 0) & (top + y < H) & (left + x >= 0) & (left + x < W)
+    own = (y >= 0) & (y < SIDE - 2 * HALO) & (x >= 0) & (x < SIDE - 2 * HALO)
+    return pixel, y * W + x, shown, shown & own
+
+
+@triton.jit
+def slot(pixel, SIDE: tl.constexpr):
+    """The place of a region's pixel in a scratch buffer with a border."""
+    return (pixel // SIDE + 1) * (SIDE + 2) + pixel % SIDE + 1
+
+
+@triton.jit
+def of_both_halves(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.constexpr):
+    """A slice of W_in's columns, as many of the gate's as of the value's: their numbers, which of them exist, the
+    offsets of the weights in them, and which of these exist."""
+    both = tl.arange(0, 2 * SLICE)
+    e = renewed(first) + both % SLICE
+    exists = e < E
+    e += both // SLICE * E
+    return e, exists, channel[:, None] * (2 * E) + e[None, :], (channel < C)[:, None] & exists[None, :]
+
+
+@triton.jit
+def of_out(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.constexpr):
+    """The same of a slice of W_out's rows, [C_PAD, SLICE] too."""
+    e = renewed(first) + tl.arange(0, SLICE)
+    exists = e < E
+    return e, exists, e[None, :] * C + channel[:, None], (channel < C)[:, None] & exists[None, :]
 
 
 @triton.jit
@@ -49,16 +99,19 @@ def _gated_ffn_bwd_kernel(
     dout_weight_ptr,
     dout_bias_ptr,
     scratch_ptr,
+    du_ptr,
     H,
     W,
     rows,
     columns,
     tiles,
+    blocks,
     stride,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     E: tl.constexpr,
     SLICE: tl.constexpr,
+    BLOCK: tl.constexpr,
     SIDE: tl.constexpr,
     HALO: tl.constexpr,
     NORM: tl.constexpr,
@@ -67,117 +120,131 @@ def _gated_ffn_bwd_kernel(
     """The gradients of x + W_out (gelu(d[:E]) * d[E:]) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
 
     Grid: as many programs as the chip holds; each takes every so-manieth region, whose pixels but for HALO at each
-    side are its own.
+    side are its own, and goes through it in blocks of BLOCK pixels.
     """
+    tl.static_assert(SIDE * SIDE % BLOCK == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     PIXELS: tl.constexpr = SIDE * SIDE
-    # On float32 maps so much else spills that computing addresses anew only adds to it.
-    KEEPS_ADDRESSES: tl.constexpr = HALO > 0 and dtype == tl.float32
     TILE: tl.constexpr = SIDE - 2 * HALO
     LINE: tl.constexpr = SIDE + 2  # of the scratch buffers, which have a border of zeros
     WIDTH: tl.constexpr = 2 * SLICE  # a slice of the gate's channels, and the same of the value's
     channel = tl.arange(0, C_PAD)
-    pixel = tl.arange(0, PIXELS)
     lane = tl.arange(0, SLICE)
     both = tl.arange(0, WIDTH)
     program = tl.program_id(0).to(tl.int64)
     row = program * stride
     hidden_ptr = scratch_ptr + program * (2 * LINE * LINE * WIDTH + 2 * PIXELS * C_PAD)
     dmixed_ptr = hidden_ptr + LINE * LINE * WIDTH
-    u_ptrs = dmixed_ptr + LINE * LINE * WIDTH + pixel[:, None] * C_PAD + channel[None, :]
-    grad_ptrs = u_ptrs + PIXELS * C_PAD
-    centre = (pixel // SIDE + 1) * LINE + pixel % SIDE + 1
-    slot = centre[:, None] * WIDTH + lane[None, :]
-    slots = centre[:, None] * WIDTH + both[None, :]
+    u_ptr = dmixed_ptr + LINE * LINE * WIDTH
+    du_ptr += program * (PIXELS * C_PAD)
 
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         top = tile // columns % rows * TILE
         left = tile % columns * TILE
         corner = (((tile // columns // rows).to(tl.int64) * H + top) * W + left) * C
-        here = pixel if KEEPS_ADDRESSES else anew(pixel)
-        region_y = here // SIDE - HALO
-        region_x = here % SIDE - HALO
-        is_own = (region_y >= 0) & (region_y < TILE) & (region_x >= 0) & (region_x < TILE)
-        y = top + region_y
-        x = left + region_x
-        shown = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-        own = shown & is_own
-        inside = shown[:, None] & (channel < C)[None, :]
-        own_inside = own[:, None] & (channel < C)[None, :]
-        offset = ((region_y * W + region_x) * C)[:, None] + channel[None, :]
-        # Kept over the loop, these tiles and their addresses would take registers that are short.
-        x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [PIXELS, C_PAD]
-        tl.store(u_ptrs, normalize(x, channel, C, NORM))
-        tl.store(grad_ptrs, tl.load(grad_ptr + corner + offset, inside, 0.0))
+        for block in tl.range(blocks, num_stages=1, disable_licm=True):
+            pixel, place, shown, own = region(block, top, left, H, W, SIDE, HALO, BLOCK, dtype)
+            offset = (place * C)[:, None] + channel[None, :]
+            inside = shown[:, None] & (channel < C)[None, :]
+            x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [BLOCK, C_PAD]
+            tile_offset = pixel[:, None] * C_PAD + channel[None, :]
+            tl.store(u_ptr + tile_offset, normalize(x, channel, C, NORM))
+            grad = tl.load(grad_ptr + corner + offset, inside, 0.0)
+            tl.store(u_ptr + PIXELS * C_PAD + tile_offset, grad)
+            tl.store(du_ptr + tile_offset, tl.zeros((BLOCK, C_PAD), tl.float32))
         tl.debug_barrier()
-        du = tl.zeros((PIXELS, C_PAD), tl.float32)
 
-        for first in tl.range(0, E, SLICE, num_stages=1):
-            e = first + lane
-            e_both = first + both % SLICE + both // SLICE * E
-            exists = first + both % SLICE < E
-            weight_inside = (channel < C)[:, None] & exists[None, :]
-            weight_offset = channel[:, None] * (2 * E) + e_both[None, :]
-            in_weight = tl.load(in_weight_ptr + weight_offset, weight_inside, 0.0)  # [C_PAD, WIDTH]
-            in_bias = tl.load(in_bias_ptr + e_both, exists, 0.0).to(tl.float32)
-            hidden = dot(tl.load(u_ptrs), in_weight, tl.broadcast_to(in_bias[None, :], (PIXELS, WIDTH)), PRECISION)
-            tl.store(hidden_ptr + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
+        for first in tl.range(0, E, SLICE, num_stages=1, disable_licm=True):
+            for block in tl.range(blocks, num_stages=1, disable_licm=True):
+                pixel, place, shown, own = region(block, top, left, H, W, SIDE, HALO, BLOCK, dtype)
+                slots = (slot(pixel, SIDE) * WIDTH)[:, None] + both[None, :]
+                in_e, in_exists, in_offset, in_inside = of_both_halves(first, channel, C, E, SLICE)
+                in_weight = tl.load(in_weight_ptr + in_offset, in_inside, 0.0)  # [C_PAD, WIDTH]
+                in_bias = tl.load(in_bias_ptr + in_e, in_exists, 0.0).to(tl.float32)
+                u = tl.load(u_ptr + pixel[:, None] * C_PAD + channel[None, :])  # [BLOCK, C_PAD]
+                hidden = dot(u, in_weight, tl.broadcast_to(in_bias[None, :], (BLOCK, WIDTH)), PRECISION)
+                tl.store(hidden_ptr + slots, rounded(tl.where(shown[:, None], hidden, 0.0), dtype))
             tl.debug_barrier()
 
-            gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
-            value = zeros_of_sum(PIXELS, SLICE, sum_dtype)
-            value += tl.load(dw_bias_ptr + E + e, e < E, 0.0)[None, :].to(sum_dtype)
-            for tap in tl.static_range(9):
-                taps = hidden_ptr + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + slot
-                gate_weight = tl.load(dw_weight_ptr + tap * 2 * E + e, e < E, 0.0)
-                value_weight = tl.load(dw_weight_ptr + tap * 2 * E + E + e, e < E, 0.0)
-                gate = multiply_add(tl.load(taps), gate_weight[None, :], gate)
-                value = multiply_add(tl.load(taps + SLICE), value_weight[None, :], value)
-            gate = gate.to(tl.float32)
-            value = value.to(tl.float32)
-            activated, slope = gelu_and_slope(gate, dtype)
-            out_offset = e[None, :] * C + channel[:, None]
-            out_inside = (e < E)[None, :] & (channel < C)[:, None]
-            gated = rounded(activated * value, dtype)
-            grad = tl.load(grad_ptrs, own[:, None], 0.0)  # [PIXELS, C_PAD]
-            dout_weight = dot(tl.trans(grad), gated, tl.zeros((C_PAD, SLICE), tl.float32), PRECISION)
+            dout_weight = tl.zeros((C_PAD, SLICE), tl.float32)
+            for block in tl.range(blocks, num_stages=1, disable_licm=True):
+                pixel, place, shown, own = region(block, top, left, H, W, SIDE, HALO, BLOCK, dtype)
+                grad_ptrs = u_ptr + (PIXELS + pixel)[:, None] * C_PAD + channel[None, :]
+                out_e, out_exists, out_offset, out_inside = of_out(first, channel, C, E, SLICE)
+                out_weight = tl.load(out_weight_ptr + out_offset, out_inside, 0.0)  # [C_PAD, SLICE]
+                dgated = dot(tl.load(grad_ptrs), out_weight, tl.zeros((BLOCK, SLICE), tl.float32), PRECISION)
+                half_slots = (slot(pixel, SIDE) * WIDTH)[:, None] + lane[None, :]
+                gate = zeros_of_sum(BLOCK, SLICE, sum_dtype)
+                gate += tl.load(dw_bias_ptr + out_e, out_exists, 0.0)[None, :].to(sum_dtype)
+                value = zeros_of_sum(BLOCK, SLICE, sum_dtype)
+                value += tl.load(dw_bias_ptr + E + out_e, out_exists, 0.0)[None, :].to(sum_dtype)
+                for tap in tl.static_range(9):
+                    taps = hidden_ptr + ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH + half_slots
+                    gate_weight = tl.load(dw_weight_ptr + tap * 2 * E + out_e, out_exists, 0.0)
+                    value_weight = tl.load(dw_weight_ptr + tap * 2 * E + E + out_e, out_exists, 0.0)
+                    gate = multiply_add(tl.load(taps), gate_weight[None, :], gate)
+                    value = multiply_add(tl.load(taps + SLICE), value_weight[None, :], value)
+                value = value.to(tl.float32)
+                activated, slope = gelu_and_slope(gate.to(tl.float32), dtype)
+                tl.store(dmixed_ptr + half_slots, rounded(dgated * value * slope, dtype))
+                tl.store(dmixed_ptr + half_slots + SLICE, rounded(dgated * activated, dtype))
+                grad = tl.load(grad_ptrs, own[:, None], 0.0)  # [BLOCK, C_PAD]
+                dout_weight = dot(tl.trans(grad), rounded(activated * value, dtype), dout_weight, PRECISION)
+            out_e, out_exists, out_offset, out_inside = of_out(first, channel, C, E, SLICE)
             add(dout_weight_ptr + row, out_offset, dout_weight, out_inside)
-            out_weight = tl.load(out_weight_ptr + out_offset, out_inside, 0.0)  # [C_PAD, SLICE]
-            dgated = dot(tl.load(grad_ptrs), out_weight, tl.zeros((PIXELS, SLICE), tl.float32), PRECISION)
-            tl.store(dmixed_ptr + slot, rounded(dgated * value * slope, dtype))
-            tl.store(dmixed_ptr + slot + SLICE, rounded(dgated * activated, dtype))
             tl.debug_barrier()
 
-            own_dmixed = tl.load(dmixed_ptr + slots, own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
-            add(ddw_bias_ptr + row, e_both, column_sums(own_dmixed), exists)
-            dhidden = zeros_of_sum(PIXELS, WIDTH, sum_dtype)
-            for tap in tl.static_range(9):
-                shift = ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH
-                weight = tl.load(dw_weight_ptr + tap * 2 * E + e_both, exists, 0.0)
-                dhidden = multiply_add(tl.load(dmixed_ptr - shift + slots), weight[None, :], dhidden)
-                products = own_dmixed * tl.load(hidden_ptr + shift + slots).to(tl.float32)
-                add(ddw_weight_ptr + row + tap * 2 * E, e_both, column_sums(products), exists)
-            dhidden = tl.where(own[:, None], dhidden.to(tl.float32), 0.0)
-            add(din_bias_ptr + row, e_both, column_sums(dhidden), exists)
-            dhidden = rounded(dhidden, dtype)
-            din_weight = dot(tl.trans(tl.load(u_ptrs)), dhidden, tl.zeros((C_PAD, WIDTH), tl.float32), PRECISION)
-            add(din_weight_ptr + row, weight_offset, din_weight, weight_inside)
-            in_weight = tl.load(in_weight_ptr + weight_offset, weight_inside, 0.0)
-            du = dot(dhidden, tl.trans(in_weight), du, PRECISION)
+            whole, _whole_place, _whole_shown, whole_own = region(0, top, left, H, W, SIDE, HALO, PIXELS, dtype)
+            whole_slots = (slot(whole, SIDE) * WIDTH)[:, None] + both[None, :]
+            for number in tl.range(renewed(9), num_stages=1, disable_licm=True):
+                in_e, in_exists, in_offset, in_inside = of_both_halves(first, channel, C, E, SLICE)
+                neighbour = ((number // 3 - 1) * LINE + number % 3 - 1) * WIDTH
+                dmixed = tl.load(dmixed_ptr + whole_slots, whole_own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
+                products = dmixed * tl.load(hidden_ptr + neighbour + whole_slots).to(tl.float32)
+                add(ddw_weight_ptr + row + number * 2 * E, in_e, column_sums(products), in_exists)
+
+            din_weight = tl.zeros((C_PAD, WIDTH), tl.float32)
+            din_bias = tl.zeros((WIDTH,), tl.float32)
+            ddw_bias = tl.zeros((WIDTH,), tl.float32)
+            for block in tl.range(blocks, num_stages=1, disable_licm=True):
+                pixel, place, shown, own = region(block, top, left, H, W, SIDE, HALO, BLOCK, dtype)
+                slots = (slot(pixel, SIDE) * WIDTH)[:, None] + both[None, :]
+                in_e, in_exists, in_offset, in_inside = of_both_halves(first, channel, C, E, SLICE)
+                ddw_bias += column_sums(tl.load(dmixed_ptr + slots, own[:, None], 0.0).to(tl.float32))
+                dhidden = zeros_of_sum(BLOCK, WIDTH, sum_dtype)
+                for tap in tl.static_range(9):
+                    shift = ((tap // 3 - 1) * LINE + tap % 3 - 1) * WIDTH
+                    weight = tl.load(dw_weight_ptr + tap * 2 * E + in_e, in_exists, 0.0)
+                    dhidden = multiply_add(tl.load(dmixed_ptr - shift + slots), weight[None, :], dhidden)
+                dhidden = tl.where(own[:, None], dhidden.to(tl.float32), 0.0)
+                din_bias += column_sums(dhidden)
+                dhidden = rounded(dhidden, dtype)
+                tile_offset = pixel[:, None] * C_PAD + channel[None, :]
+                din_weight = dot(tl.trans(tl.load(u_ptr + tile_offset)), dhidden, din_weight, PRECISION)
+                in_weight = tl.load(in_weight_ptr + in_offset, in_inside, 0.0)
+                du = dot(dhidden, tl.trans(in_weight), tl.zeros((BLOCK, C_PAD), tl.float32), PRECISION)
+                tl.store(du_ptr + tile_offset, tl.load(du_ptr + tile_offset) + du)
+            in_e, in_exists, in_offset, in_inside = of_both_halves(first, channel, C, E, SLICE)
+            add(din_bias_ptr + row, in_e, din_bias, in_exists)
+            add(ddw_bias_ptr + row, in_e, ddw_bias, in_exists)
+            add(din_weight_ptr + row, in_offset, din_weight, in_inside)
             tl.debug_barrier()
 
-        if not KEEPS_ADDRESSES:
-            here = anew(pixel)
-            offset = (((here // SIDE - HALO) * W + here % SIDE - HALO) * C)[:, None] + channel[None, :]
-        x = tl.load(x_ptr + corner + offset, own_inside, 0.0)
-        u = tl.load(u_ptrs)
-        grad = tl.load(grad_ptrs, own[:, None], 0.0).to(tl.float32)
-        add_vector(dout_bias_ptr + row, column_sums(grad), channel, C)
-        dx = grad + normalize_backward(du, x, u, channel, C, NORM)
-        tl.store(dx_ptr + corner + offset, rounded(dx, dtype), own_inside)
+        for block in tl.range(blocks, num_stages=1, disable_licm=True):
+            pixel, place, shown, own = region(block, top, left, H, W, SIDE, HALO, BLOCK, dtype)
+            offset = (place * C)[:, None] + channel[None, :]
+            own_inside = own[:, None] & (channel < C)[None, :]
+            x = tl.load(x_ptr + corner + offset, own_inside, 0.0)
+            tile_offset = pixel[:, None] * C_PAD + channel[None, :]
+            u = tl.load(u_ptr + tile_offset)
+            du = tl.load(du_ptr + tile_offset)
+            grad = tl.load(u_ptr + PIXELS * C_PAD + tile_offset, own[:, None], 0.0).to(tl.float32)
+            add_vector(dout_bias_ptr + row, column_sums(grad), channel, C)
+            dx = grad + normalize_backward(du, x, u, channel, C, NORM)
+            tl.store(dx_ptr + corner + offset, rounded(dx, dtype), own_inside)
+            tl.debug_barrier()
 
 
 def backward(
@@ -205,6 +272,8 @@ def backward(
     # Zeros, because the border is never written.
     per_program = 2 * (side + 2) ** 2 * 2 * plan.blocks["SLICE"] + 2 * side**2 * padded(channels)
     scratch = x.new_zeros(programs * per_program)
+    du = x.new_empty(programs * side**2 * padded(channels), dtype=torch.float32)
+    blocks, slices = side**2 // plan.blocks["BLOCK"], triton.cdiv(hidden, plan.blocks["SLICE"])
     plan.launch(
         programs,
         grad,
@@ -213,14 +282,16 @@ def backward(
         dx,
         *sums.rows,
         scratch,
+        du,
         height,
         width,
         rows,
         columns,
         tiles,
+        blocks,
         sums.stride,
         tasks=tiles,
-        trips=(1, triton.cdiv(hidden, plan.blocks["SLICE"])),
+        trips=(1, blocks, slices, blocks, blocks, 9, blocks, blocks),
         C=channels,
         C_PAD=padded(channels),
         E=hidden,

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of inner_patch_attention in Triton, in two kernels: back to the scores, and back through q, k and v.
+"""The gradient of inner_patch_attention in Triton, in three kernels: the forward pass up to the softmax, back to the
+scores, and back through q, k and v.
 
 As in the forward kernel the tiles of q, k and v are [channels, pixels]. What is a sum over the whole patch is a
-[channels, channels] tile, so a patch of more than BLOCK_T pixels is gone through in blocks. Between the kernels lie,
-for each patch, the softmax's weights and the gradient of the cosines: in one kernel they would not fit the registers.
+[channels, channels] tile, so a patch of more than BLOCK_T pixels is gone through in blocks. Between the kernels, which
+would not fit the registers as one, lie for each patch three matrices and six vectors of what the gradients of q, k and
+v are made of: the cosines c = qn kn^T, whose place dc takes, dc^T and the softmax's weights w^T; 1 / |q|, 1 / |k| and,
+for v, ones; the sums of dc * c over k's channels, over q's and, for v, zeros.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -21,15 +26,81 @@ from ditn_kernels.triton._math import (
     load_vector,
     normalize,
     normalize_backward,
+    renewed,
     rounded,
+    settled,
 )
 from ditn_kernels.triton._sums import Sums, add, add_matrix, add_vector
-from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, project, softmax_of_cosines
+from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, load_projection, project, softmax_of_cosines
 
 CANDIDATES = {
-    "inner_patch_attention_scores_bwd": {"BLOCK_T": (16, 32, 64)},
+    "inner_patch_attention_weights_bwd": {"BLOCK_T": (16, 32, 64)},
+    "inner_patch_attention_scores_bwd": {"BLOCK_T": (16, 32, 64), "SLICE": (16, 32, 64)},
     "inner_patch_attention_qkv_bwd": {"BLOCK_T": (16, 32, 64)},
 }
+
+
+@triton.jit
+def _inner_patch_attention_weights_bwd_kernel(
+    x_ptr,
+    qkv_weight_ptr,
+    qkv_bias_ptr,
+    temperature_ptr,
+    matrices_ptr,
+    vectors_ptr,
+    W,
+    columns,
+    patches,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    PATCH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The cosines c = qn kn^T, the weights w = softmax(t c) transposed, 1 / |q| and 1 / |k|; ones and zeros for v.
+
+    Grid: as many programs as the chip holds; each takes every so-manieth patch.
+    """
+    tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    BLOCKS: tl.constexpr = PATCH * PATCH // BLOCK_T
+    channel = tl.arange(0, C_PAD)
+    line = (tl.arange(0, BLOCK_T) // PATCH * W + tl.arange(0, BLOCK_T) % PATCH) * C
+    inside = (channel < C)[None, :]
+    offset = line[:, None] + channel[None, :]
+    temperature = tl.load(temperature_ptr).to(tl.float32)
+    q_bias = load_vector(qkv_bias_ptr, channel, C)
+    k_bias = load_vector(qkv_bias_ptr + C, channel, C)
+
+    for patch in range(tl.program_id(0), patches, tl.num_programs(0)):
+        corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
+        products = tl.zeros((C_PAD, C_PAD), tl.float32)
+        q_squares = tl.zeros((C_PAD,), tl.float32)
+        k_squares = tl.zeros((C_PAD,), tl.float32)
+        for block in range(BLOCKS):
+            first = corner + block * (BLOCK_T // PATCH) * W * C
+            x = tl.load(x_ptr + first + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
+            u = settled(normalize(x, channel, C, NORM))
+            q = project(u, load_square(qkv_weight_ptr, 3 * C, channel, C), q_bias, PRECISION)  # [C_PAD, BLOCK_T]
+            q_squares += tl.sum(q * q, 1)
+            k = project(u, load_square(qkv_weight_ptr + C, 3 * C, channel, C), k_bias, PRECISION)
+            k_squares += tl.sum(k * k, 1)
+            products = dot(rounded(q, dtype), tl.trans(rounded(k, dtype)), products, PRECISION)
+        weights = softmax_of_cosines(products, q_squares, k_squares, temperature, channel, C)
+        q_scale = 1 / tl.maximum(tl.sqrt(q_squares), NORMALIZE_EPS)
+        k_scale = 1 / tl.maximum(tl.sqrt(k_squares), NORMALIZE_EPS)
+
+        matrices = matrices_ptr + tl.cast(patch, tl.int64) * (3 * C_PAD * C_PAD)
+        tile = channel[:, None] * C_PAD + channel[None, :]
+        cosines = products * q_scale[:, None] * k_scale[None, :]
+        tl.store(matrices + tile, rounded(cosines, dtype))
+        tl.store(matrices + 2 * C_PAD * C_PAD + tile, tl.trans(rounded(weights, dtype)))
+        vectors = vectors_ptr + tl.cast(patch, tl.int64) * (6 * C_PAD) + channel
+        tl.store(vectors, q_scale)
+        tl.store(vectors + C_PAD, k_scale)
+        tl.store(vectors + 2 * C_PAD, tl.full((C_PAD,), 1.0, tl.float32))
+        tl.store(vectors + 5 * C_PAD, tl.zeros((C_PAD,), tl.float32))
 
 
 @triton.jit
@@ -40,12 +111,12 @@ def _inner_patch_attention_scores_bwd_kernel(
     qkv_bias_ptr,
     temperature_ptr,
     out_weight_ptr,
-    weights_ptr,
-    dcosines_ptr,
+    matrices_ptr,
     vectors_ptr,
     dtemperature_ptr,
     dout_weight_ptr,
     dout_bias_ptr,
+    scratch_ptr,
     W,
     columns,
     patches,
@@ -54,95 +125,90 @@ def _inner_patch_attention_scores_bwd_kernel(
     C_PAD: tl.constexpr,
     PATCH: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    SLICE: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The weights w = softmax(t c) and the gradient of the cosines c = qn kn^T, from that of W_o (w v) + b_o; besides,
-    1 / |q|, 1 / |k|, and the sums of dc * c over k's channels and over q's.
+    """The gradient of the cosines c, and transposed, from that of W_o (w v) + b_o, w = softmax(t c); besides, the sums
+    of dc * c over k's channels and over q's.
+
+    With M = v grad, dW_o is w M, dw is W_o M^T, and sum(dw * w) along k's channels is sum(dW_o * W_o). So M is all that
+    has to be summed over the pixels, in a scratch tile for each program, and the rest is done in slices of columns.
 
     Grid: as many programs as the chip holds; each takes every so-manieth patch.
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
+    # Addresses of a whole tile that are kept take registers which float32 is short of.
+    IS_WIDE: tl.constexpr = dtype == tl.float32
     BLOCKS: tl.constexpr = PATCH * PATCH // BLOCK_T
     channel = tl.arange(0, C_PAD)
+    COLUMNS: tl.constexpr = min(SLICE, C_PAD)
+    lane = tl.arange(0, COLUMNS)
     line = (tl.arange(0, BLOCK_T) // PATCH * W + tl.arange(0, BLOCK_T) % PATCH) * C
+    inside = (channel < C)[None, :]
+    offset = line[:, None] + channel[None, :]
     temperature = tl.load(temperature_ptr).to(tl.float32)
-    zero = tl.zeros((C_PAD, BLOCK_T), tl.float32)
-    square = tl.zeros((C_PAD, C_PAD), tl.float32)
     row = tl.program_id(0).to(tl.int64) * stride
+    zero = tl.zeros((C_PAD, COLUMNS), tl.float32)
+    scratch_ptr += tl.program_id(0) * (C_PAD * C_PAD)
 
     for patch in range(tl.program_id(0), patches, tl.num_programs(0)):
         corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
-        inside = (channel < C)[None, :]
-        offset = line[:, None] + channel[None, :]
-        q_bias = load_vector(qkv_bias_ptr, channel, C)
-        k_bias = load_vector(qkv_bias_ptr + C, channel, C)
-        v_bias = load_vector(qkv_bias_ptr + 2 * C, channel, C)
+        matrices = matrices_ptr + tl.cast(patch, tl.int64) * (3 * C_PAD * C_PAD)
+        vectors = vectors_ptr + tl.cast(patch, tl.int64) * (6 * C_PAD)
 
-        products = square
-        dweights = square
-        q_squares = tl.zeros((C_PAD,), tl.float32)
-        k_squares = tl.zeros((C_PAD,), tl.float32)
+        product = tl.zeros((C_PAD, C_PAD), tl.float32)
         for block in range(BLOCKS):
-            first = corner + block * (BLOCK_T // PATCH) * W * C
-            x = tl.load(x_ptr + first + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-            u = normalize(x, channel, C, NORM)
-            q = project(u, load_square(qkv_weight_ptr, 3 * C, channel, C), q_bias, PRECISION)  # [C_PAD, BLOCK_T]
-            q_squares += tl.sum(q * q, 1)
-            k = project(u, load_square(qkv_weight_ptr + C, 3 * C, channel, C), k_bias, PRECISION)
-            k_squares += tl.sum(k * k, 1)
-            products = dot(rounded(q, dtype), tl.trans(rounded(k, dtype)), products, PRECISION)
-        weights = rounded(softmax_of_cosines(products, q_squares, k_squares, temperature, channel, C), dtype)
-        q_scale = 1 / tl.maximum(tl.sqrt(q_squares), NORMALIZE_EPS)
-        k_scale = 1 / tl.maximum(tl.sqrt(k_squares), NORMALIZE_EPS)
-        cosines = rounded(products * q_scale[:, None] * k_scale[None, :], dtype)
-
-        for block in range(BLOCKS):
+            here = renewed(channel) if IS_WIDE else channel
             first = corner + block * (BLOCK_T // PATCH) * W * C
             x = tl.load(x_ptr + first + offset, inside, 0.0)
-            u = normalize(x, channel, C, NORM)
-            v = project(u, load_square(qkv_weight_ptr + 2 * C, 3 * C, channel, C), v_bias, PRECISION)
-            v = rounded(v, dtype)
+            u = settled(normalize(x, channel, C, NORM))
+            v_weight, v_bias = load_projection(qkv_weight_ptr + 2 * C, qkv_bias_ptr + 2 * C, 3 * C, here, C)
+            v = rounded(project(u, v_weight, v_bias, PRECISION), dtype)  # [C_PAD, BLOCK_T]
             grad = tl.load(grad_ptr + first + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), channel, C)
-            attended = rounded(dot(weights, v, zero, PRECISION), dtype)  # [C_PAD, BLOCK_T]
-            dout_weight = dot(attended, grad, square, PRECISION)
-            add_matrix(dout_weight_ptr + row, dout_weight, channel, channel, C, C, C)
-            dattended = dot(load_square(out_weight_ptr, C, channel, C), tl.trans(grad), zero, PRECISION)
-            dweights = dot(rounded(dattended, dtype), tl.trans(v), dweights, PRECISION)
+            add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), here, C)
+            product = dot(v, grad, product, PRECISION)
             tl.debug_barrier()
-        dscores = dweights - tl.sum(dweights * weights.to(tl.float32), 1)[:, None]
-        dscores *= weights.to(tl.float32)
-        along = dscores * cosines.to(tl.float32)
-        q_along = tl.sum(along, 1)
-        k_along = tl.sum(along, 0)
-        add(dtemperature_ptr + row, 0, tl.sum(q_along, 0), True)
-
-        number = tl.cast(patch, tl.int64)
-        tile = number * (C_PAD * C_PAD) + channel[:, None] * C_PAD + channel[None, :]
-        tl.store(weights_ptr + tile, weights)
-        tl.store(dcosines_ptr + tile, rounded(temperature * dscores, dtype))
-        vectors = vectors_ptr + number * (4 * C_PAD) + channel
-        tl.store(vectors, q_scale)
-        tl.store(vectors + C_PAD, k_scale)
-        # Where the lower bound of the length holds, a unit is linear in q or k.
-        tl.store(vectors + 2 * C_PAD, tl.where(q_scale < 1 / NORMALIZE_EPS, temperature * q_along, 0.0))
-        tl.store(vectors + 3 * C_PAD, tl.where(k_scale < 1 / NORMALIZE_EPS, temperature * k_along, 0.0))
+        here = renewed(channel) if IS_WIDE else channel
+        tl.store(scratch_ptr + here[:, None] * C_PAD + here[None, :], rounded(product, dtype))
         tl.debug_barrier()
 
+        along_rows = tl.zeros((C_PAD,), tl.float32)
+        for first in range(0, C_PAD, COLUMNS):
+            here = renewed(channel) if IS_WIDE else channel
+            column = first + lane
+            weights = tl.trans(tl.load(matrices + 2 * C_PAD * C_PAD + here[:, None] * C_PAD + here[None, :]))
+            part = tl.load(scratch_ptr + here[:, None] * C_PAD + column[None, :])  # [C_PAD, COLUMNS]
+            dout_weight = dot(weights, part, zero, PRECISION)
+            offset_of_weight = here[:, None] * C + column[None, :]
+            exists = (here < C)[:, None] & (column < C)[None, :]
+            add(dout_weight_ptr + row, offset_of_weight, dout_weight, exists)
+            out_weight = tl.load(out_weight_ptr + offset_of_weight, exists, 0.0).to(tl.float32)
+            along_rows += tl.sum(dout_weight * out_weight, 1)
 
-@triton.jit
-def project_backward(dy, u, weight_ptr, du, dweight_ptr, dbias_ptr, channel, C: tl.constexpr, PRECISION: tl.constexpr):
-    """du + the gradient of u^T [C_PAD, T] from dy [C_PAD, T], that of project(u, weight, bias), float32; adds those of
-    weight and bias, which are a part of three, to the program's sums."""
-    add_vector(dbias_ptr, tl.sum(dy, 1), channel, C)
-    dy = rounded(dy, u.dtype)
-    du = dot(load_square(weight_ptr, 3 * C, channel, C), dy, du, PRECISION)
-    zero = tl.zeros((channel.shape[0], channel.shape[0]), tl.float32)
-    dweight = dot(tl.trans(u), tl.trans(dy), zero, PRECISION)
-    add_matrix(dweight_ptr, dweight, channel, channel, 3 * C, C, C)
-    return du
+        q_along = tl.zeros((C_PAD,), tl.float32)
+        for first in range(0, C_PAD, COLUMNS):
+            here = renewed(channel) if IS_WIDE else channel
+            column = first + lane
+            part = tl.load(scratch_ptr + column[:, None] * C_PAD + here[None, :])  # [COLUMNS, C_PAD]
+            dweights = dot(load_square(out_weight_ptr, C, here, C), tl.trans(part), zero, PRECISION)
+            transposed = C_PAD * C_PAD + column[:, None] * C_PAD + here[None, :]
+            weights = tl.trans(tl.load(matrices + C_PAD * C_PAD + transposed))  # [C_PAD, COLUMNS]
+            dscores = (dweights - along_rows[:, None]) * weights.to(tl.float32)
+            tile = here[:, None] * C_PAD + column[None, :]
+            along = dscores * tl.load(matrices + tile).to(tl.float32)
+            dcosines = rounded(temperature * dscores, dtype)
+            tl.store(matrices + tile, dcosines)
+            tl.store(matrices + transposed, tl.trans(dcosines))
+            q_along += tl.sum(along, 1)
+            # Where the lower bound of the length holds, a unit is linear in q or k.
+            is_long = tl.load(vectors + C_PAD + column) < 1 / NORMALIZE_EPS
+            tl.store(vectors + 4 * C_PAD + column, tl.where(is_long, temperature * tl.sum(along, 0), 0.0))
+        is_long = tl.load(vectors + channel) < 1 / NORMALIZE_EPS
+        tl.store(vectors + 3 * C_PAD + channel, tl.where(is_long, temperature * q_along, 0.0))
+        add(dtemperature_ptr + row, 0, tl.sum(q_along, 0), True)
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -152,12 +218,12 @@ def _inner_patch_attention_qkv_bwd_kernel(
     qkv_weight_ptr,
     qkv_bias_ptr,
     out_weight_ptr,
-    weights_ptr,
-    dcosines_ptr,
+    matrices_ptr,
     vectors_ptr,
     dx_ptr,
     dqkv_weight_ptr,
     dqkv_bias_ptr,
+    scratch_ptr,
     W,
     columns,
     blocks,
@@ -171,59 +237,63 @@ def _inner_patch_attention_qkv_bwd_kernel(
 ):
     """The gradients of x + ..., q, k, v = W norm(x) + b, from those of the sum, of qn kn^T and of softmax(t qn kn^T) v.
 
+    That of each of q, k and v is (M y - a z) s: a matrix and two vectors from the kernels above, and of the tiles kn,
+    qn and the gradient of softmax(t qn kn^T) v, which lie in scratch, another one as y and its own one as z.
+
     Grid: as many programs as the chip holds; each takes every so-manieth block of BLOCK_T pixels of a patch.
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     BLOCKS: tl.constexpr = PATCH * PATCH // BLOCK_T  # of a patch
+    TILE: tl.constexpr = C_PAD * BLOCK_T
     channel = tl.arange(0, C_PAD)
-    line = (tl.arange(0, BLOCK_T) // PATCH * W + tl.arange(0, BLOCK_T) % PATCH) * C
+    pixel = tl.arange(0, BLOCK_T)
+    inside = (channel < C)[None, :]
+    offset = ((pixel // PATCH * W + pixel % PATCH) * C)[:, None] + channel[None, :]
+    square = channel[:, None] * C_PAD + channel[None, :]
     zero = tl.zeros((C_PAD, BLOCK_T), tl.float32)
     row = tl.program_id(0).to(tl.int64) * stride
-    dqkv_weight_ptr += row
-    dqkv_bias_ptr += row
+    scratch_ptr += tl.program_id(0) * (4 * TILE)
+    tile_ptrs = scratch_ptr + channel[:, None] * BLOCK_T + pixel[None, :]
+    u_ptrs = scratch_ptr + 3 * TILE + pixel[:, None] * C_PAD + channel[None, :]
 
     for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
         patch = block // BLOCKS
         top = block % BLOCKS * (BLOCK_T // PATCH)
         corner = (((patch // columns).to(tl.int64) * PATCH + top) * W + patch % columns * PATCH) * C
-        inside = (channel < C)[None, :]
-        offset = line[:, None] + channel[None, :]
-        tile = tl.cast(patch, tl.int64) * (C_PAD * C_PAD) + channel[:, None] * C_PAD + channel[None, :]
-        vectors = vectors_ptr + tl.cast(patch, tl.int64) * (4 * C_PAD) + channel
+        matrices = matrices_ptr + tl.cast(patch, tl.int64) * (3 * C_PAD * C_PAD)
+        vectors = vectors_ptr + tl.cast(patch, tl.int64) * (6 * C_PAD) + channel
 
         x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-        u = normalize(x, channel, C, NORM)
-        q_scale = tl.load(vectors)
-        k_scale = tl.load(vectors + C_PAD)
-        q_bias = load_vector(qkv_bias_ptr, channel, C)
-        q = project(u, load_square(qkv_weight_ptr, 3 * C, channel, C), q_bias, PRECISION)  # [C_PAD, BLOCK_T]
-        q_unit = rounded(q * q_scale[:, None], dtype)
-        k_bias = load_vector(qkv_bias_ptr + C, channel, C)
-        k = project(u, load_square(qkv_weight_ptr + C, 3 * C, channel, C), k_bias, PRECISION)
-        k_unit = rounded(k * k_scale[:, None], dtype)
-        dcosines = tl.load(dcosines_ptr + tile)
-
-        dq = dot(dcosines, k_unit, zero, PRECISION) - q_unit.to(tl.float32) * tl.load(vectors + 2 * C_PAD)[:, None]
-        dq *= q_scale[:, None]
-        du = project_backward(dq, u, qkv_weight_ptr, zero, dqkv_weight_ptr, dqkv_bias_ptr, channel, C, PRECISION)
-        dk = dot(tl.trans(dcosines), q_unit, zero, PRECISION)
-        dk = (dk - k_unit.to(tl.float32) * tl.load(vectors + 3 * C_PAD)[:, None]) * k_scale[:, None]
-        du = project_backward(
-            dk, u, qkv_weight_ptr + C, du, dqkv_weight_ptr + C, dqkv_bias_ptr + C, channel, C, PRECISION
-        )
-
+        weight_ptr = renewed(qkv_weight_ptr)
+        own_row = renewed(row)
+        u = settled(normalize(x, channel, C, NORM))
+        tl.store(u_ptrs, u)
+        for part in tl.static_range(2):
+            weight, bias = load_projection(weight_ptr + part * C, qkv_bias_ptr + part * C, 3 * C, channel, C)
+            unit = project(u, weight, bias, PRECISION) * tl.load(vectors + part * C_PAD)[:, None]
+            tl.store(tile_ptrs + part * TILE, rounded(unit, dtype))
         grad = tl.load(grad_ptr + corner + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-        dattended = dot(load_square(out_weight_ptr, C, channel, C), tl.trans(grad), zero, PRECISION)
-        dv = dot(tl.trans(tl.load(weights_ptr + tile)), rounded(dattended, dtype), zero, PRECISION)
-        du = project_backward(
-            dv, u, qkv_weight_ptr + 2 * C, du, dqkv_weight_ptr + 2 * C, dqkv_bias_ptr + 2 * C, channel, C, PRECISION
-        )
+        dattended = dot(load_square(renewed(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
+        tl.store(tile_ptrs + 2 * TILE, rounded(dattended, dtype))
+        tl.debug_barrier()
+
+        du = zero
+        for part in tl.static_range(3):
+            other = tl.load(tile_ptrs + (1 - part if part < 2 else 2) * TILE)
+            dy = dot(tl.load(matrices + part * (C_PAD * C_PAD) + square), other, zero, PRECISION)
+            own = tl.load(tile_ptrs + part * TILE).to(tl.float32)
+            dy -= own * tl.load(vectors + (3 + part) * C_PAD)[:, None]
+            dy *= tl.load(vectors + part * C_PAD)[:, None]
+            add_vector(dqkv_bias_ptr + own_row + part * C, tl.sum(dy, 1), channel, C)
+            dy = rounded(dy, dtype)
+            du = dot(load_square(weight_ptr + part * C, 3 * C, channel, C), dy, du, PRECISION)
+            dweight = dot(tl.trans(tl.load(u_ptrs)), tl.trans(dy), tl.zeros((C_PAD, C_PAD), tl.float32), PRECISION)
+            add_matrix(dqkv_weight_ptr + own_row + part * C, dweight, channel, channel, 3 * C, C, C)
         # Read once more: kept, they would take registers that are short.
         x = tl.load(x_ptr + corner + offset, inside, 0.0)
-        u = normalize(x, channel, C, NORM)
-        grad = tl.load(grad_ptr + corner + offset, inside, 0.0)
-        dx = grad.to(tl.float32) + normalize_backward(tl.trans(du), x, u, channel, C, NORM)
+        grad = tl.load(grad_ptr + corner + offset, inside, 0.0).to(tl.float32)
+        dx = grad + normalize_backward(tl.trans(du), x, tl.load(u_ptrs), channel, C, NORM)
         tl.store(dx_ptr + corner + offset, rounded(dx, dtype), inside)
         tl.debug_barrier()
 
@@ -246,25 +316,31 @@ def backward(
     columns = width // patch_size
     patches = batch * (height // patch_size) * columns
     qkv_weight, qkv_bias, out_weight = qkv_weight.contiguous(), qkv_bias.contiguous(), out_weight.contiguous()
-    weights = x.new_empty(patches, side, side)
-    dcosines = x.new_empty(patches, side, side)
-    vectors = x.new_empty(patches, 4, side, dtype=torch.float32)
+    matrices = x.new_empty(patches, 3, side, side)
+    vectors = x.new_empty(patches, 6, side, dtype=torch.float32)
     constants = {"C": channels, "C_PAD": side, "PATCH": patch_size, "NORM": norm}
 
+    between = (matrices, vectors)
+    plan = Plan(_inner_patch_attention_weights_bwd_kernel, x, channels=side, patch_size=patch_size)
+    args: tuple[Any, ...] = (x, qkv_weight, qkv_bias, temperature, *between, width, columns, patches)
+    trips: tuple[int, ...] = (1, patch_size**2 // plan.blocks["BLOCK_T"])
+    plan.launch(plan.programs(patches), *args, tasks=patches, trips=trips, **constants)
+
     plan = Plan(_inner_patch_attention_scores_bwd_kernel, x, channels=side, patch_size=patch_size)
-    blocks = patch_size**2 // plan.blocks["BLOCK_T"]
     programs = plan.programs(patches)
     out_sums = Sums(programs, temperature, out_weight, out_bias)
-    between = (weights, dcosines, vectors)
     args = (grad, x, qkv_weight, qkv_bias, temperature, out_weight, *between, *out_sums.rows)
-    # With one block there is no loop over blocks.
-    trips = (1, blocks, blocks) if blocks > 1 else (1,)
-    plan.launch(programs, *args, width, columns, patches, out_sums.stride, tasks=patches, trips=trips, **constants)
+    args += (x.new_empty(programs, side, side), width, columns, patches, out_sums.stride)
+    slices = triton.cdiv(side, plan.blocks["SLICE"])
+    trips = (1, patch_size**2 // plan.blocks["BLOCK_T"], slices, slices)
+    plan.launch(programs, *args, tasks=patches, trips=trips, **constants)
 
     plan = Plan(_inner_patch_attention_qkv_bwd_kernel, x, channels=side, patch_size=patch_size)
     blocks = patches * (patch_size**2 // plan.blocks["BLOCK_T"])
     programs = plan.programs(blocks)
     qkv_sums = Sums(programs, qkv_weight, qkv_bias)
-    args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_sums.rows)
-    plan.launch(programs, *args, width, columns, blocks, qkv_sums.stride, tasks=blocks, trips=(1,), **constants)
+    scratch = x.new_empty(programs, 4 * side * plan.blocks["BLOCK_T"])
+    args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_sums.rows, scratch)
+    args += (width, columns, blocks, qkv_sums.stride)
+    plan.launch(programs, *args, tasks=blocks, trips=(1,), **constants)
     return dx, *qkv_sums.totals(), *out_sums.totals()
