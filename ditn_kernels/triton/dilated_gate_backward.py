@@ -71,7 +71,7 @@ def _dilated_gate_out_bwd_kernel(
     columns = W + 2 * FAR
     zero = tl.zeros((BLOCK_W, C_PAD), tl.float32)
     square = tl.zeros((C_PAD, C_PAD), tl.float32)
-    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1):
+    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1, disable_licm=True):
         image, y, segment = rows_apart(task, H, segments, DILATION)
         left = segment * BLOCK_W
         framed = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left

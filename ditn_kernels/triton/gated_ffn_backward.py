@@ -27,7 +27,7 @@ from ditn_kernels.triton._math import (
 )
 from ditn_kernels.triton._sums import Sums, add, add_vector
 
-CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (64, 128)}}
+CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (16, 32, 64, 128)}}
 # Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.
 MAP_SIDE, MAP_HALO = 16, 2
 
