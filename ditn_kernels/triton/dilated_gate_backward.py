@@ -79,8 +79,9 @@ def _dilated_gate_out_bwd_kernel(
         upper, lower = depthwise_of_two_rows(
             near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
         )
-        for is_lower in tl.static_range(2):
-            far = rounded(lower if is_lower else upper, dtype)  # [BLOCK_W, C_PAD]
+        # Not unrolled: two rows at once spill in float32.
+        for is_lower in tl.range(2, num_stages=1, disable_licm=True):
+            far = rounded(tl.where(is_lower == 1, lower, upper), dtype)  # [BLOCK_W, C_PAD]
             below = is_lower * DILATION
             pixel = (image.to(tl.int64) * H + y + below) * W + left
             inside = ((column < W - left) & (y + below < H))[:, None]
@@ -248,7 +249,7 @@ def backward(
     sums = Sums(programs, mix_weight, mix_bias, out_weight, out_bias)
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight))
     args = (grad, near, g, *weights, dg, dfar, *sums.rows, height, width, segments, tasks, sums.stride)
-    plan.launch(programs, *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side)
+    plan.launch(programs, *args, tasks=tasks, trips=(1, 2), C=channels, C_PAD=side)
     dmix_weight, dmix_bias, dout_weight, dout_bias = sums.totals()
     del g
 
