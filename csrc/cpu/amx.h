@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of pairs of bfloat16 on Intel's tile unit, AMX: in 16 cycles 16 x 16 sums += 16 rows of 16 words by 16 words of
-// 16 columns, 16 times what FMA units do. Operands lie as for all other levels, which a tile reads as they are.
+// Products of pairs of bfloat16 on the tile unit of Intel's chips, AMX: in 16 cycles 16 x 16 sums += 16 rows of 16 words by
+// 16 words of 16 columns, 16 times what FMA units do. Operands lie as for all other levels; a tile reads them as they are.
 #pragma once
 
 #include "matrices.h"
@@ -41,8 +41,12 @@ DITN_INLINE void turn(const Left& a, int first, int steps, float* out) {
       pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
       pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
     }
-    const auto low = [](Vec v, Vec w) { return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(v), _mm512_castps_pd(w))); };
-    const auto high = [](Vec v, Vec w) { return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(v), _mm512_castps_pd(w))); };
+    const auto low = [](Vec v, Vec w) {
+      return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(v), _mm512_castps_pd(w)));
+    };
+    const auto high = [](Vec v, Vec w) {
+      return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(v), _mm512_castps_pd(w)));
+    };
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += 4) {
       quads[i] = low(pairs[i], pairs[i + 2]);
@@ -53,7 +57,8 @@ DITN_INLINE void turn(const Left& a, int first, int steps, float* out) {
     // Quarter q of quads[4 i + j] is column 4 q + j of rows 4 i to 4 i + 3.
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const Vec even = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x88), odd = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xdd);
+      const Vec even = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x88);
+      const Vec odd = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xdd);
       const Vec even2 = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0x88);
       const Vec odd2 = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0xdd);
       store(out + j * steps + k, _mm512_shuffle_f32x4(even, even2, 0x88));
@@ -69,6 +74,7 @@ template <bool kTwoRows, bool kTwoVecs>
 DITN_INLINE void multiply_tiles(const float* upper, const float* lower, int64_t a_row, const float* b, int64_t b_step,
                                 int steps, const float* bias) {
   constexpr int64_t kWord = sizeof(float);
+  __asm__ volatile("" ::: "memory");  // GCC does not know that tiles are loaded from memory, and may write it later
   _tile_loadd(0, bias, 0);
   if (kTwoVecs) _tile_loadd(1, bias + kLanes, 0);
   if (kTwoRows) _tile_loadd(2, bias, 0);
