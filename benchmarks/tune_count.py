@@ -28,7 +28,7 @@ _TRIES = 10
 # Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only the one that
 # takes least shared memory, of which this chip has little, is compiled.
 OLDEST = 75
-# What is mended: the other chips find these lines.
+# What is mended of other shapes than the network's: the other chips find these lines.
 MENDED_ON = (80, 86, 89, 90)
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
@@ -108,8 +108,8 @@ def mend(
     wanted = [
         (task, chip)
         for task, like in tasks(op, own_shapes_only=own_shapes_only)
-        for chip in MENDED_ON
-        if task.dtype in dtypes
+        for chip in (RANKED if task.sample is like.sample else MENDED_ON)
+        if task.dtype in dtypes and chip != OLDEST
     ]
     orders = [nearest_first(task, chip) for task, chip in wanted]
     chosen = pool.map(first_clean, *zip(*wanted, strict=True), orders)
