@@ -44,13 +44,14 @@ class MapGate {
           // `row` is the next line of the 5x5, which needs two more of `a`.
           for (int64_t next = row == strip.top - kFar ? row - kNear : row + kNear; next <= row + kNear; ++next) {
             if (inside(next)) {
-              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, way, next, norm, s, a);
+              enter(x + pixel_of(shape, strip.b, next, a.first()) * shape.channels, next, norm, s, a);
             } else {
               a.clear(next);
             }
           }
           if (inside(row)) {
-            convolve_near(row, a, near);
+            const T* following = x + pixel_of(shape, strip.b, row + kNear + 1, a.first()) * shape.channels;
+            convolve_near(row, a, near, Ahead<T>(following, a.count(), rows_));
           } else {
             near.clear(row);
           }
@@ -73,17 +74,18 @@ class MapGate {
 
   // a = W_a norm(x) + b_a
   template <class T>
-  void enter(const T* x, int64_t way, int64_t row, Norm norm, Scratch& s, Lines& a) const {
-    normalized<P>(x, way, a.count(), rows_, norm, s.u);
+  void enter(const T* x, int64_t row, Norm norm, Scratch& s, Lines& a) const {
+    normalized<P>(x, a.count(), rows_, norm, s.u);
     product<P>(rows_of(s.u, rows_.stride), round_up(a.count(), 4), a_.right(), rows_.vecs, a_bias_, false,
                {a.at(0, row, a.first()), kLanes, a.plane()});
     a.trim(row);
   }
 
-  void convolve_near(int64_t row, Lines& a, Lines& near) const {
+  template <class T>
+  void convolve_near(int64_t row, Lines& a, Lines& near, Ahead<T> following) const {
     for (int j = 0; j < rows_.vecs; ++j) {
       line<kTileRows, 5, 1>(a, j, row - kNear, near.first() - kNear, dw5_, dw5_bias_, near.count(),
-                            near.at(j, row, near.first()), kLanes);
+                            near.at(j, row, near.first()), kLanes, [&] { following.ask(2); });
     }
     near.trim(row);
   }
@@ -91,12 +93,17 @@ class MapGate {
   template <class T>
   void leave(const T* x, int64_t way, int64_t row, const Strip& strip, Norm norm, Scratch& s, Lines& near, T* y) const {
     const int pixels = static_cast<int>(strip.right - strip.left), count = round_up(pixels, 4), stride = rows_.stride;
+    Ahead<T> following(x + way, pixels, rows_);
+    Ahead<T, true> result(y, pixels, rows_);
     for (int j = 0; j < rows_.vecs; ++j) {
-      line<2 * kTileRows, 7, 3>(near, j, row - kFar, strip.left - kFar, dw7_, dw7_bias_, pixels, s.v + j * kLanes, stride);
+      line<2 * kTileRows, 7, 3>(near, j, row - kFar, strip.left - kFar, dw7_, dw7_bias_, pixels, s.v + j * kLanes, stride, [&] {
+        following.ask(4);
+        result.ask(4);
+      });
     }
     P::pack_along(s.v, pixels, stride, stride);
     product<P>(rows_of(s.v, stride), count, mix_.right(), rows_.vecs, mix_bias_, false, {s.w, stride});
-    normalized<P>(x, way, pixels, rows_, norm, s.u);
+    normalized<P>(x, pixels, rows_, norm, s.u);
     product<P>(rows_of(s.u, stride), count, g_.right(), rows_.vecs, g_bias_, false, {s.v, stride});
     for (int i = 0; i < count * stride; i += kLanes) store(s.v + i, load(s.v + i) * load(s.w + i));
     P::pack_along(s.v, pixels, stride, stride);
@@ -106,14 +113,16 @@ class MapGate {
     }
   }
 
-  // One vector of channels of `count` pixels of a row, rounded up to kPixels, by taps whose first is at (row, column).
-  template <int kPixels, int kSize, int kDilation>
+  // One vector of channels of `count` pixels of a row, rounded up to kPixels, by taps whose first is at (row, column);
+  // between() comes before every kPixels.
+  template <int kPixels, int kSize, int kDilation, class Between>
   static void line(Lines& from, int j, int64_t row, int64_t column, const float* taps, const float* bias, int count, float* out,
-                   int64_t step) {
+                   int64_t step, const Between& between) {
     const int64_t tap_step = from.planes() * kLanes;
     const float* lines[kSize];
     for (int dy = 0; dy < kSize; ++dy) lines[dy] = from.at(j, row + dy * kDilation, column);
     for (int x = 0; x < count; x += kPixels) {
+      between();
       Vec acc[kPixels];
       depthwise<kPixels, kSize, kDilation>(lines, kLanes, taps + j * kLanes, tap_step, load(bias + j * kLanes), acc);
 #pragma GCC unroll 16

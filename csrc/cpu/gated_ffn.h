@@ -47,7 +47,7 @@ class GatedFfn {
         gate(part, [&](int plane) {
           const float* top = s.hidden + plane * s.plane + r * row;
           return Around{{top, top + row, top + 2 * row}};
-        }, s.size, s.gated + r * s.size * gated_);
+        }, s.size, s.gated + r * s.size * gated_, [] {});
       }
     }
     P::pack_along(s.gated, pixels, gated_, gated_);
@@ -68,21 +68,26 @@ class GatedFfn {
             hidden.clear(row);
           } else {
             const T* pixels = x + pixel_of(shape, strip.b, row, hidden.first()) * shape.channels;
-            normalized<P>(pixels, shape.width * shape.channels, hidden.count(), rows_, norm, u);
+            normalized<P>(pixels, hidden.count(), rows_, norm, u);
             expand(u, row, hidden);
           }
           if (row <= strip.top) continue;
           const int count = static_cast<int>(strip.right - strip.left);
+          const int64_t at = pixel_of(shape, strip.b, row - 1, strip.left) * shape.channels;
+          Ahead<T> following(x + pixel_of(shape, strip.b, row + 1, hidden.first()) * shape.channels, hidden.count(), rows_);
+          Ahead<T, true> result(y + at, count, rows_);
           for (int i = 0; i < parts_.count(); ++i) {
             gate(parts_[i], [&](int plane) {
               const int at = 2 * parts_[i].first + plane;
               return Around{{hidden.at(at, row - 2, strip.left - 1), hidden.at(at, row - 1, strip.left - 1),
                              hidden.at(at, row, strip.left - 1)}};
-            }, count, gated);
+            }, count, gated, [&] {
+              following.ask(2);
+              result.ask(2);
+            });
           }
           P::pack_along(gated, count, gated_, gated_);
           product<P>(rows_of(gated, gated_), round_up(count, 4), out_.right(), rows_.vecs, out_bias_, false, {u, rows_.stride});
-          const int64_t at = pixel_of(shape, strip.b, row - 1, strip.left) * shape.channels;
           for (int i = 0; i < count; ++i) {
             add_out(u + i * rows_.stride, x + at + i * rows_.channels, rows_, y + at + i * rows_.channels);
           }
@@ -150,27 +155,35 @@ class GatedFfn {
     const float* lines[3];
   };
 
-  // gelu(d1) * d2 for a slice of `count` pixels of a row, rounded up to four; around(plane) is where they are.
-  template <class Where>
-  void gate(const Part& part, const Where& around, int count, float* gated) const {
-    count % kTileRows ? gate_by<4>(part, around, count, gated) : gate_by<kTileRows>(part, around, count, gated);
+  // gelu(d1) * d2 for a slice of `count` pixels of a row, rounded up to four; around(plane) is where they are. between()
+  // comes before every few pixels.
+  template <class Where, class Between>
+  void gate(const Part& part, const Where& around, int count, float* gated, const Between& between) const {
+    if (count % kTileRows) return gate_by<4>(part, around, count, gated, between);
+    gate_by<kTileRows>(part, around, count, gated, between);
   }
 
-  template <int kPixels, class Where>
-  void gate_by(const Part& part, const Where& around, int count, float* gated) const {
+  template <int kPixels, class Where, class Between>
+  void gate_by(const Part& part, const Where& around, int count, float* gated, const Between& between) const {
     float* out = gated + part.first * kLanes;
-    for (int j = 0; j < part.pairs + part.mixed; ++j, out += kLanes) {
-      const bool pair = j < part.pairs;
-      const int first = pair ? j : 2 * part.pairs, second = part.pairs + j;
-      const Around here = around(first), there = around(pair ? second : first);
+    for (int j = 0; j < part.pairs; ++j, out += kLanes) {
+      const Around here = around(j), there = around(part.pairs + j);
       for (int x = 0; x < count; x += kPixels) {
+        between();
         Vec d1[kPixels], d2[kPixels];
-        convolve(part, first, here, x, d1);
-        if (pair) convolve(part, second, there, x, d2);
+        convolve(part, j, here, x, d1);
+        convolve(part, part.pairs + j, there, x, d2);
 #pragma GCC unroll 8
-        for (int i = 0; i < kPixels; ++i) {
-          store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d1[i]) * (pair ? d2[i] : swap_halves(d1[i])));
-        }
+        for (int i = 0; i < kPixels; ++i) store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d1[i]) * d2[i]);
+      }
+    }
+    if (part.mixed) {
+      const Around here = around(2 * part.pairs);
+      for (int x = 0; x < count; x += kPixels) {
+        Vec d[kPixels];
+        convolve(part, 2 * part.pairs, here, x, d);
+#pragma GCC unroll 8
+        for (int i = 0; i < kPixels; ++i) store(out + (x + i) * static_cast<int64_t>(gated_), gelu(d[i]) * swap_halves(d[i]));
       }
     }
   }

@@ -9,7 +9,7 @@
 
 namespace ditn::DITN_LEVEL {
 
-constexpr int kStrip = 96;  // columns at most
+constexpr int kStrip = 160;  // columns at most
 
 struct Strip {
   int64_t b, left, right, top, bottom;
@@ -52,18 +52,33 @@ class Strips {
   int64_t across_ = 0, columns_ = 0, bands_ = 0, rows_ = 0;
 };
 
-// Asks for the pixel that is wanted when the next row is: hardware does not foresee where a strip goes on.
-template <class T>
+// Asks for a pixel that is wanted when the next row is, or written when this one is: hardware does not foresee where a strip
+// goes on.
+template <bool kToWrite = false, class T>
 DITN_INLINE void prefetch(const T* pixel, const Rows& rows) {
   constexpr int kLine = 64 / sizeof(T);
-  for (int at = 0; at < rows.channels; at += kLine) __builtin_prefetch(pixel + at, 0, 2);
+  for (int at = 0; at < rows.channels; at += kLine) __builtin_prefetch(pixel + at, kToWrite, 2);
 }
 
-// norm(x) of `count` neighbours on the map, [count, stride], in words along the channels; `row` is the way to the next row.
+// `count` neighbours to ask for, a few between one piece of arithmetic and the next: a whole row at once waits in a queue.
+template <class T, bool kToWrite = false>
+class Ahead {
+ public:
+  Ahead(const T* pixel, int count, const Rows& rows) : pixel_(pixel), left_(count), rows_(rows) {}
+  __attribute__((always_inline)) void ask(int pixels) {
+    for (; pixels > 0 && left_ > 0; --pixels, --left_, pixel_ += rows_.channels) prefetch<kToWrite>(pixel_, rows_);
+  }
+
+ private:
+  const T* pixel_;
+  int left_;
+  Rows rows_;
+};
+
+// norm(x) of `count` neighbours on the map, [count, stride], in words along the channels.
 template <class P, class T>
-static void normalized(const T* x, int64_t row, int count, const Rows& rows, Norm norm, float* u) {
+static void normalized(const T* x, int count, const Rows& rows, Norm norm, float* u) {
   for (int i = 0; i < count; ++i) {
-    prefetch(x + row + i * rows.channels, rows);
     copy_in(x + i * rows.channels, rows, u + i * rows.stride);
     normalize(u + i * rows.stride, rows, norm, u + i * rows.stride);
   }
