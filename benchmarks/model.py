@@ -69,10 +69,10 @@ def check(calls: dict[str, Callable[[Tensor], Tensor]], model: ditn.DITN, image:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in _lines("/proc/cpuinfo") if ": " in line)
+    cpu = facts.get("model name", platform.processor())
+    if {"cpu family", "model"} <= facts.keys():  # a virtual machine's name for its CPU leaves the generation out
+        cpu += f" (family {facts['cpu family']}, model {facts['model']})"
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
