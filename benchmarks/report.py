@@ -5,7 +5,7 @@
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
-`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`; those of a second machine lie in a folder. A block
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`; those of further machines lie in folders. A block
 between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
 """
 
@@ -27,6 +27,7 @@ from safetensors import safe_open
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import deploy, performance, plots
+from benchmarks.contestants import AS_INSTALLED
 from ditn.recipe import load_recipe
 from ditn.scores import overview
 from ditn_kernels import REGISTRY
@@ -113,8 +114,10 @@ def _side_by_side(results: str, cell: Callable[[dict[str, Any], str], str], last
         result = _load(path)
         runs, machine = result["runs"], result["machine"]
         names = list(dict.fromkeys(row["contestant"] for run in runs for row in run["rows"]))
-        heads = [f"{run['size']}{' training' * (run['task'] == 'training')}, {run['threads']} thr." for run in runs]
-        lines = [f"| {result['model']} x{result['upscale']} | {' | '.join(heads)} |", "|---|" + "---|" * len(runs)]
+        lines = [
+            f"| {result['model']} x{result['upscale']} | {' | '.join(map(_head, runs))} |",
+            "|---|" + "---|" * len(runs),
+        ]
         lines += [f"| {name} | {' | '.join(cell(run, name) for run in runs)} |" for name in names]
         lines += [f"| {last} | {' | '.join(map(_share, runs))} |"] if last else []
         used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino"))
@@ -123,8 +126,54 @@ def _side_by_side(results: str, cell: Callable[[dict[str, Any], str], str], last
 
 
 def cpu() -> str:
-    """The C++ kernels against other ways to run the network."""
+    """The C++ kernels against other ways to run the network, a line for each run: ratios alone."""
+    lines = [
+        "| | fused float32 | PyTorch eager | both as installed | fastest other, float32 | bfloat16: OpenVINO | "
+        "share of the float32 peak | memory: eager |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    machines: dict[str, None] = {}
+    for path in sorted(RESULTS.rglob("cpu-*.json")):
+        result = _load(path)
+        machine = result["machine"]["cpu"]
+        if machine not in machines:
+            machines[machine] = None
+            lines.append(f"| **{machine}** | | | | | | | |")
+        lines += [f"| {result['model']} x{result['upscale']}, {_ratios(run)} |" for run in result["runs"]]
+    return "\n".join(lines) if machines else "Not measured yet."
+
+
+def _ratios(run: dict[str, Any]) -> str:
+    fused, eager = _row(run, "fused float32"), _row(run, "PyTorch eager, published")
+    others = [
+        row for row in run["rows"] if not row["contestant"].startswith("fused") and "bf16" not in row["contestant"]
+    ]
+    fastest = min(
+        (row for row in others if not row["contestant"].endswith(AS_INSTALLED)), key=lambda row: row["median_s"]
+    )
+    halves = [row["median_s"] for row in run["rows"] if "bf16" in row["contestant"]]
+    installed = [_row(run, one + AS_INSTALLED) for one in ("PyTorch eager, published", "fused float32")]
+    gain, share = eager["median_s"] / fused["median_s"], fused.get("share_of_peak")
+    cells = [
+        _head(run),
+        f"{fused['median_s']:.3f} s",
+        f"{gain:.2f} x",
+        f"{installed[0]['median_s'] / installed[1]['median_s']:.2f} x" if all(installed) else "",
+        f"{fastest['median_s'] / fused['median_s']:.2f} x ({fastest['contestant']})",
+        f"{min(halves) / _row(run, 'fused bfloat16')['median_s']:.2f} x" if halves else "",
+        f"{share:.0%}; with all of it {gain / share:.1f} x eager" if share else "",
+        f"{eager['extra_bytes'] / fused['extra_bytes']:.1f} x",
+    ]
+    return " | ".join(cells)
+
+
+def contest() -> str:
+    """Every contestant on a CPU."""
     return _side_by_side("cpu-*.json", _seconds, last="fused float32's share of the float32 peak")
+
+
+def _head(run: dict[str, Any]) -> str:
+    return f"{run['size']}{' training' * (run['task'] == 'training')}, {run['threads']} thr."
 
 
 def _row(run: dict[str, Any], name: str) -> dict[str, Any]:
@@ -168,6 +217,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "networks": performance.networks,
         "claims": performance.claims,
         "peers": performance.peers,
+        "contest": contest,
         "stream": performance.stream,
         "paper": performance.paper,
         "roofline": performance.roofline,

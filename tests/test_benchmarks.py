@@ -88,6 +88,32 @@ def test_readme_shows_every_run() -> None:
     assert report._seconds(run, "ONNX Runtime, folded") == ""
 
 
+def test_readme_has_the_ratios_of_every_run() -> None:
+    def row(contestant: str, seconds: float, mebibytes: int, **more: float) -> dict:
+        return {"contestant": contestant, "median_s": seconds, "extra_bytes": mebibytes << 20, **more}
+
+    rows = [
+        row("PyTorch eager, published", 1.0, 300),
+        row("OpenVINO f32, folded", 0.6, 100),
+        row("AOTInductor, published", 0.5, 200),
+        row("OpenVINO bf16, published", 0.3, 80),
+        row("OpenVINO bf16, folded", 0.4, 80),
+        row("fused float32", 0.2, 40, share_of_peak=0.5),
+        row("fused bfloat16", 0.1, 20),
+        row("PyTorch eager, published, as installed", 0.44, 300),
+        row("fused float32, as installed", 0.22, 40),
+    ]
+    run = {"task": "inference", "size": "8x8", "threads": 2, "rows": rows}
+    assert report._ratios(run) == (
+        "8x8, 2 thr. | 0.200 s | 5.00 x | 2.00 x | 2.50 x (AOTInductor, published) | 3.00 x | "
+        "50%; with all of it 10.0 x eager | 7.5 x"
+    )
+    training = {"task": "training", "size": "48x48", "threads": 2, "rows": [rows[0], row("fused float32", 0.2, 40)]}
+    assert report._ratios(training) == (
+        "48x48 training, 2 thr. | 0.200 s | 5.00 x |  | 5.00 x (PyTorch eager, published) |  |  | 7.5 x"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which they run")
 @pytest.mark.parametrize("module", [gpu, ops, sanitize], ids=lambda module: module.__name__)
 def test_gpu_benchmarks_say_that_they_need_one(module, monkeypatch) -> None:
