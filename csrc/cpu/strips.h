@@ -10,6 +10,8 @@
 namespace ditn::DITN_LEVEL {
 
 constexpr int kStrip = 160;  // columns at most
+constexpr int kBand = 16;  // rows at least, where there are more
+constexpr int kHalo = 6;  // what a band's halo takes, as rows: the gate's 22 lines are a product each, or a 5x5
 
 struct Strip {
   int64_t b, left, right, top, bottom;
@@ -22,15 +24,20 @@ DITN_INLINE int64_t pixel_of(const Shape& shape, int64_t b, int64_t row, int64_t
 
 class Strips {
  public:
-  // As few bands of rows as give every thread two strips: a band's halo is computed twice. Strips start at even rows
-  // and columns, so that pixels which are computed in pairs have the same partner whatever the number of threads.
+  // Of all numbers of bands of rows the one that ends soonest where threads are equally fast. Strips start at even rows and
+  // columns, so that pixels which are computed in pairs have the same partner whatever the number of threads.
   Strips(const Shape& shape, int64_t threads) : shape_(shape) {
     if (shape.batch * shape.height * shape.width == 0) return;
-    across_ = parts(shape.width, kStrip);
-    bands_ = smaller(parts(2 * threads, shape.batch * across_), parts(shape.height, 16));
-    columns_ = 2 * parts(shape.width, 2 * across_);
-    rows_ = 2 * parts(shape.height, 2 * bands_);
+    columns_ = 2 * parts(shape.width, 2 * parts(shape.width, kStrip));
     across_ = parts(shape.width, columns_);
+    int64_t least = 0;
+    for (int64_t bands = 1; bands <= parts(shape.height, kBand); ++bands) {
+      const int64_t rows = 2 * parts(shape.height, 2 * bands);
+      const int64_t turns = parts(shape.batch * across_ * parts(shape.height, rows), threads);
+      if (bands > 1 && turns * (rows + kHalo) >= least) continue;
+      least = turns * (rows + kHalo);
+      rows_ = rows;
+    }
     bands_ = parts(shape.height, rows_);
   }
   int64_t count() const { return shape_.batch * bands_ * across_; }
