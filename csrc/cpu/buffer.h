@@ -15,7 +15,7 @@ namespace ditn::DITN_LEVEL {
 
 DITN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// 64-byte aligned, and zeroed unless it is a whole map, which is written first. One allocation per purpose, so that
+// 64-byte aligned, and zeroed unless whoever asks for it writes first. One allocation per purpose, so that
 // AddressSanitizer guards each.
 template <class T>
 class Array {

@@ -96,7 +96,7 @@ static void normalized(const T* x, int count, const Rows& rows, Norm norm, float
 class Lines {
  public:
   Lines(int planes, int rows, int halo)
-      : planes_(planes), rows_(rows), halo_(halo), data_(static_cast<int64_t>(planes) * rows * kPitch * kLanes) {}
+      : planes_(planes), rows_(rows), halo_(halo), data_(static_cast<int64_t>(planes) * rows * kPitch * kLanes, false) {}
 
   // Forget everything; the next lines belong to this strip of a map `width` columns wide.
   void start(const Strip& strip, int64_t width) {
