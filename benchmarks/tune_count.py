@@ -55,12 +55,15 @@ class Verdict:
 
 
 def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
-    """None if the kernel cannot be compiled like this. With every norm, what it takes is the most that one takes."""
-    norms = ("tanh", "layernorm") if every_norm and "norm" in task.sample.options else ()
-    others = [replace(task, sample=replace(task.sample, options={**task.sample.options, "norm": n})) for n in norms]
+    """None if the kernel cannot be compiled like this, or not counted. With every norm, what it takes is the most that
+    one takes."""
+    others = [replace(task, sample=sample) for sample in cases.with_every_norm(task.sample)] if every_norm else []
     try:
         own = counts(task, capability, config)
         every = own + [one for other in others for one in counts(other, capability, config)]
+    except sass.LoopsError as error:
+        print(f"not judged on sm_{capability}, {short(config)}: {error}", flush=True)
+        return None
     except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
         return None
     resident = min(one.resident_warps for one in every)
@@ -105,11 +108,12 @@ def mend(
     op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
 ) -> Iterator[tuple[str, Row]]:
     """The lines whose configuration spills or does not fit, with the nearest that does neither."""
+    support = op.backends["triton"]
     wanted = [
         (task, chip)
         for task, like in tasks(op, own_shapes_only=own_shapes_only)
         for chip in (RANKED if task.sample is like.sample else MENDED_ON)
-        if task.dtype in dtypes and chip != OLDEST
+        if task.dtype in dtypes and chip != OLDEST and not support.why_not_on(divmod(chip, 10), backward=task.backward)
     ]
     orders = [nearest_first(task, chip) for task, chip in wanted]
     chosen = pool.map(first_clean, *zip(*wanted, strict=True), orders)
@@ -166,7 +170,7 @@ def first_clean(task: Task, capability: int, order: Iterable[Config]) -> Verdict
     the first few."""
     found: list[Verdict] = []
     for config in order:
-        verdict = judge(task, capability, config, every_norm=ALIKE.get(capability, capability) in RANKED.values())
+        verdict = judge(task, capability, config, every_norm=capability != OLDEST)
         if verdict is not None:
             found.append(verdict)
         if found and (found[-1].clean or len(found) == _TRIES):
