@@ -18,8 +18,6 @@ from ditn_kernels.triton._config import Config, Row, lookup
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
-# The same code as sm_80's: what was counted there holds within these chips' limits.
-ALIKE = {86: 80, 89: 80}
 # For which chips other shapes than the network's get lines; the others find them there.
 SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
@@ -78,9 +76,7 @@ def judge(task: Task, capability: int, config: Config, *, every_norm: bool = Fal
 
 
 def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
-    same_code = ALIKE.get(capability, capability)
-    launches = task.launches(capability, config)
-    return [replace(sass.count(launch, same_code), capability=capability) for launch in launches]
+    return [sass.count(launch, capability) for launch in task.launches(capability, config)]
 
 
 def count(
@@ -116,10 +112,18 @@ def mend(
         if task.dtype in dtypes and chip != OLDEST and not support.why_not_on(divmod(chip, 10), backward=task.backward)
     ]
     orders = [nearest_first(task, chip) for task, chip in wanted]
-    chosen = pool.map(first_clean, *zip(*wanted, strict=True), orders)
-    for (task, chip), configs, verdict in zip(wanted, orders, chosen, strict=True):
-        if verdict.config != replace(configs[0], programs=verdict.config.programs):
-            say(task, chip, verdict)
+    chosen = list(pool.map(first_clean, *zip(*wanted, strict=True), orders))
+    lines = list(zip(wanted, orders, chosen, strict=True))
+    mended = [
+        (task, chip, verdict)
+        for (task, chip), configs, verdict in lines
+        if verdict.config != replace(configs[0], programs=verdict.config.programs)
+    ]
+    for task, chip, verdict in mended:
+        say(task, chip, verdict)
+    # Newer chips find a chip's new line, too: all of the task's chips get theirs.
+    for (task, chip), _, verdict in lines:
+        if any(other is task for other, _, _ in mended):
             yield task.kernel, Row(chip, task.dtype, task.shape, verdict.config, "counted")
 
 

@@ -73,7 +73,7 @@ def test_other_loops_than_the_launch_names_are_an_error(trips) -> None:
 
 def test_no_loop_over_the_tasks_is_an_error() -> None:
     with pytest.raises(sass.LoopsError, match="kernel: no loop over the tasks"):
-        sass._weights(launch(1), {0x0: ("EXIT", "")})
+        sass._weights(launch(1), {0x0: ("BPT.TRAP", "0x1"), 0x10: ("EXIT", "")})
 
 
 def test_multiply_adds_of_an_instruction() -> None:
