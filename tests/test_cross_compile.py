@@ -31,8 +31,7 @@ QUICK = [
 SLOW = [
     ("80 90", "float16 bfloat16 float32", "network"),
     ("86 89 100 120", "float16", "network"),
-    ("80", "float16", "norms"),
-    ("90", "float16", "norms"),
+    ("80 90", "float16", "norms"),
 ]
 
 
