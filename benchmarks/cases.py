@@ -11,7 +11,7 @@ import torch
 
 from ditn_kernels import Op
 from ditn_kernels._dispatch import BACKENDS
-from ditn_kernels._op import Sample
+from ditn_kernels._op import NORMS, Sample
 from ditn_kernels.triton._launch import Launch, padded, recording
 
 # 960 x 540, padded to whole patches.
@@ -34,10 +34,20 @@ def enlarged(sample: Sample, height: int, width: int) -> Sample:
     return Sample(sample.name, {**sample.axes, "B": 1, "H": height, "W": width}, sample.options)
 
 
-def framed_samples(op: Op, *, of_network: bool = True) -> list[Sample]:
-    """The network's layers, or whatever the operator's samples are, on a large map."""
-    chosen = default_samples(op) if of_network else (sample for sample in op.samples if sample.axes["B"])
+def framed_samples(op: Op, kind: str = "network") -> list[Sample]:
+    """On a large map, the network's layers; with "norms" the same with every norm; with "all" whatever the operator's
+    samples are."""
+    chosen = [sample for sample in op.samples if sample.axes["B"]] if kind == "all" else list(default_samples(op))
+    if kind == "norms":
+        chosen = [other for sample in chosen for other in with_every_norm(sample)]
     return [enlarged(sample, *FRAME) for sample in chosen]
+
+
+def with_every_norm(sample: Sample) -> list[Sample]:
+    """The sample itself where it has no norm."""
+    if "norm" not in sample.options:
+        return [sample]
+    return [Sample(f"{sample.name}, {norm}", sample.axes, {**sample.options, "norm": norm}) for norm in NORMS]
 
 
 def samples_of(op: Op, channels: int) -> Iterator[Sample]:

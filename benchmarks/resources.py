@@ -60,7 +60,7 @@ def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: st
     """Every operator with Triton kernels, in both directions: the samples and chips that its table admits."""
     for op in (op for op in REGISTRY.values() if "triton" in op.backends):
         support = op.backends["triton"]
-        chosen = cases.framed_samples(op, of_network=samples == "network")
+        chosen = cases.framed_samples(op, samples)
         for dtype, backward, sample in itertools.product(dtypes, (False, True), chosen):
             if support.why_not(cases.inputs(op, sample, dtype=dtype, device="meta"), backward=backward):
                 continue
@@ -146,9 +146,9 @@ def main() -> int:
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float16"])
     parser.add_argument(
         "--samples",
-        choices=("network", "all"),
+        choices=("network", "norms", "all"),
         default="network",
-        help="the network's layers, or the shapes and norms of all of the operators' samples (default: %(default)s)",
+        help="the network's layers, these with every norm, or all of the operators' samples (default: %(default)s)",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once")
     parser.add_argument("--json", type=outputs.file)

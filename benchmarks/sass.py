@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import networkx
 import torch
@@ -57,12 +58,22 @@ CHIPS = {
 }
 _REGISTERS = 64 << 10
 _SHARED_RESERVED = 1 << 10  # per block, from sm_80 on
+_TENSOR_MEMORY = 512  # columns, on sm_100 (PTX ISA, "Tensor Memory")
+
+
+class LoopsError(ValueError):
+    """The loops of the code are not those that the launch names."""
+
+
+class TensorMemoryError(RuntimeError):
+    """The kernel wants more tensor memory than there is; what the compiler makes of it is a trap."""
 
 
 @dataclass(frozen=True)
 class Count:
     """One launch, compiled. `instructions` and `macs` (multiply-adds on tensor cores) are those of the whole launch;
-    `macs` is None for sm_100, whose instructions do not say their size. `has_dot`: the kernel multiplies matrices."""
+    `macs` is None for sm_100, whose instructions do not say their size. `has_dot`: the kernel multiplies matrices.
+    `tensor_memory`: columns, of which sm_100 has some."""
 
     kernel: str
     capability: int
@@ -74,6 +85,7 @@ class Count:
     macs: float | None
     has_dot: bool
     tensor_instructions: tuple[str, ...]
+    tensor_memory: int = 0
 
     @property
     def fits(self) -> bool:
@@ -87,7 +99,11 @@ class Count:
         per_warp = -(-self.registers // 8) * 8 * 32
         shared = self.shared + (_SHARED_RESERVED if self.capability >= 80 else 0)
         blocks = min(chip.warps // self.warps, chip.blocks, _REGISTERS // (per_warp * self.warps))
-        return self.warps * min(blocks, chip.shared // shared if shared else blocks)
+        if shared:
+            blocks = min(blocks, chip.shared // shared)
+        if self.tensor_memory:
+            blocks = min(blocks, _TENSOR_MEMORY // self.tensor_memory)
+        return self.warps * blocks
 
 
 def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
@@ -101,8 +117,8 @@ def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
 
 
 def count(launch: Launch, capability: int) -> Count:
-    """Compile the launch for a chip (90 for sm_90) and count. Raises ValueError if the loops of the code are not those
-    that the launch names."""
+    """Compile the launch for a chip (90 for sm_90) and count. Raises LoopsError if the loops of the code are not those
+    that the launch names, TensorMemoryError if there is no code to count."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     rounds = launch.tasks / launch.programs
     facts = (
@@ -118,7 +134,9 @@ def count(launch: Launch, capability: int) -> Count:
     path = CACHE / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
     if not path.exists():
         code = compiled(launch, capability)
-        found = _counted(launch, capability, code.asm["cubin"], code.metadata.shared)
+        if code.metadata.tmem_size > _TENSOR_MEMORY:
+            raise TensorMemoryError(f"{launch.name}: {code.metadata.tmem_size} columns of {_TENSOR_MEMORY}")
+        found = _counted(launch, capability, code.asm["cubin"], code.metadata)
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
             json.dump(asdict(found), file)
@@ -127,7 +145,7 @@ def count(launch: Launch, capability: int) -> Count:
     return Count(**content | {"tensor_instructions": tuple(content["tensor_instructions"])})
 
 
-def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Count:
+def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Count:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -146,11 +164,12 @@ def _counted(launch: Launch, capability: int, cubin: bytes, shared: int) -> Coun
         warps=warps,
         registers=int(resources[1]),
         stack=int(resources[2]),
-        shared=shared,
+        shared=metadata.shared,
         instructions=warps * sum(weights[a] for a, (name, _) in instructions.items() if name != "NOP"),
         macs=warps * sum(weights[a] * macs_of(name) for a, name in tensor.items()) if known else None,
         has_dot="PRECISION" in launch.constants,
         tensor_instructions=tuple(sorted(set(tensor.values()))),
+        tensor_memory=metadata.tmem_size,
     )
 
 
@@ -187,6 +206,8 @@ def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[i
     weights = dict.fromkeys(instructions, float(launch.programs))
     loops = [loop for loop in natural_loops(instructions) if not _waits(loop, instructions)]
     if launch.trips[:1] == (1,):
+        if not loops:
+            raise LoopsError(f"{launch.name}: no loop over the tasks")
         # The largest loop goes over the tasks; those outside of it are done once per program and count as one round.
         over_tasks = max(loops, key=len)
         loops = [loop for loop in loops if loop < over_tasks]
@@ -195,7 +216,7 @@ def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[i
     trips = [rounds for rounds in launch.trips if rounds != 1]
     if len(loops) != len(trips):
         sizes = list(map(len, loops))
-        raise ValueError(f"{launch.name}: loops of {sizes} instructions, but the launch names trips {launch.trips}")
+        raise LoopsError(f"{launch.name}: loops of {sizes} instructions, but the launch names trips {launch.trips}")
     for loop, rounds in zip(loops, trips, strict=True):
         for address in loop:
             weights[address] *= rounds

@@ -18,8 +18,6 @@ from ditn_kernels.triton._config import Config, Row, lookup
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
-# The same code as sm_80's: what was counted there holds within these chips' limits.
-ALIKE = {86: 80, 89: 80}
 # For which chips other shapes than the network's get lines; the others find them there.
 SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
@@ -55,12 +53,15 @@ class Verdict:
 
 
 def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
-    """None if the kernel cannot be compiled like this. With every norm, what it takes is the most that one takes."""
-    norms = ("tanh", "layernorm") if every_norm and "norm" in task.sample.options else ()
-    others = [replace(task, sample=replace(task.sample, options={**task.sample.options, "norm": n})) for n in norms]
+    """None if the kernel cannot be compiled like this, or not counted. With every norm, what it takes is the most that
+    one takes."""
+    others = [replace(task, sample=sample) for sample in cases.with_every_norm(task.sample)] if every_norm else []
     try:
         own = counts(task, capability, config)
         every = own + [one for other in others for one in counts(other, capability, config)]
+    except sass.LoopsError as error:
+        print(f"not judged on sm_{capability}, {short(config)}: {error}", flush=True)
+        return None
     except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
         return None
     resident = min(one.resident_warps for one in every)
@@ -75,9 +76,7 @@ def judge(task: Task, capability: int, config: Config, *, every_norm: bool = Fal
 
 
 def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
-    same_code = ALIKE.get(capability, capability)
-    launches = task.launches(capability, config)
-    return [replace(sass.count(launch, same_code), capability=capability) for launch in launches]
+    return [sass.count(launch, capability) for launch in task.launches(capability, config)]
 
 
 def count(
@@ -105,17 +104,26 @@ def mend(
     op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
 ) -> Iterator[tuple[str, Row]]:
     """The lines whose configuration spills or does not fit, with the nearest that does neither."""
+    support = op.backends["triton"]
     wanted = [
         (task, chip)
         for task, like in tasks(op, own_shapes_only=own_shapes_only)
         for chip in (RANKED if task.sample is like.sample else MENDED_ON)
-        if task.dtype in dtypes and chip != OLDEST
+        if task.dtype in dtypes and chip != OLDEST and not support.why_not_on(divmod(chip, 10), backward=task.backward)
     ]
     orders = [nearest_first(task, chip) for task, chip in wanted]
-    chosen = pool.map(first_clean, *zip(*wanted, strict=True), orders)
-    for (task, chip), configs, verdict in zip(wanted, orders, chosen, strict=True):
-        if verdict.config != replace(configs[0], programs=verdict.config.programs):
-            say(task, chip, verdict)
+    chosen = list(pool.map(first_clean, *zip(*wanted, strict=True), orders))
+    lines = list(zip(wanted, orders, chosen, strict=True))
+    mended = [
+        (task, chip, verdict)
+        for (task, chip), configs, verdict in lines
+        if verdict.config != replace(configs[0], programs=verdict.config.programs)
+    ]
+    for task, chip, verdict in mended:
+        say(task, chip, verdict)
+    # Newer chips find a chip's new line, too: all of the task's chips get theirs.
+    for (task, chip), _, verdict in lines:
+        if any(other is task for other, _, _ in mended):
             yield task.kernel, Row(chip, task.dtype, task.shape, verdict.config, "counted")
 
 
@@ -166,7 +174,7 @@ def first_clean(task: Task, capability: int, order: Iterable[Config]) -> Verdict
     the first few."""
     found: list[Verdict] = []
     for config in order:
-        verdict = judge(task, capability, config, every_norm=ALIKE.get(capability, capability) in RANKED.values())
+        verdict = judge(task, capability, config, every_norm=capability != OLDEST)
         if verdict is not None:
             found.append(verdict)
         if found and (found[-1].clean or len(found) == _TRIES):

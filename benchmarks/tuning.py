@@ -101,10 +101,10 @@ def short(config: Config) -> str:
 
 
 def without_redundant(rows: list[Row], chips: Collection[int]) -> list[Row]:
-    """Few of the lines, with which every chip finds for every dtype and shape of theirs what it finds with all: all
+    """Few of the lines, with which every chip finds for every dtype and their shapes what it finds with all: all
     lines of a shape are left out together where that can be, then single ones."""
     shapes = [dict(pairs) for pairs in dict.fromkeys(tuple(row.shape.items()) for row in rows)]
-    queries = list(itertools.product(chips, dict.fromkeys(row.dtype for row in rows), shapes))
+    queries = list(itertools.product(chips, cases.DTYPES, shapes))
 
     def found(table: list[Row]) -> list[Config]:
         return [nearest(table, capability=chip, dtype=dtype, shape=shape).config for chip, dtype, shape in queries]

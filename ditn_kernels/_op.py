@@ -25,11 +25,10 @@ class Support:
     """What one backend can run of one operator. An empty field means no restriction.
 
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
-    the dtypes for which the backend computes gradients, `failing_backward` the major compute capabilities for which
-    its compiler fails on them. `max_channels_of` restricts single dtypes further, `max_channels_backward_of` only their
-    gradients, `max_outputs` the length of the operator's last bias. On chips older than `first_before` this backend
-    comes before those that stand before it in the operator's table. `unasked`: what it may be chosen for without being
-    forced, if that is less.
+    the dtypes for which the backend computes gradients. `max_channels_of` restricts single dtypes further,
+    `max_channels_backward_of` only their gradients, `max_outputs` the length of the operator's last bias. On chips
+    older than `first_before` this backend comes before those that stand before it in the operator's table. `unasked`:
+    what it may be chosen for without being forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -39,7 +38,6 @@ class Support:
     patch_sizes: tuple[int, ...] = ()
     min_capability: tuple[int, int] | None = None
     min_capability_backward: tuple[int, int] | None = None
-    failing_backward: tuple[int, ...] = ()
     max_channels_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
@@ -54,8 +52,6 @@ class Support:
         needed = (backward and self.min_capability_backward) or self.min_capability
         if needed is not None and capability < needed:
             return [f"needs compute capability {needed}, the GPU has {capability}"]
-        if backward and capability[0] in self.failing_backward:
-            return [f"has a gradient that does not compile for compute capability {capability}"]
         return []
 
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
@@ -210,12 +206,9 @@ TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0,
 TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
 # Gradients of these layers have no room for more than 64 channels of float32: counted were up to 20 KB of stack, and
 # more shared memory than chips have.
-TRITON_FFN = replace(TRITON, max_channels_backward_of={torch.float32: 64})
+TRITON_LAYER = replace(TRITON, max_channels_backward_of={torch.float32: 64})
 # A weight of float32 is there in two parts (3xTF32): of 128 channels, the gate's take 264 KiB of shared memory.
 TRITON_GATE = replace(TRITON, max_channels_of={torch.float32: 64})
-# On sm_100 a pass of Triton 3.6 (TritonNvidiaGPUOptimizeTMemLayouts) fails on some configurations of the attention's
-# gradient. Those that ship compile; no test holds that yet, so it stays refused.
-TRITON_ATTENTION = replace(TRITON_FFN, failing_backward=(10,))
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Before Hopper its
 # layers, one after the other, take fewer cycles: 29,500 on sm_80 in float16, where the stage took 38,800 (counted).
 TRITON_STAGE = replace(

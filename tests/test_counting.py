@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,11 @@ def test_other_loops_than_the_launch_names_are_an_error(trips) -> None:
         sass._weights(launch(*trips), parse(CODE))
 
 
+def test_no_loop_over_the_tasks_is_an_error() -> None:
+    with pytest.raises(sass.LoopsError, match="kernel: no loop over the tasks"):
+        sass._weights(launch(1), {0x0: ("BPT.TRAP", "0x1"), 0x10: ("EXIT", "")})
+
+
 def test_multiply_adds_of_an_instruction() -> None:
     assert macs_of("HMMA.16816.F32.BF16") == 16 * 8 * 16
     assert macs_of("HMMA.1688.F32.TF32") == 16 * 8 * 8
@@ -92,6 +98,7 @@ def test_resident_warps() -> None:
     assert not counted(86, shared=100 << 10).fits
     assert counted(75, warps=16, registers=64).resident_warps == 32
     assert not counted(80, warps=16, registers=255).fits  # 131,072 registers
+    assert replace(counted(100), tensor_memory=256).resident_warps == 8  # two of 256 columns in 512
 
 
 def test_estimated_cycles() -> None:

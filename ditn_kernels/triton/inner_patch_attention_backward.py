@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
 from ditn_kernels.triton._math import (
+    anew,
     column_sums,
     dot,
     load_square,
@@ -36,7 +37,7 @@ from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, load_projec
 CANDIDATES = {
     "inner_patch_attention_weights_bwd": {"BLOCK_T": (16, 32, 64)},
     "inner_patch_attention_scores_bwd": {"BLOCK_T": (16, 32, 64), "SLICE": (16, 32, 64)},
-    "inner_patch_attention_qkv_bwd": {"BLOCK_T": (16, 32, 64)},
+    "inner_patch_attention_qkv_bwd": {"BLOCK_T": (16, 32, 64), "PARTS": (3, 1)},
 }
 
 
@@ -232,6 +233,7 @@ def _inner_patch_attention_qkv_bwd_kernel(
     C_PAD: tl.constexpr,
     PATCH: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    PARTS: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -240,7 +242,8 @@ def _inner_patch_attention_qkv_bwd_kernel(
     That of each of q, k and v is (M y - a z) s: a matrix and two vectors from the kernels above, and of the tiles kn,
     qn and the gradient of softmax(t qn kn^T) v, which lie in scratch, another one as y and its own one as z.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth block of BLOCK_T pixels of a patch.
+    Grid: as many programs as the chip holds; each takes every so-manieth block of BLOCK_T pixels of a patch, and
+    unrolls PARTS of q, k and v, since each product that stands for itself takes tensor memory of sm_100 for itself.
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -269,32 +272,36 @@ def _inner_patch_attention_qkv_bwd_kernel(
         own_row = renewed(row)
         u = settled(normalize(x, channel, C, NORM))
         tl.store(u_ptrs, u)
-        for part in tl.static_range(2):
-            weight, bias = load_projection(weight_ptr + part * C, qkv_bias_ptr + part * C, 3 * C, channel, C)
-            unit = project(u, weight, bias, PRECISION) * tl.load(vectors + part * C_PAD)[:, None]
-            tl.store(tile_ptrs + part * TILE, rounded(unit, dtype))
+        for which in tl.static_range(2):
+            weight, bias = load_projection(weight_ptr + which * C, qkv_bias_ptr + which * C, 3 * C, channel, C)
+            unit = project(u, weight, bias, PRECISION) * tl.load(vectors + which * C_PAD)[:, None]
+            tl.store(tile_ptrs + which * TILE, rounded(unit, dtype))
         grad = tl.load(grad_ptr + corner + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
         dattended = dot(load_square(renewed(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
         tl.store(tile_ptrs + 2 * TILE, rounded(dattended, dtype))
         tl.debug_barrier()
 
         du = zero
-        for part in tl.static_range(3):
-            other = tl.load(tile_ptrs + (1 - part if part < 2 else 2) * TILE)
-            dy = dot(tl.load(matrices + part * (C_PAD * C_PAD) + square), other, zero, PRECISION)
-            own = tl.load(tile_ptrs + part * TILE).to(tl.float32)
-            dy -= own * tl.load(vectors + (3 + part) * C_PAD)[:, None]
-            dy *= tl.load(vectors + part * C_PAD)[:, None]
-            add_vector(dqkv_bias_ptr + own_row + part * C, tl.sum(dy, 1), channel, C)
-            dy = rounded(dy, dtype)
-            du = dot(load_square(weight_ptr + part * C, 3 * C, channel, C), dy, du, PRECISION)
-            dweight = dot(tl.trans(tl.load(u_ptrs)), tl.trans(dy), tl.zeros((C_PAD, C_PAD), tl.float32), PRECISION)
-            add_matrix(dqkv_weight_ptr + own_row + part * C, dweight, channel, channel, 3 * C, C, C)
-        # Read once more: kept, they would take registers that are short.
-        x = tl.load(x_ptr + corner + offset, inside, 0.0)
-        grad = tl.load(grad_ptr + corner + offset, inside, 0.0).to(tl.float32)
+        for first in tl.range(0, 3, PARTS, num_stages=1, disable_licm=True):
+            for further in tl.static_range(PARTS):
+                part = first + further
+                other = tl.load(tile_ptrs + tl.where(part < 2, 1 - part, 2) * TILE)
+                dy = dot(tl.load(matrices + part * (C_PAD * C_PAD) + square), other, zero, PRECISION)
+                own = tl.load(tile_ptrs + part * TILE).to(tl.float32)
+                dy -= own * tl.load(vectors + (3 + part) * C_PAD)[:, None]
+                dy *= tl.load(vectors + part * C_PAD)[:, None]
+                add_vector(dqkv_bias_ptr + own_row + part * C, tl.sum(dy, 1), channel, C)
+                dy = rounded(dy, dtype)
+                du = dot(load_square(weight_ptr + part * C, 3 * C, channel, C), dy, du, PRECISION)
+                dweight = dot(tl.trans(tl.load(u_ptrs)), tl.trans(dy), tl.zeros((C_PAD, C_PAD), tl.float32), PRECISION)
+                add_matrix(dqkv_weight_ptr + own_row + part * C, dweight, channel, channel, 3 * C, C, C)
+        # Read once more, from addresses computed once more: kept, they would take registers that are short.
+        here = anew(pixel)
+        offset_anew = ((here // PATCH * W + here % PATCH) * C)[:, None] + channel[None, :]
+        x = tl.load(x_ptr + corner + offset_anew, inside, 0.0)
+        grad = tl.load(grad_ptr + corner + offset_anew, inside, 0.0).to(tl.float32)
         dx = grad + normalize_backward(tl.trans(du), x, tl.load(u_ptrs), channel, C, NORM)
-        tl.store(dx_ptr + corner + offset, rounded(dx, dtype), inside)
+        tl.store(dx_ptr + corner + offset_anew, rounded(dx, dtype), inside)
         tl.debug_barrier()
 
 
@@ -342,5 +349,5 @@ def backward(
     scratch = x.new_empty(programs, 4 * side * plan.blocks["BLOCK_T"])
     args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_sums.rows, scratch)
     args += (width, columns, blocks, qkv_sums.stride)
-    plan.launch(programs, *args, tasks=blocks, trips=(1,), **constants)
+    plan.launch(programs, *args, tasks=blocks, trips=(1, 3 // plan.blocks["PARTS"]), **constants)
     return dx, *qkv_sums.totals(), *out_sums.totals()
