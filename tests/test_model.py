@@ -18,6 +18,7 @@ import ditn
 from benchmarks import published
 from ditn.model import pad_to_grid
 from ditn_kernels import use_backend
+from ditn_kernels._triton import interpreted
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
@@ -59,14 +60,18 @@ def small(model: type[ditn.DITN] = ditn.DITN_Real, **fields) -> ditn.DITN:
 
 
 @ways(pytest.mark.slow)
-def test_golden_images(shared, fused: bool) -> None:
+def test_golden_images(shared, fused: bool, request) -> None:
+    """All but the two largest where Triton's kernels are interpreted, which takes minutes for each of these."""
+    patient = request.node.callspec.params["fused"] != "triton" or not interpreted()
     model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
     records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
     cases = [key.removesuffix(".x") for key in records if key.endswith(".x")]
     assert len(cases) == 6
     for case in cases:
+        image = records[f"{case}.x"]
         # The official code itself is within 8.3e-7 in float32.
-        torch.testing.assert_close(model(records[f"{case}.x"]), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
+        if patient or image.numel() < 12_000:
+            torch.testing.assert_close(model(image), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
 
 
 @ways(pytest.mark.slow)
