@@ -132,12 +132,12 @@ def cpu() -> str:
         "share of the float32 peak | memory: eager |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    machines: dict[str, None] = {}
+    machines: set[str] = set()
     for path in sorted(RESULTS.rglob("cpu-*.json")):
         result = _load(path)
         machine = result["machine"]["cpu"]
         if machine not in machines:
-            machines[machine] = None
+            machines.add(machine)
             lines.append(f"| **{machine}** | | | | | | | |")
         lines += [f"| {result['model']} x{result['upscale']}, {_ratios(run)} |" for run in result["runs"]]
     return "\n".join(lines) if machines else "Not measured yet."

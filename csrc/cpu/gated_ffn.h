@@ -78,9 +78,9 @@ class GatedFfn {
           Ahead<T, true> result(y + at, count, rows_);
           for (int i = 0; i < parts_.count(); ++i) {
             gate(parts_[i], [&](int plane) {
-              const int at = 2 * parts_[i].first + plane;
-              return Around{{hidden.at(at, row - 2, strip.left - 1), hidden.at(at, row - 1, strip.left - 1),
-                             hidden.at(at, row, strip.left - 1)}};
+              const int whole = 2 * parts_[i].first + plane;  // its number among the planes of all slices
+              return Around{{hidden.at(whole, row - 2, strip.left - 1), hidden.at(whole, row - 1, strip.left - 1),
+                             hidden.at(whole, row, strip.left - 1)}};
             }, count, gated, [&] {
               following.ask(2);
               result.ask(2);
@@ -180,6 +180,7 @@ class GatedFfn {
     if (part.mixed) {
       const Around here = around(2 * part.pairs);
       for (int x = 0; x < count; x += kPixels) {
+        between();
         Vec d[kPixels];
         convolve(part, 2 * part.pairs, here, x, d);
 #pragma GCC unroll 8

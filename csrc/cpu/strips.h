@@ -10,7 +10,7 @@
 namespace ditn::DITN_LEVEL {
 
 constexpr int kStrip = 160;  // columns at most
-constexpr int kBand = 16;  // rows at least, where there are more
+constexpr int kBand = 16;  // rows for which there is one band at most
 constexpr int kHalo = 6;  // what a band's halo takes, as rows: the gate's 22 lines are a product each, or a 5x5
 
 struct Strip {
