@@ -24,11 +24,11 @@ NORMS = ("tanh", "layernorm", "none")
 class Support:
     """What one backend can run of one operator. An empty field means no restriction.
 
-    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. `backward` holds
-    the dtypes for which the backend computes gradients. `max_channels_of` restricts single dtypes further,
-    `max_channels_backward_of` only their gradients, `max_outputs` the length of the operator's last bias. On chips
-    older than `first_before` this backend comes before those that stand before it in the operator's table. `unasked`:
-    what it may be chosen for without being forced, if that is less.
+    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. From
+    `before_capability` on there is none that can. `backward` holds the dtypes for which the backend computes gradients,
+    `max_channels_backward_of` restricts them further in single dtypes, `max_outputs` the length of the operator's last
+    bias. On chips older than `first_before` this backend comes before those that stand before it in the operator's
+    table. `unasked`: what it may be chosen for without being forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Support:
     patch_sizes: tuple[int, ...] = ()
     min_capability: tuple[int, int] | None = None
     min_capability_backward: tuple[int, int] | None = None
-    max_channels_of: Mapping[torch.dtype, int] = field(default_factory=dict)
+    before_capability: tuple[int, int] | None = None
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
     first_before: tuple[int, int] | None = None
@@ -52,6 +52,8 @@ class Support:
         needed = (backward and self.min_capability_backward) or self.min_capability
         if needed is not None and capability < needed:
             return [f"needs compute capability {needed}, the GPU has {capability}"]
+        if self.before_capability is not None and capability >= self.before_capability:
+            return [f"is for GPUs before compute capability {self.before_capability}, this one has {capability}"]
         return []
 
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
@@ -67,7 +69,7 @@ class Support:
             names = ", ".join(_dtype_name(dtype) for dtype in dtypes)
             kind = "differentiates" if backward else "computes"
             reasons.append(f"{kind} {names}, the input is {_dtype_name(x.dtype)}")
-        limits = {**self.max_channels_of, **(self.max_channels_backward_of if backward else {})}
+        limits = self.max_channels_backward_of if backward else {}
         most = limits.get(x.dtype, self.max_channels)
         if most is not None and x.shape[1] > most:
             reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
@@ -204,19 +206,22 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
 # Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
 TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
-# Gradients of these layers have no room for more than 64 channels of float32: counted were up to 20 KB of stack, and
-# more shared memory than chips have.
-TRITON_LAYER = replace(TRITON, max_channels_backward_of={torch.float32: 64})
-# A weight of float32 is there in two parts (3xTF32): of 128 channels, the gate's take 264 KiB of shared memory.
-TRITON_GATE = replace(TRITON, max_channels_of={torch.float32: 64})
-# A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Before Hopper its
-# layers, one after the other, take fewer cycles: 29,500 on sm_80 in float16, where the stage took 38,800 (counted).
+# Gradients of more than 64 channels have no room: counted were up to 20 KB of stack, and in float32 more shared memory
+# than chips have. The FFN's takes its hidden channels in slices.
+TRITON_LAYER = replace(TRITON, max_channels_backward_of=dict.fromkeys(TRITON_DTYPES, 64))
+TRITON_FFN = replace(TRITON, max_channels_backward_of={torch.float32: 64})
+# A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Where matrix
+# instructions take no factor from shared memory, four layers, one after the other, take fewer cycles (counted): in
+# float16 29,500 on sm_80, where the stage took 38,800, and 37,500 on sm_120 instead of 67,300. So they do in bfloat16,
+# whose depthwise convolutions are summed in float32: 49,700 on sm_90 instead of 64,300.
 TRITON_STAGE = replace(
     TRITON_FORWARD,
     dtypes=(torch.float16, torch.bfloat16),
     max_channels=64,
     patch_sizes=(4, 8),
     min_capability=(9, 0),
+    before_capability=(12, 0),
+    unasked=Support(dtypes=(torch.float16,)),
 )
 
 # What the C++ kernels for the CPU take.

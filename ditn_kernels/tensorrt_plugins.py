@@ -29,9 +29,9 @@ from ditn_kernels._triton import interpreted, why_missing
 from ditn_kernels.ops import REGISTRY
 
 NAMESPACE = "ditn"
-# Operators that are one kernel, and how many outputs their plugins have. Memory that a kernel needs besides its result
-# is a second output, since TensorRT gives these plugins no workspace.
-AHEAD_OF_TIME = {"inner_patch_attention": 1, "gated_ffn": 2}
+# Operators that are one kernel. Their plugins' second output is memory that the kernel needs besides its result, since
+# TensorRT gives them no workspace.
+AHEAD_OF_TIME = ("inner_patch_attention", "gated_ffn")
 # Operators that are several kernels with maps between them.
 IN_PYTHON = ("dilated_gate",)
 _NEEDED = "the TensorRT plugins in Python need TensorRT 10.9 or newer"
@@ -75,7 +75,7 @@ def complete(model: Any) -> None:
     """Give every node of an onnx.ModelProto as many outputs as its plugin has, which newer parsers insist on. The file
     is for these plugins then: those of C++ have a workspace instead."""
     for node in model.graph.node:
-        if node.domain == NAMESPACE and len(node.output) < AHEAD_OF_TIME.get(node.op_type, 1):
+        if node.domain == NAMESPACE and node.op_type in AHEAD_OF_TIME and len(node.output) == 1:
             node.output.append(f"{node.output[0]}_scratch")
 
 
@@ -102,7 +102,7 @@ class _Plugin:
             length = 1 if is_early else self._scratch_length(tensors, options)
             return tensors[0].like(), trtp.from_shape_expr((length,), tensors[0].dtype)
 
-        if AHEAD_OF_TIME.get(self._op.name) == 2:
+        if self._op.name in AHEAD_OF_TIME:
             return self._signed(describe_with_scratch, trtp.TensorDesc, {}, _pack(trtp.TensorDesc, trtp.TensorDesc))
         return self._signed(describe, trtp.TensorDesc, {}, trtp.TensorDesc)
 
@@ -202,10 +202,10 @@ class _Plugin:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def _scratch_length(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
-        """For as many programs as there can be."""
+        """For as many programs as there can be; 1 where the kernel needs none, since there are no empty outputs."""
         launch, _ = self._compiled(tensors, options)
         length: int = launch.args[-1].numel() // launch.programs * self._most_programs(launch)
-        return length
+        return max(length, 1)
 
     def _most_programs(self, launch: Any) -> int:
         most: int = launch.config.programs * self._chip.processors

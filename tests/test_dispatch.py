@@ -105,6 +105,14 @@ def test_gradients_may_take_fewer_channels() -> None:
     assert support.why_not(args, backward=True) == ["takes at most 32 channels, the input has 60"]
 
 
+def test_a_backend_is_for_a_range_of_chips() -> None:
+    support = Support(min_capability=(9, 0), before_capability=(12, 0))
+    assert support.why_not_on((9, 0), backward=False) == support.why_not_on((10, 3), backward=False) == []
+    assert support.why_not_on((8, 9), backward=False) == ["needs compute capability (9, 0), the GPU has (8, 9)"]
+    (reason,) = support.why_not_on((12, 0), backward=False)
+    assert reason == "is for GPUs before compute capability (12, 0), this one has (12, 0)"
+
+
 def test_forced_and_impossible_is_an_error_with_the_reasons(install) -> None:
     install(FakeBackend(reasons=("is not built",)), Support(devices=("cuda",)))
     with pytest.raises(BackendError, match="tanh_affine: fake is not built, runs on cuda, the input is on cpu"):

@@ -43,6 +43,37 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def dot_by_slices(
+    a_ptr,
+    row,
+    b_ptr,
+    b_stride,
+    depth,
+    column,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    acc,
+    SLICE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """acc + A B for factors in memory which no registers would hold, SLICE columns of A and rows of B at a time.
+
+    A's rows are C_PAD values; B's begin `b_stride` values apart, and from C and COLUMNS on its rows and columns count
+    as zero. `depth` is C_PAD at run time: a compiler that knew the number of slices would load them all at once.
+    """
+    LANES: tl.constexpr = min(SLICE, C_PAD)
+    lane = tl.arange(0, LANES)
+    for first in tl.range(0, C_PAD if LANES == C_PAD else depth, LANES, num_stages=1, disable_licm=True):
+        k = first + lane
+        inside = (k < C)[:, None] & (column < COLUMNS)[None, :]
+        a = tl.load(a_ptr + row[:, None] * C_PAD + k[None, :])
+        b = tl.load(b_ptr + k[:, None] * b_stride + column[None, :], inside, 0.0)
+        acc = dot(a, b, acc, PRECISION)
+    return acc
+
+
+@triton.jit
 def high_bits(x):
     """float32 cut to the 10 bits of mantissa that TF32 keeps."""
     return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)

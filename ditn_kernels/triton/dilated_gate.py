@@ -14,13 +14,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import dot, load_square, load_vector, multiply_add, normalize, rounded, zeros_of_sum
+from ditn_kernels.triton._math import (
+    dot,
+    dot_by_slices,
+    load_square,
+    load_vector,
+    multiply_add,
+    normalize,
+    rounded,
+    zeros_of_sum,
+)
 
 CANDIDATES = {
     "dilated_gate_frame_fwd": {"BLOCK_W": (16, 32)},
-    "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+    "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
     "dilated_gate_near_fwd": {"BLOCK_W": (16, 32, 64, 128)},
-    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
 }
 NEAR = tl.constexpr(2)  # the frame of `a`: what the 5x5 sees
 FAR = tl.constexpr(9)  # the frame of the 5x5's result: what the dilated 7x7 sees
@@ -51,19 +60,59 @@ def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.c
 
 
 @triton.jit
+def held(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
+    """A weight to be kept from one task to the next, unless products are by slices."""
+    if SLICE:
+        return 0
+    else:
+        return load_square(weight_ptr, stride, channel, C)
+
+
+@triton.jit
+def pointwise(
+    u,
+    weight,
+    weight_ptr,
+    stride,
+    bias,
+    tile_ptr,
+    depth,
+    column,
+    channel,
+    C: tl.constexpr,
+    SLICE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """u W + b of u [BLOCK_W, C_PAD], with the weight that is held, or by slices from memory: of the weight, and of u in
+    the program's scratch tile."""
+    C_PAD: tl.constexpr = channel.shape[0]
+    sums = tl.broadcast_to(bias[None, :], u.shape)
+    if SLICE:
+        tl.debug_barrier()
+        tl.store(tile_ptr + column[:, None] * C_PAD + channel[None, :], u)
+        tl.debug_barrier()
+        return dot_by_slices(tile_ptr, column, weight_ptr, stride, depth, channel, C, C_PAD, C, sums, SLICE, PRECISION)
+    else:
+        return dot(u, weight, sums, PRECISION)
+
+
+@triton.jit
 def _dilated_gate_in_fwd_kernel(
     x_ptr,
     in_weight_ptr,
     in_bias_ptr,
     a_ptr,
     g_ptr,
+    scratch_ptr,
     H,
     W,
+    depth,
     segments,
     tasks,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    SLICE: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -73,10 +122,11 @@ def _dilated_gate_in_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
-    a_weight = load_square(in_weight_ptr, 2 * C, channel, C)
-    g_weight = load_square(in_weight_ptr + C, 2 * C, channel, C)
+    a_weight = held(in_weight_ptr, 2 * C, channel, C, SLICE)
+    g_weight = held(in_weight_ptr + C, 2 * C, channel, C, SLICE)
     a_bias = load_vector(in_bias_ptr, channel, C)
     g_bias = load_vector(in_bias_ptr + C, channel, C)
+    tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         row = task // segments
         left = task % segments * BLOCK_W
@@ -87,11 +137,13 @@ def _dilated_gate_in_fwd_kernel(
         u = tl.load(pointers, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
         u = normalize(u, channel, C, NORM)
         padded_offset = column[:, None] * C_PAD + channel[None, :]
-        a = dot(u, a_weight, tl.broadcast_to(a_bias[None, :], (BLOCK_W, C_PAD)), PRECISION)
+        a = pointwise(u, a_weight, in_weight_ptr, 2 * C, a_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION)
         framed_row = (row // H).to(tl.int64) * (H + 2 * NEAR) + row % H + NEAR
         a_pixel = framed_row * (W + 2 * NEAR) + left + NEAR
         tl.store(a_ptr + a_pixel * C_PAD + padded_offset, rounded(a, dtype), inside[:, None])
-        g = dot(u, g_weight, tl.broadcast_to(g_bias[None, :], (BLOCK_W, C_PAD)), PRECISION)
+        g = pointwise(
+            u, g_weight, in_weight_ptr + C, 2 * C, g_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
+        )
         tl.store(g_ptr + pixel * C_PAD + padded_offset, rounded(g, dtype), inside[:, None])
 
 
@@ -195,23 +247,30 @@ def _gate(
     channel,
     inside,
     mix_weight,
+    mix_weight_ptr,
     mix_bias,
     out_weight,
+    out_weight_ptr,
     out_bias,
+    tile_ptr,
+    depth,
     C: tl.constexpr,
+    SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """x + W_out (g * (W_mix far + b_mix)) + b_out of one piece of a row."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     C_PAD: tl.constexpr = channel.shape[0]
     zero = tl.zeros((column.shape[0], C_PAD), tl.float32)
-    mixed = rounded(
-        dot(rounded(far, dtype), mix_weight, tl.broadcast_to(mix_bias[None, :], (column.shape[0], C_PAD)), PRECISION),
-        dtype,
+    far = rounded(far, dtype)
+    mixed = pointwise(
+        far, mix_weight, mix_weight_ptr, C, mix_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
     )
     g = tl.load(g_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :], inside, 0.0)
-    gated = multiply_add(g, mixed, zero.to(dtype))
-    out = dot(gated, out_weight, tl.broadcast_to(out_bias[None, :], (column.shape[0], C_PAD)), PRECISION)
+    gated = multiply_add(g, rounded(mixed, dtype), zero.to(dtype))
+    out = pointwise(
+        gated, out_weight, out_weight_ptr, C, out_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
+    )
     offset = pixel * C + column[:, None] * C + channel[None, :]
     inside &= (channel < C)[None, :]
     out += tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
@@ -230,13 +289,16 @@ def _dilated_gate_out_fwd_kernel(
     out_weight_ptr,
     out_bias_ptr,
     y_ptr,
+    scratch_ptr,
     H,
     W,
+    depth,
     segments,
     tasks,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3.
@@ -245,10 +307,11 @@ def _dilated_gate_out_fwd_kernel(
     """
     channel = tl.arange(0, C_PAD)
     column = tl.arange(0, BLOCK_W)
-    mix_weight = load_square(mix_weight_ptr, C, channel, C)
+    mix_weight = held(mix_weight_ptr, C, channel, C, SLICE)
     mix_bias = load_vector(mix_bias_ptr, channel, C)
-    out_weight = load_square(out_weight_ptr, C, channel, C)
+    out_weight = held(out_weight_ptr, C, channel, C, SLICE)
     out_bias = load_vector(out_bias_ptr, channel, C)
+    tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     columns = W + 2 * FAR
     # One stage: the pipeline would put every tap into shared memory.
     for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1):
@@ -274,10 +337,15 @@ def _dilated_gate_out_fwd_kernel(
                 channel,
                 inside & (y + is_lower * DILATION < H),
                 mix_weight,
+                mix_weight_ptr,
                 mix_bias,
                 out_weight,
+                out_weight_ptr,
                 out_bias,
+                tile_ptr,
+                depth,
                 C,
+                SLICE,
                 PRECISION,
             )
 
@@ -308,8 +376,10 @@ def forward(
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
     tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
-    args = (x, near, g, *weights, y, height, width, segments, tasks)
-    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side)
+    programs = plan.programs(tasks)
+    args = (x, near, g, *weights, y, tiles(plan, programs, x, side), height, width, side, segments, tasks)
+    trips = (1, *[slices(plan, side)] * 4)
+    plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side)
     return y
 
 
@@ -322,9 +392,22 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
     plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
     tasks = batch * height * segments
-    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, height, width, segments, tasks)
-    plan.launch(plan.programs(tasks), *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side, NORM=norm)
+    programs = plan.programs(tasks)
+    scratch = tiles(plan, programs, x, side)
+    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tasks)
+    trips = (1, *[slices(plan, side)] * 2)
+    plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side, NORM=norm)
     return a, g
+
+
+def tiles(plan: Plan, programs: int, like: Tensor, side: int) -> Tensor:
+    """Memory for a tile of each program, if its products are by slices."""
+    return like.new_empty(programs * plan.blocks["BLOCK_W"] * side if plan.blocks["SLICE"] else 0)
+
+
+def slices(plan: Plan, side: int) -> int:
+    """The rounds of the loop over a product's slices; 1 if there is no such loop."""
+    return max(side // (plan.blocks["SLICE"] or side), 1)
 
 
 def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:

@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import anew, dot, gelu, multiply_add, normalize, rounded, zeros_of_sum
+from ditn_kernels.triton._math import anew, dot, dot_by_slices, gelu, multiply_add, normalize, rounded, zeros_of_sum
 
-CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128)}}
+# SLICE: of the hidden channels; INNER: of the channels, 0 for all at once.
+CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128), "INNER": (0, 16, 32)}}
 
 
 @triton.jit
@@ -46,9 +47,12 @@ def feed_forward(
     out_weight_ptr,
     out_bias_ptr,
     scratch_ptr,
+    tile_ptr,
+    depth,
     C: tl.constexpr,
     E: tl.constexpr,
     SLICE: tl.constexpr,
+    INNER: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -56,7 +60,8 @@ def feed_forward(
     """W_out (gelu(d[:E]) * d[E:]) + b_out as float32 [TILE_H * TILE_W, C_PAD].
 
     u [N, C_PAD] are the normalized pixels whose hidden channels the tile needs, `slot` [N] their places in the
-    bordered tile; hidden channels are 0 where a pixel is not `shown`, and pixels not `stored` do not exist.
+    bordered tile; hidden channels are 0 where a pixel is not `shown`, and pixels not `stored` do not exist. With INNER
+    the hidden channels are products by slices of so many channels (`dot_by_slices`), of u at `tile_ptr`.
     """
     dtype: tl.constexpr = u.dtype
     PIXELS: tl.constexpr = TILE_H * TILE_W
@@ -64,19 +69,27 @@ def feed_forward(
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     C_PAD: tl.constexpr = u.shape[1]
     lane = tl.arange(0, SLICE)
+    row = tl.arange(0, u.shape[0])
     pixel = tl.arange(0, PIXELS)
     window = (pixel // TILE_W) * (TILE_W + 2) + pixel % TILE_W  # the bordered tile's slot left above each pixel
     slot_ptrs = scratch_ptr + slot[:, None] * (2 * SLICE) + lane[None, :]
     window_ptrs = scratch_ptr + window[:, None] * (2 * SLICE) + lane[None, :]
     out = tl.zeros((PIXELS, C_PAD), tl.float32)
+    if INNER:
+        tl.store(tile_ptr + row[:, None] * C_PAD + channel[None, :], u)
+        tl.debug_barrier()
     for first in tl.range(0, E, SLICE, num_stages=1):
         e = first + lane
         inside = (channel < C)[:, None] & (e < E)[None, :]
         zero = tl.zeros((u.shape[0], SLICE), tl.float32)
         for half in tl.static_range(2):
-            weight = tl.load(in_weight_ptr + half * E + channel[:, None] * (2 * E) + e[None, :], inside, 0.0)
-            bias = tl.load(in_bias_ptr + half * E + e, e < E, 0.0).to(tl.float32)
-            hidden = dot(u, weight, zero, PRECISION) + bias[None, :]  # [N, SLICE]
+            weight_ptr = in_weight_ptr + half * E
+            if INNER:
+                hidden = dot_by_slices(tile_ptr, row, weight_ptr, 2 * E, depth, e, C, C_PAD, E, zero, INNER, PRECISION)
+            else:
+                weight = tl.load(weight_ptr + channel[:, None] * (2 * E) + e[None, :], inside, 0.0)
+                hidden = dot(u, weight, zero, PRECISION)
+            hidden += tl.load(in_bias_ptr + half * E + e, e < E, 0.0).to(tl.float32)[None, :]  # [N, SLICE]
             hidden = tl.where(shown[:, None], hidden, 0.0)
             tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype), stored[:, None])
         tl.debug_barrier()
@@ -111,6 +124,7 @@ def _gated_ffn_fwd_kernel(
     W,
     rows,
     columns,
+    depth,
     tiles,
     y_ptr,
     scratch_ptr,
@@ -118,6 +132,7 @@ def _gated_ffn_fwd_kernel(
     C_PAD: tl.constexpr,
     E: tl.constexpr,
     SLICE: tl.constexpr,
+    INNER: tl.constexpr,
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
     HALO: tl.constexpr,
@@ -140,7 +155,8 @@ def _gated_ffn_fwd_kernel(
     region_x = region % (TILE_W + 2 * HALO) - HALO
     slot = (region_y + 1) * (TILE_W + 2) + region_x + 1
     stored = region_y < TILE_H + HALO
-    scratch_ptr += tl.program_id(0) * ((TILE_H + 2) * (TILE_W + 2) * 2 * SLICE)
+    SCRATCH: tl.constexpr = (TILE_H + 2) * (TILE_W + 2) * 2 * SLICE
+    scratch_ptr += tl.program_id(0) * (SCRATCH + (REGION * C_PAD if INNER else 0))
     if HALO == 0:
         clear_border(scratch_ptr, SLICE, TILE_H, TILE_W)
 
@@ -171,9 +187,12 @@ def _gated_ffn_fwd_kernel(
             out_weight_ptr,
             out_bias_ptr,
             scratch_ptr,
+            scratch_ptr + SCRATCH,
+            depth,
             C,
             E,
             SLICE,
+            INNER,
             TILE_H,
             TILE_W,
             PRECISION,
@@ -219,7 +238,9 @@ def forward(
     integers = sizes(batch, height, width, constants)
     plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size if is_patch else 0)
     programs = plan.programs(integers[-1])
-    scratch = x.new_empty(programs * (tile_height + 2) * (tile_width + 2) * 2 * plan.blocks["SLICE"])
+    size, inner = plan.blocks["SLICE"], plan.blocks["INNER"]
+    tile = constants["REGION"] * padded(channels) if inner else 0
+    scratch = x.new_empty(programs * ((tile_height + 2) * (tile_width + 2) * 2 * size + tile))
     weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
     plan.launch(
         programs,
@@ -229,7 +250,7 @@ def forward(
         y,
         scratch,
         tasks=integers[-1],
-        trips=(1, triton.cdiv(hidden, plan.blocks["SLICE"])),
+        trips=(1, triton.cdiv(hidden, size), *[max(padded(channels) // (inner or padded(channels)), 1)] * 2),
         **constants,
     )
     return y
@@ -240,7 +261,7 @@ def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> 
     have to stand left of an operator."""
     tile_height, tile_width = constants["TILE_H"], constants["TILE_W"]
     rows, columns = (height + (tile_height - 1)) // tile_height, (width + (tile_width - 1)) // tile_width
-    return height, width, rows, columns, batch * rows * columns
+    return height, width, rows, columns, constants["C_PAD"], batch * rows * columns
 
 
 def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:

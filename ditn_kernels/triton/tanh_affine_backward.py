@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import column_sums, dot, normalize, normalize_backward, rounded
+from ditn_kernels.triton._math import column_sums, dot, normalize, normalize_backward, rounded, settled
 from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
 
 
@@ -46,7 +46,7 @@ def _tanh_affine_bwd_kernel(
         grad = tl.load(grad_ptr + pixel[:, None] * D + output[None, :], shown & (output < D)[None, :], 0.0)
         offset = pixel[:, None] * C + channel[None, :]
         x = tl.load(x_ptr + offset, shown & (channel < C)[None, :], 0.0)  # [BLOCK_N, C_PAD]
-        u = normalize(x, channel, C, "tanh")
+        u = settled(normalize(x, channel, C, "tanh"))
         # Read anew for every block: kept, it would take registers that are short.
         weight = tl.load(weight_ptr + channel[:, None] * D + output[None, :], inside, 0.0)  # [C_PAD, D_PAD]
         du = dot(grad, tl.trans(weight), tl.zeros(u.shape, tl.float32), PRECISION)
