@@ -84,9 +84,9 @@ def row(count: sass.Count, case: Case) -> dict[str, Any]:
         "shared": count.shared,
         "stack": count.stack,
         "resident_warps": count.resident_warps,
-        "instructions": round(count.instructions * per_64),
+        "instructions": None if count.instructions is None else round(count.instructions * per_64),
         "macs": None if count.macs is None else round(count.macs * per_64),
-        "cycles": round(sass.cycles([count], case.dtype, cases.pixels(case.sample))),
+        "cycles": None if count.uncounted else round(sass.cycles([count], case.dtype, cases.pixels(case.sample))),
         "fits": count.fits,
         "has_dot": count.has_dot,
         "tensor_instructions": count.tensor_instructions,
@@ -114,7 +114,7 @@ def result_of(case: Case, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "options": dict(case.sample.options),
         "dtype": str(case.dtype).removeprefix("torch."),
         "capability": case.capability,
-        "cycles": sum(one["cycles"] for one in rows),
+        "cycles": None if any(one["cycles"] is None for one in rows) else sum(one["cycles"] for one in rows),
         "launches": rows,
     }
 
@@ -125,7 +125,7 @@ def show(result: dict[str, Any]) -> None:
     direction = "backward" if result["backward"] else "forward"
     print(
         f"\n{result['operator']} {direction} ({options}), {result['dtype']}, sm_{result['capability']}: "
-        f"{result['cycles']} cycles per 64 pixels"
+        f"{'?' if result['cycles'] is None else result['cycles']} cycles per 64 pixels"
     )
     print(columns.format(*_COLUMNS.values()))
     for one in result["launches"]:

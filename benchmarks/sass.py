@@ -4,8 +4,8 @@
     report = count(launch, capability=90)
 
 Nothing is timed. An instruction counts as often as the loops around it go round, so the code's loops have to be those
-that the launch names; if they are not, `count` raises. What was counted is kept in build/sass, under a hash of the
-kernel's source, its arguments, configuration and target, and of this file.
+that the launch names; if they are not, instructions are not counted, and `cycles` raises. What was counted is kept in
+build/sass, under a hash of the kernel's source, its arguments, configuration and target, and of this file.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class TensorMemoryError(RuntimeError):
 class Count:
     """One launch, compiled. `instructions` and `macs` (multiply-adds on tensor cores) are those of the whole launch;
     `macs` is None for sm_100, whose instructions do not say their size. `has_dot`: the kernel multiplies matrices.
-    `tensor_memory`: columns, of which sm_100 has some."""
+    `tensor_memory`: columns, of which sm_100 has some. `uncounted`: why there are neither `instructions` nor `macs`."""
 
     kernel: str
     capability: int
@@ -81,11 +81,12 @@ class Count:
     registers: int
     stack: int
     shared: int
-    instructions: float
+    instructions: float | None
     macs: float | None
     has_dot: bool
     tensor_instructions: tuple[str, ...]
     tensor_memory: int = 0
+    uncounted: str = ""
 
     @property
     def fits(self) -> bool:
@@ -108,17 +109,19 @@ class Count:
 
 def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
     """Estimated cycles of a multiprocessor per 64 pixels: a scheduler's 2.5 instructions in a cycle, or 70 % of the
-    tensor cores' rate, which is half as high for float32 (as TF32); launch by launch, whichever is longer."""
+    tensor cores' rate, which is half as high for float32 (as TF32); launch by launch, whichever is longer. Raises
+    LoopsError if one was not counted."""
     total = 0.0
     for one in counts:
+        if one.instructions is None:
+            raise LoopsError(one.uncounted)
         rate = CHIPS[one.capability].macs / (2 if dtype == torch.float32 else 1)
         total += max(one.instructions / 2.5, (one.macs or 0) / rate / 0.7)
     return total * 64 / pixels
 
 
 def count(launch: Launch, capability: int) -> Count:
-    """Compile the launch for a chip (90 for sm_90) and count. Raises LoopsError if the loops of the code are not those
-    that the launch names, TensorMemoryError if there is no code to count."""
+    """Compile the launch for a chip (90 for sm_90) and count. Raises TensorMemoryError if there is no code to count."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     rounds = launch.tasks / launch.programs
     facts = (
@@ -154,10 +157,17 @@ def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Co
     if resources is None:
         raise ValueError(f"{launch.name}: cuobjdump says nothing about registers: {usage[:200]!r}")
     instructions = parse(code)
-    weights = _weights(launch, instructions)
+    try:
+        weights, uncounted = _weights(launch, instructions), ""
+    except LoopsError as error:
+        weights, uncounted = None, str(error)
     tensor = {a: name for a, (name, _) in instructions.items() if re.match(r"[A-Z0-9]*MMA[.0-9]|UTC.?MMA", name)}
-    known = not any(name.startswith("UTC") for name in tensor.values())
+    sizes_known = not any(name.startswith("UTC") for name in tensor.values())
     warps = launch.config.num_warps
+
+    def total(of_each: dict[int, int]) -> float | None:
+        return None if weights is None else warps * sum(weights[a] * number for a, number in of_each.items())
+
     return Count(
         kernel=launch.name,
         capability=capability,
@@ -165,11 +175,12 @@ def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Co
         registers=int(resources[1]),
         stack=int(resources[2]),
         shared=metadata.shared,
-        instructions=warps * sum(weights[a] for a, (name, _) in instructions.items() if name != "NOP"),
-        macs=warps * sum(weights[a] * macs_of(name) for a, name in tensor.items()) if known else None,
+        instructions=total({a: 1 for a, (name, _) in instructions.items() if name != "NOP"}),
+        macs=total({a: macs_of(name) for a, name in tensor.items()}) if sizes_known else None,
         has_dot="PRECISION" in launch.constants,
         tensor_instructions=tuple(sorted(set(tensor.values()))),
         tensor_memory=metadata.tmem_size,
+        uncounted=uncounted,
     )
 
 
