@@ -65,7 +65,7 @@ gpu-bench-ops:  ## on a GPU: each operator, by each backend, against the chip's 
 	$(ON_GPU) -m benchmarks.ops --dtypes float16
 
 gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/triton/configs
-	$(ON_GPU) -m benchmarks.tune --own-shapes --dtypes float16 --minutes 8 \
+	$(ON_GPU) -m benchmarks.tune --shapes network --dtypes float16 --minutes 8 \
 		--ops inner_patch_stage gated_ffn dilated_gate image_tail inner_patch_attention image_head
 
 lint: .venv/installed  ## formatting, ruff, mypy

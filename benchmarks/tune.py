@@ -26,7 +26,7 @@ from benchmarks import cases
 from benchmarks import gpu_timing as gpu
 from benchmarks.tune_count import count, mend
 from benchmarks.tune_measure import measure
-from benchmarks.tuning import write
+from benchmarks.tuning import SHAPES, write
 from ditn_kernels import REGISTRY
 from ditn_kernels._triton import interpreted
 from ditn_kernels.triton._config import Row
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--count", action="store_true", help="compile and count instead of measuring")
     parser.add_argument("--mend", action="store_true", help="count, and replace only what spills or does not fit")
     parser.add_argument("--ops", nargs="+", choices=REGISTRY, default=list(REGISTRY))
-    parser.add_argument("--own-shapes", action="store_true", help="only the shapes of the network")
+    parser.add_argument("--shapes", choices=SHAPES, default="all", help="which, each more than the one before")
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
     parser.add_argument("--minutes", type=float, default=60, help="to measure for; other lines stay (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once, to count")
@@ -52,9 +52,9 @@ def main() -> int:
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             if args.count or args.mend:
                 choose = mend if args.mend else count
-                found = choose(op, pool, own_shapes_only=args.own_shapes, dtypes=args.dtypes)
+                found = choose(op, pool, shapes=args.shapes, dtypes=args.dtypes)
             else:
-                found = measure(op, own_shapes_only=args.own_shapes, dtypes=args.dtypes, until=until)
+                found = measure(op, shapes=args.shapes, dtypes=args.dtypes, until=until)
             for kernel, row in found:
                 rows.setdefault(kernel, []).append(row)
         for kernel, new in rows.items():

@@ -22,12 +22,10 @@ RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
 SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
 _BEST = 2
-_TRIES = 10
+_TRIES = 24
 # Where tensor cores are out of Triton's reach, no candidate is good, and all take long to compile: only the one that
 # takes least shared memory, of which this chip has little, is compiled.
 OLDEST = 75
-# What is mended of other shapes than the network's: the other chips find these lines.
-MENDED_ON = (80, 86, 89, 90)
 # Estimates this close (natural logarithm) are equal, and more resident warps decide.
 _CLOSE = 0.03
 
@@ -52,13 +50,16 @@ class Verdict:
         return self.fits and not self.stack
 
 
-def judge(task: Task, capability: int, config: Config, *, every_norm: bool = False) -> Verdict | None:
-    """None if the kernel cannot be compiled like this, or not counted. With every norm, what it takes is the most that
-    one takes."""
-    others = [replace(task, sample=sample) for sample in cases.with_every_norm(task.sample)] if every_norm else []
+def judge(task: Task, capability: int, config: Config, *, for_all_alike: bool = False) -> Verdict | None:
+    """None if the kernel cannot be compiled like this, or not counted. For all tasks alike, what it takes is the most
+    that one takes, up to the first that spills or does not fit."""
     try:
         own = counts(task, capability, config)
-        every = own + [one for other in others for one in counts(other, capability, config)]
+        every = list(own)
+        for other in task.alike if for_all_alike else ():
+            if any(one.stack or not one.fits for one in every):
+                break
+            every += counts(other, capability, config)
     except sass.LoopsError as error:
         print(f"not judged on sm_{capability}, {short(config)}: {error}", flush=True)
         return None
@@ -79,12 +80,10 @@ def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
     return [sass.count(launch, capability) for launch in task.launches(capability, config)]
 
 
-def count(
-    op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
-) -> Iterator[tuple[str, Row]]:
+def count(op: Op, pool: ProcessPoolExecutor, *, shapes: str, dtypes: Iterable[str]) -> Iterator[tuple[str, Row]]:
     """The lines of the tables of an operator's kernels, and the kernels' names."""
     orders: dict[tuple[str, str, int, int], list[Verdict]] = {}
-    for task, like in tasks(op, own_shapes_only=own_shapes_only):
+    for task, like in tasks(op, shapes=shapes):
         if task.dtype not in dtypes:
             continue
         chips = [chip for chip in RANKED if task.sample is like.sample or chip in SHAPES_ON]
@@ -100,15 +99,13 @@ def count(
             yield task.kernel, Row(chip, task.dtype, task.shape, chosen.config, "counted")
 
 
-def mend(
-    op: Op, pool: ProcessPoolExecutor, *, own_shapes_only: bool, dtypes: Iterable[str]
-) -> Iterator[tuple[str, Row]]:
+def mend(op: Op, pool: ProcessPoolExecutor, *, shapes: str, dtypes: Iterable[str]) -> Iterator[tuple[str, Row]]:
     """The lines whose configuration spills or does not fit, with the nearest that does neither."""
     support = op.backends["triton"]
     wanted = [
         (task, chip)
-        for task, like in tasks(op, own_shapes_only=own_shapes_only)
-        for chip in (RANKED if task.sample is like.sample else MENDED_ON)
+        for task, like in tasks(op, shapes=shapes)
+        for chip in RANKED
         if task.dtype in dtypes and chip != OLDEST and not support.why_not_on(divmod(chip, 10), backward=task.backward)
     ]
     orders = [nearest_first(task, chip) for task, chip in wanted]
@@ -119,8 +116,9 @@ def mend(
         for (task, chip), configs, verdict in lines
         if verdict.config != replace(configs[0], programs=verdict.config.programs)
     ]
-    for task, chip, verdict in mended:
-        say(task, chip, verdict)
+    for (task, chip), _, verdict in lines:
+        if not verdict.clean or any(other is task and own == chip for other, own, _ in mended):
+            say(task, chip, verdict)
     # Newer chips find a chip's new line, too: all of the task's chips get theirs.
     for (task, chip), _, verdict in lines:
         if any(other is task for other, _, _ in mended):
@@ -174,7 +172,7 @@ def first_clean(task: Task, capability: int, order: Iterable[Config]) -> Verdict
     the first few."""
     found: list[Verdict] = []
     for config in order:
-        verdict = judge(task, capability, config, every_norm=capability != OLDEST)
+        verdict = judge(task, capability, config, for_all_alike=capability != OLDEST)
         if verdict is not None:
             found.append(verdict)
         if found and (found[-1].clean or len(found) == _TRIES):

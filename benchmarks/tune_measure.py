@@ -24,12 +24,12 @@ REFUSED = (triton.CompilationError, triton.runtime.errors.PTXASError, triton.Out
 _ROUNDS = 15
 
 
-def measure(op: Op, *, own_shapes_only: bool, dtypes: Iterable[str], until: float) -> Iterator[tuple[str, Row]]:
+def measure(op: Op, *, shapes: str, dtypes: Iterable[str], until: float) -> Iterator[tuple[str, Row]]:
     """The lines of the tables of an operator's kernels, and the kernels' names, for this GPU, until time.monotonic()
     has got that far."""
     name = torch.cuda.get_device_name(0)
     major, minor = torch.cuda.get_device_capability(0)
-    for task, _ in tasks(op, own_shapes_only=own_shapes_only):
+    for task, _ in tasks(op, shapes=shapes):
         if task.dtype not in dtypes:
             continue
         if time.monotonic() > until:

@@ -21,6 +21,8 @@ FOLDER = Path(ditn_kernels.triton.__file__).parent / "configs"
 WARPS = (4, 8)
 STAGES = (1, 2)
 CHANNELS = (16, 32, 64, 128)
+# The network's own, besides these the operators' samples', besides these CHANNELS in every patch size.
+SHAPES = ("network", "samples", "all")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ class Task:
         shape: Mapping[str, int] = self.launches(90, next(configs(self.candidates[self.kernel])))[0].shape
         return shape
 
+    @property
+    def alike(self) -> list[Task]:
+        """This task and the operator's other samples of the same shape, with every norm: one configuration for all."""
+        samples = [self.sample, *cases.framed_samples(REGISTRY[self.op], "all")]
+        found = [replace(self, sample=sample) for sample in samples]
+        found = [task for task in found if task.is_supported and task.shape == self.shape]
+        return [replace(task, sample=other) for task in found for other in cases.with_every_norm(task.sample)]
+
+    @property
+    def is_supported(self) -> bool:
+        op = REGISTRY[self.op]
+        args = cases.inputs(op, self.sample, dtype=cases.DTYPES[self.dtype], device="meta")
+        return not op.backends["triton"].why_not(args, backward=self.backward)
+
 
 def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
     for sizes in itertools.product(*blocks.values()):
@@ -66,13 +82,14 @@ def configs(blocks: Mapping[str, tuple[int, ...]]) -> Iterator[Config]:
             yield Config(warps, stages, blocks=dict(zip(blocks, sizes, strict=True)))
 
 
-def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
+def tasks(op: Op, *, shapes: str) -> Iterator[tuple[Task, Task]]:
     """Each kernel, shape and dtype, with the task whose order of candidates holds for it, which comes first. bfloat16
     takes float16's order, and any shape that of the network's nearest."""
     support = op.backends["triton"]
     samples = cases.framed_samples(op)
-    others = [] if own_shapes_only else [s for channels in CHANNELS for s in cases.samples_of(op, channels)]
-    others = [s for s in others if (s.axes, s.options) not in [(own.axes, own.options) for own in samples]]
+    others = [] if shapes == "network" else cases.framed_samples(op, "all")
+    if shapes == "all":
+        others += [sample for channels in CHANNELS for sample in cases.samples_of(op, channels)]
     seen: set[str] = set()
     for backward, dtypes in ((False, support.dtypes), (True, support.backward)):
         # A backward that recomputes may launch kernels of the forward, too.
@@ -82,11 +99,11 @@ def tasks(op: Op, *, own_shapes_only: bool) -> Iterator[tuple[Task, Task]]:
         for kernel, dtype in itertools.product(kernels, named):
             ranked = "float16" if dtype == "bfloat16" and "float16" in named else dtype
             likes = [Task(op.name, kernel, backward, sample, ranked) for sample in samples]
-            for like in likes:
-                yield (like if dtype == ranked else replace(like, dtype=dtype)), like
-            for sample in others:
-                like = min(likes, key=lambda task: abs(patch(task.sample) - patch(sample)))
-                yield replace(like, dtype=dtype, sample=sample), like
+            known = []
+            for task in (replace(likes[0], dtype=dtype, sample=sample) for sample in (*samples, *others)):
+                if task.is_supported and task.shape not in known:
+                    known.append(task.shape)
+                    yield task, min(likes, key=lambda like: abs(patch(like.sample) - patch(task.sample)))
 
 
 def patch(sample: Sample) -> int:
