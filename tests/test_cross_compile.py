@@ -8,12 +8,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
-from ditn_kernels import REGISTRY
+from benchmarks import cases
+from benchmarks.tolerance import assert_as_good
+from ditn_kernels import REGISTRY, Op
+from ditn_kernels._op import Sample
+from ditn_kernels.triton import _launch
 from ditn_kernels.triton._config import Config, Row, nearest
 from ditn_kernels.triton._launch import padded
 
@@ -86,6 +92,31 @@ def test_shipped_configurations_in_other_shapes(operator: str, build: tuple[str,
 def test_shipped_configurations_everywhere(operator: str, build: tuple[str, str, str]) -> None:
     """On sm_100 that there is a count also says that the products find room in tensor memory."""
     check([result for result in compiled(*build) if result["operator"] == operator])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the GPU's own configurations run")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_other_chips_configurations_compute_the_operator(operator: str, dtype: torch.dtype, monkeypatch) -> None:
+    """Interpreted. `test_backends_forward` of test_ops.py has sm_90's."""
+    op = REGISTRY[operator]
+    for sample in (sample for sample in op.samples if sample.axes["B"]):
+        args = op.inputs(sample, dtype=dtype)
+        exact = op.reference(*(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in args.values()))
+        plain = op.reference(*args.values())
+        known = [blocks(op, sample, dtype, 90)]
+        for chip in (75, 80, 86, 100, 120):
+            if blocks(op, sample, dtype, chip) not in known:
+                known.append(blocks(op, sample, dtype, chip))
+                monkeypatch.setattr(_launch, "_capability", lambda device, chip=chip: chip)
+                result = op(*args.values(), backend="triton")
+                assert_as_good(result, exact, plain, op.floor[dtype], f"{operator} {sample.name} as on sm_{chip}")
+
+
+def blocks(op: Op, sample: Sample, dtype: torch.dtype, chip: int) -> list[Mapping[str, int]]:
+    launches = cases.launches(op, sample, dtype=dtype, capability=chip)
+    return [launch.config.blocks for launch in launches]
 
 
 @pytest.mark.parametrize(("operator", "budget"), BUDGETS.items())
