@@ -5,12 +5,16 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.*; platform_system == 'Linux'
 
+# Most of the tests' time goes into interpreted kernels, which take one core each. A file's tests stay together: they
+# share what they have compiled.
+SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 # On a machine with a GPU its own python runs, from the source tree: no environment, no network. Tests share the GPU if
 # pytest-xdist is there, since most of their time goes into compiling kernels.
 ON_GPU := PYTHONPATH=. $(PYTHON)
 SEVERAL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8 --dist loadgroup)
 
-.PHONY: help demo test test-all docs-test sanitize gpu gpu-build gpu-build-ptx gpu-test gpu-test-ptx gpu-sanitize gpu-bench gpu-bench-ptx gpu-bench-ops gpu-tune lint format wheel clean
+.PHONY: help demo test test-slow test-all docs-test sanitize gpu gpu-build gpu-build-ptx gpu-test gpu-test-ptx gpu-sanitize gpu-bench gpu-bench-ptx gpu-bench-ops gpu-tune lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -27,10 +31,13 @@ demo: .venv/installed  ## upscale the example picture and lay it beside bicubic 
 	$(BIN)/python examples/side_by_side.py examples/spiral.png demo/side-by-side.png DITN=demo/spiral-x4.png
 
 test: .venv/installed  ## the tests that are quick
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow'
+
+test-slow: .venv/installed  ## the tests that are not, but for those of half an hour
+	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not exhaustive'
 
 test-all: .venv/installed  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED_OUT)
 
 docs-test: .venv/installed  ## every command of docs/deployment.md (also part of test-all)
 	$(BIN)/python -m pytest tests/test_docs.py

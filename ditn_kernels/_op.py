@@ -212,8 +212,8 @@ TRITON_LAYER = replace(TRITON, max_channels_backward_of=dict.fromkeys(TRITON_DTY
 TRITON_FFN = replace(TRITON, max_channels_backward_of={torch.float32: 64})
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Where matrix
 # instructions take no factor from shared memory, four layers, one after the other, take fewer cycles (counted): in
-# float16 29,500 on sm_80, where the stage took 38,800, and 37,500 on sm_120 instead of 67,300. So they do in bfloat16,
-# whose depthwise convolutions are summed in float32: 49,700 on sm_90 instead of 64,300.
+# float16 27,200 on sm_80, where the stage took 38,800, and 35,100 on sm_120 instead of 67,300. So they do in bfloat16,
+# whose depthwise convolutions are summed in float32: 47,500 on sm_90 instead of 64,300.
 TRITON_STAGE = replace(
     TRITON_FORWARD,
     dtypes=(torch.float16, torch.bfloat16),

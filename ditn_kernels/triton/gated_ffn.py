@@ -60,14 +60,16 @@ def feed_forward(
     """W_out (gelu(d[:E]) * d[E:]) + b_out as float32 [TILE_H * TILE_W, C_PAD].
 
     u [N, C_PAD] are the normalized pixels whose hidden channels the tile needs, `slot` [N] their places in the
-    bordered tile; hidden channels are 0 where a pixel is not `shown`, and pixels not `stored` do not exist. With INNER
-    the hidden channels are products by slices of so many channels (`dot_by_slices`), of u at `tile_ptr`.
+    bordered tile; hidden channels are 0 where a pixel is not `shown`, and pixels not `stored` do not exist. A tile
+    that needs its own pixels only is a patch, and all of them are both. With INNER the hidden channels are products
+    by slices of so many channels (`dot_by_slices`), of u at `tile_ptr`.
     """
     dtype: tl.constexpr = u.dtype
     PIXELS: tl.constexpr = TILE_H * TILE_W
     # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     C_PAD: tl.constexpr = u.shape[1]
+    IS_PATCH: tl.constexpr = u.shape[0] == PIXELS
     lane = tl.arange(0, SLICE)
     row = tl.arange(0, u.shape[0])
     pixel = tl.arange(0, PIXELS)
@@ -90,8 +92,11 @@ def feed_forward(
                 weight = tl.load(weight_ptr + channel[:, None] * (2 * E) + e[None, :], inside, 0.0)
                 hidden = dot(u, weight, zero, PRECISION)
             hidden += tl.load(in_bias_ptr + half * E + e, e < E, 0.0).to(tl.float32)[None, :]  # [N, SLICE]
-            hidden = tl.where(shown[:, None], hidden, 0.0)
-            tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype), stored[:, None])
+            if IS_PATCH:
+                tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype))
+            else:
+                hidden = tl.where(shown[:, None], hidden, 0.0)
+                tl.store(slot_ptrs + half * SLICE, rounded(hidden, dtype), stored[:, None])
         tl.debug_barrier()
         gate = zeros_of_sum(PIXELS, SLICE, sum_dtype)
         gate += tl.load(dw_bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
@@ -147,8 +152,9 @@ def _gated_ffn_fwd_kernel(
     piece of a patch or of the map that computes the hidden channels of a border of one pixel for itself (HALO 1).
     REGION is the number of pixels with that border, rounded up to a power of two.
     """
-    # Whether the addresses of a tile would take too many registers to be kept from one tile to the next.
-    IS_LARGE: tl.constexpr = REGION * C_PAD > 64 * 64
+    # Whether the addresses of a tile would take too many registers to be kept from one tile to the next. Where pixels
+    # are not aligned, each value has its own.
+    IS_LARGE: tl.constexpr = REGION * C_PAD * (1 if C % 4 == 0 else 4) > 64 * 64
     channel = tl.arange(0, C_PAD)
     region = tl.arange(0, REGION)
     region_y = region // (TILE_W + 2 * HALO) - HALO
@@ -172,7 +178,10 @@ def _gated_ffn_fwd_kernel(
         if HALO and PATCH:
             shown &= (y // PATCH == top // PATCH) & (x // PATCH == left // PATCH)
         offset = ((region_y * width + region_x) * C)[:, None] + channel[None, :]
-        u = tl.load(x_ptr + corner + offset, shown[:, None] & (channel < C)[None, :], 0.0)  # [REGION, C_PAD]
+        inside = (channel < C)[None, :]
+        if HALO:
+            inside &= shown[:, None]
+        u = tl.load(x_ptr + corner + offset, inside, 0.0)  # [REGION, C_PAD]
         u = normalize(u, channel, C, NORM)
         out = feed_forward(
             u,
@@ -201,7 +210,9 @@ def _gated_ffn_fwd_kernel(
         pixel = anew(pixel) if IS_LARGE else pixel
         pixel_y = pixel // TILE_W
         pixel_x = pixel % TILE_W
-        inside = ((pixel_y < H - top) & (pixel_x < W - left))[:, None] & (channel < C)[None, :]
+        inside = (channel < C)[None, :]
+        if HALO:
+            inside &= ((pixel_y < H - top) & (pixel_x < W - left))[:, None]
         offset = ((pixel_y * W + pixel_x) * C)[:, None] + channel[None, :]
         residual = tl.load(x_ptr + corner + offset, inside, 0.0).to(tl.float32)
         tl.store(y_ptr + corner + offset, rounded(residual + out, y_ptr.dtype.element_ty), inside)

@@ -148,7 +148,6 @@ def _inner_patch_attention_scores_bwd_kernel(
     lane = tl.arange(0, COLUMNS)
     line = (tl.arange(0, BLOCK_T) // PATCH * W + tl.arange(0, BLOCK_T) % PATCH) * C
     inside = (channel < C)[None, :]
-    offset = line[:, None] + channel[None, :]
     temperature = tl.load(temperature_ptr).to(tl.float32)
     row = tl.program_id(0).to(tl.int64) * stride
     zero = tl.zeros((C_PAD, COLUMNS), tl.float32)
@@ -162,6 +161,7 @@ def _inner_patch_attention_scores_bwd_kernel(
         product = tl.zeros((C_PAD, C_PAD), tl.float32)
         for block in range(BLOCKS):
             here = renewed(channel) if IS_WIDE else channel
+            offset = (renewed(line) if IS_WIDE else line)[:, None] + channel[None, :]
             first = corner + block * (BLOCK_T // PATCH) * W * C
             x = tl.load(x_ptr + first + offset, inside, 0.0)
             u = settled(normalize(x, channel, C, NORM))

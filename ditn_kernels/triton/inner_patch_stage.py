@@ -53,7 +53,6 @@ def _inner_patch_stage_fwd_kernel(
     channel = tl.arange(0, C_PAD)
     pixel = tl.arange(0, PIXELS)
     slot = (pixel // PATCH + 1) * (PATCH + 2) + pixel % PATCH + 1
-    everywhere = pixel >= 0
     inside = (channel < C)[None, :]
     scratch_ptr += tl.program_id(0) * ((PATCH + 2) * (PATCH + 2) * 2 * SLICE)
     clear_border(scratch_ptr, SLICE, PATCH, PATCH)
@@ -85,8 +84,8 @@ def _inner_patch_stage_fwd_kernel(
             change = feed_forward(
                 u,
                 slot,
-                everywhere,
-                everywhere,
+                None,  # all pixels are shown and stored
+                None,
                 channel,
                 in_weight_ptr + layer * (2 * C * E),
                 in_bias_ptr + layer * (2 * E),
