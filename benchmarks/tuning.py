@@ -20,6 +20,8 @@ from ditn_kernels.triton._launch import Launch, configured
 FOLDER = Path(ditn_kernels.triton.__file__).parent / "configs"
 WARPS = (4, 8)
 STAGES = (1, 2)
+# What Triton compiles for.
+CHIPS = tuple(chip for chip in sass.CHIPS if chip >= 75)
 CHANNELS = (16, 32, 64, 128)
 # The network's own, besides these the operators' samples', besides these CHANNELS in every patch size.
 SHAPES = ("network", "samples", "all")
@@ -141,16 +143,30 @@ def path(kernel: str) -> Path:
 
 
 def write(kernel: str, rows: list[Row]) -> None:
-    """Put the lines into the kernel's table, in place of those for the same chip, dtype and shape. What was measured is
-    not replaced by what was counted."""
-    known = {_key(row): row for row in table(kernel)} if path(kernel).exists() else {}
-    for row in rows:
-        there = known.get(_key(row))
-        if there is None or not there.source.startswith("measured") or row.source.startswith("measured"):
-            known[_key(row)] = row
-    sorted_rows = sorted(known.values(), key=lambda row: (row.dtype, *row.shape.values(), row.capability))
-    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in without_redundant(sorted_rows, sass.CHIPS))
+    """Put the lines into the kernel's table."""
+    known = table(kernel) if path(kernel).exists() else ()
+    kept = without_redundant(merged(known, rows), CHIPS)
+    lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in kept)
     path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    table.cache_clear()
+
+
+def merged(known: Collection[Row], new: Collection[Row]) -> list[Row]:
+    """The known lines and the new ones, which take the place of those for the same chip, dtype and shape; but what was
+    measured is not replaced by what was counted. Since a shape's own lines are nearer than all others, a shape that was
+    not known gets lines for all chips and dtypes, with what they have found so far."""
+    lines = {_key(row): row for row in known}
+    for row in new if known else ():
+        if all(row.shape != other.shape for other in known):
+            for chip, dtype in itertools.product(CHIPS, cases.DTYPES):
+                found = nearest(known, capability=chip, dtype=dtype, shape=row.shape)
+                found = replace(found, capability=chip, dtype=dtype, shape=row.shape, source="carried over")
+                lines.setdefault(_key(found), found)
+    for row in new:
+        there = lines.get(_key(row))
+        if there is None or not there.source.startswith("measured") or row.source.startswith("measured"):
+            lines[_key(row)] = row
+    return sorted(lines.values(), key=lambda row: (row.dtype, *row.shape.values(), row.capability))
 
 
 def _key(row: Row) -> tuple[int, str, str]:

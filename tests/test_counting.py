@@ -123,3 +123,24 @@ def test_a_table_keeps_only_the_lines_that_it_needs() -> None:
         shape = {"channels": channels}
         full, small = (nearest(some, capability=chip, dtype="float16", shape=shape).config for some in (rows, kept))
         assert small == full
+
+
+def test_a_new_shapes_lines_are_for_its_dtype_only() -> None:
+    known = [Row(80, "float16", {"channels": 64}, Config(4)), Row(90, "float32", {"channels": 64}, Config(8))]
+    rows = tuning.merged(known, [Row(90, "float32", {"channels": 16}, Config(1))])
+
+    def warps(table: list[Row], capability: int, dtype: str) -> int:
+        return nearest(table, capability=capability, dtype=dtype, shape={"channels": 16}).config.num_warps
+
+    for chip, dtype in itertools.product(tuning.CHIPS, ("float16", "bfloat16", "float32")):
+        expected = 1 if (chip, dtype) == (90, "float32") else warps(known, chip, dtype)
+        assert warps(rows, chip, dtype) == expected
+    assert tuning.merged((), rows) == rows
+
+
+def test_what_was_measured_is_not_replaced_by_what_was_counted() -> None:
+    (measured, counted), shape = (Config(4), Config(8)), {"channels": 64}
+    known = [Row(90, "float16", shape, measured, "measured on NVIDIA H100")]
+    assert tuning.merged(known, [Row(90, "float16", shape, counted, "counted")]) == known
+    again = Row(90, "float16", shape, counted, "measured on NVIDIA H100")
+    assert tuning.merged(known, [again]) == [again]

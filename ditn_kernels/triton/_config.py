@@ -27,7 +27,7 @@ class Config:
 @dataclass(frozen=True)
 class Row:
     """A line of a table: the chip and the shape it was chosen for, the configuration, and how it was chosen: "counted"
-    off the machine code, "measured on <GPU>", or "by hand"."""
+    off the machine code, "measured on <GPU>", "by hand", or "carried over" from the line that had been the nearest."""
 
     capability: int
     dtype: str
