@@ -33,7 +33,7 @@ demo: .venv/installed  ## upscale the example picture and lay it beside bicubic 
 test: .venv/installed  ## the tests that are quick
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow'
 
-test-slow: .venv/installed  ## the tests that are not, but for the longest
+test-slow: .venv/installed  ## the slow tests, but for the longest
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not exhaustive'
 
 test-all: .venv/installed  ## all tests
