@@ -44,6 +44,7 @@ SLOW = [
 EXHAUSTIVE = [
     ("86 89 100 120", "float16 bfloat16 float32", "all"),
     ("86 89 100 120", "float16", "norms"),
+    ("80 86 89 90 100 120", "bfloat16 float32", "norms"),
 ]
 
 
