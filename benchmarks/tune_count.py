@@ -18,7 +18,8 @@ from ditn_kernels.triton._config import Config, Row, lookup
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}
-# For which chips other shapes than the network's get lines; the others find them there.
+# For which chips other shapes than the network's are counted. Where a shape is new, the others keep what they have
+# found so far, and `mend` looks at them.
 SHAPES_ON = (80, 90)
 # More stages are tried for as many of the best with one stage.
 _BEST = 2
@@ -55,6 +56,7 @@ def judge(task: Task, capability: int, config: Config, *, for_all_alike: bool = 
     that one takes, up to the first that spills or does not fit."""
     try:
         own = counts(task, capability, config)
+        cycles = sass.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample))
         every = list(own)
         for other in task.alike if for_all_alike else ():
             if any(one.stack or not one.fits for one in every):
@@ -71,7 +73,7 @@ def judge(task: Task, capability: int, config: Config, *, for_all_alike: bool = 
         fits=all(one.fits for one in every),
         stack=max(one.stack for one in every),
         shared=max(one.shared for one in every),
-        cycles=sass.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample)),
+        cycles=cycles,
         resident_warps=resident,
     )
 

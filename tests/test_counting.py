@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import sass, tuning
+from benchmarks import sass, tune_count, tuning
 from benchmarks.sass import Count, macs_of, natural_loops, parse
+from ditn_kernels._op import Sample
 from ditn_kernels.triton._config import Config, Row, nearest
 
 # A loop over tasks from 0010 to 00c0; in it one from 0030 to 0050, and one from 0070 to 00a0 whose rare path stands
@@ -144,3 +145,12 @@ def test_what_was_measured_is_not_replaced_by_what_was_counted() -> None:
     assert tuning.merged(known, [Row(90, "float16", shape, counted, "counted")]) == known
     again = Row(90, "float16", shape, counted, "measured on NVIDIA H100")
     assert tuning.merged(known, [again]) == [again]
+
+
+def test_a_candidate_that_cannot_be_counted_is_not_chosen(monkeypatch, capsys) -> None:
+    uncounted = Count("kernel", 90, 4, 32, 0, 0, None, None, True, (), uncounted="no loop over the tasks")
+    monkeypatch.setattr(tune_count, "counts", lambda *_: [uncounted])
+    sample = Sample("map", {"B": 1, "C": 60, "H": 8, "W": 8})
+    task = tuning.Task("dilated_gate", "kernel", False, sample, "float16")
+    assert tune_count.judge(task, 90, Config(4)) is None
+    assert "not judged on sm_90, no blocks, 4 warps, 2 stages: no loop over the tasks" in capsys.readouterr().out

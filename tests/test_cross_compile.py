@@ -18,6 +18,7 @@ import torch
 from benchmarks import cases
 from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
+from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
 from ditn_kernels.triton import _launch
 from ditn_kernels.triton._config import Config, Row, nearest
@@ -39,6 +40,7 @@ QUICK = [
 SLOW = [
     ("80 90", "float16 bfloat16 float32", "all"),
     ("86 89 100 120", "float16", "network"),
+    ("100", "float16 float32", "network"),
     ("80 90", "float16", "norms"),
 ]
 EXHAUSTIVE = [
@@ -79,14 +81,18 @@ def check(results: list[dict]) -> None:
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_shipped_configurations(operator: str) -> None:
-    check([result for result in quick() if result["operator"] == operator])
+    found = [result for result in quick() if result["operator"] == operator]
+    check(found)
+    assert all(result["cycles"] is not None for result in found), "the loops are not those that the launch names"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", SLOW, ids=" ".join)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_shipped_configurations_in_other_shapes(operator: str, build: tuple[str, str, str]) -> None:
-    check([result for result in compiled(*build) if result["operator"] == operator])
+    results = compiled(*build)
+    assert build[-1] != "all" or {"128 channels", "patch 16", "odd channels"} <= {one["sample"] for one in results}
+    check([result for result in results if result["operator"] == operator])
 
 
 @pytest.mark.slow
@@ -105,8 +111,11 @@ def test_shipped_configurations_everywhere(operator: str, build: tuple[str, str,
 def test_other_chips_configurations_compute_the_operator(operator: str, dtype: torch.dtype, monkeypatch) -> None:
     """Interpreted. `test_backends_forward` of test_ops.py has sm_90's."""
     op = REGISTRY[operator]
+    compared = 0
     for sample in (sample for sample in op.samples if sample.axes["B"]):
         args = op.inputs(sample, dtype=dtype)
+        if reasons_against(op, "triton", args):
+            continue
         exact = op.reference(*(arg.double() if isinstance(arg, torch.Tensor) else arg for arg in args.values()))
         plain = op.reference(*args.values())
         known = [blocks(op, sample, dtype, 90)]
@@ -116,6 +125,9 @@ def test_other_chips_configurations_compute_the_operator(operator: str, dtype: t
                 monkeypatch.setattr(_launch, "_capability", lambda device, chip=chip: chip)
                 result = op(*args.values(), backend="triton")
                 assert_as_good(result, exact, plain, op.floor[dtype], f"{operator} {sample.name} as on sm_{chip}")
+                compared += 1
+    if not compared:
+        pytest.skip("no other configurations than sm_90's")
 
 
 def blocks(op: Op, sample: Sample, dtype: torch.dtype, chip: int) -> list[Mapping[str, int]]:

@@ -133,6 +133,11 @@ def padded(size: int) -> int:
     return max(16, side)
 
 
+def slices(side: int, size: int) -> int:
+    """The rounds of a product by slices of `size` of `side` channels; 1 if there is no such loop (size 0)."""
+    return max(side // (size or side), 1)
+
+
 @functools.cache
 def _capability(device: torch.device) -> int:
     if device.type != "cuda":

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._launch import Plan, dense, padded, slices
 from ditn_kernels.triton._math import (
     dot,
     dot_by_slices,
@@ -378,7 +378,7 @@ def forward(
     tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     programs = plan.programs(tasks)
     args = (x, near, g, *weights, y, tiles(plan, programs, x, side), height, width, side, segments, tasks)
-    trips = (1, *[slices(plan, side)] * 4)
+    trips = (1, *[slices(side, plan.blocks["SLICE"])] * 4)
     plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side)
     return y
 
@@ -395,7 +395,7 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
     programs = plan.programs(tasks)
     scratch = tiles(plan, programs, x, side)
     args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tasks)
-    trips = (1, *[slices(plan, side)] * 2)
+    trips = (1, *[slices(side, plan.blocks["SLICE"])] * 2)
     plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side, NORM=norm)
     return a, g
 
@@ -403,11 +403,6 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
 def tiles(plan: Plan, programs: int, like: Tensor, side: int) -> Tensor:
     """Memory for a tile of each program, if its products are by slices."""
     return like.new_empty(programs * plan.blocks["BLOCK_W"] * side if plan.blocks["SLICE"] else 0)
-
-
-def slices(plan: Plan, side: int) -> int:
-    """The rounds of the loop over a product's slices; 1 if there is no such loop."""
-    return max(side // (plan.blocks["SLICE"] or side), 1)
 
 
 def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._launch import Plan, dense, padded, slices
 from ditn_kernels.triton._math import anew, dot, dot_by_slices, gelu, multiply_add, normalize, rounded, zeros_of_sum
 
 # SLICE: of the hidden channels; INNER: of the channels, 0 for all at once.
@@ -261,7 +261,7 @@ def forward(
         y,
         scratch,
         tasks=integers[-1],
-        trips=(1, triton.cdiv(hidden, size), *[max(padded(channels) // (inner or padded(channels)), 1)] * 2),
+        trips=(1, triton.cdiv(hidden, size), *[slices(padded(channels), inner)] * 2),
         **constants,
     )
     return y

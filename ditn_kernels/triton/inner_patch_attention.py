@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
+from ditn_kernels.triton._launch import Plan, dense, padded, slices
 from ditn_kernels.triton._math import dot, dot_by_slices, load_square, load_vector, normalize, rounded
 
 # SLICE 0: in registers.
@@ -300,8 +300,8 @@ def forward(
     scratch = x.new_empty(programs * (3 * pixels + side + block) * side if size else 0)
     trips: tuple[int, ...] = (1,)
     if size:
-        slices, blocks = max(side // size, 1), pixels // block
-        trips += (blocks, 3, slices, max(side // block, 1), max(pixels // size, 1), blocks, slices, slices)
+        blocks, rounds = pixels // block, slices(side, size)
+        trips += (blocks, 3, rounds, max(side // block, 1), max(pixels // size, 1), blocks, rounds, rounds)
     weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
     plan.launch(programs, x, *weights, *integers, y, scratch, tasks=integers[-1], trips=trips, **constants)
     return y
