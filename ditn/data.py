@@ -20,11 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditn.degradation import photo
+from ditn.drawn import drawing, extreme
 from ditn.recipe import Recipe
 from ditn.resize import crop_to_multiple, downscale
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 Pixels = npt.NDArray[np.uint8]
+
+# Of the drawn crops, those whose low-resolution partner is a mean over boxes.
+_BOX_SHARE = 0.4
+# The side of an image without a target: a tenth of the work of four crops of 48.
+_EXTREME_SIDE = 32
+# Where a crop has its number in the batch, the seed of an image without a target has this.
+_EXTREME = 2**31
 
 
 class Pair(NamedTuple):
@@ -32,6 +40,15 @@ class Pair(NamedTuple):
 
     high: Pixels
     low: Pixels
+
+
+class Batch(NamedTuple):
+    """The images of one training step, uint8 RGB: crops low [b, p, p, 3] and high [b, sp, sp, 3], and the image without
+    a target [1, e, e, 3], or [0, e, e, 3] where the recipe wants none."""
+
+    low: Tensor
+    high: Tensor
+    extreme: Tensor
 
 
 def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -114,25 +131,48 @@ class PairedImages(Sequence[Pair]):
         return Pair(pixels[:middle].reshape(high), pixels[middle:].reshape(low))
 
     def batch(
-        self, step: int, *, seed: int, size: int, patch: int, shuffle: bool = False, part: slice = slice(None)
+        self,
+        step: int,
+        *,
+        seed: int,
+        size: int,
+        patch: int,
+        shuffle: bool = False,
+        drawn: float = 0.0,
+        part: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
         """The crops of one training step: low [size, patch, patch, 3] and high [size, s * patch, s * patch, 3], uint8,
-        each flipped and rotated at random and, with `shuffle`, its colours exchanged. `part` takes some of them.
+        each flipped and rotated at random and, with `shuffle`, its colours exchanged. A share `drawn` of them is drawn
+        by code instead of cut from an image (see `ditn.drawn`). `part` takes some of them.
 
         A function of seed and step alone, so a run that is resumed, or has other workers, sees what an unbroken one
-        would have seen. Images are drawn in proportion to their pixels. Raises ValueError if an image is smaller than
+        would have seen. Images are chosen in proportion to their pixels. Raises ValueError if an image is smaller than
         the patch.
         """
         numbers = range(size)[part]
-        crops = [self._crop(np.random.default_rng((seed, step, number)), patch, shuffle) for number in numbers]
+        crops = [self._crop(np.random.default_rng((seed, step, number)), patch, shuffle, drawn) for number in numbers]
         lows, highs = zip(*crops, strict=True)
         return torch.tensor(np.stack(lows)), torch.tensor(np.stack(highs))
 
-    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool) -> tuple[Pixels, Pixels]:
+    def extreme(self, step: int, *, seed: int, side: int) -> Tensor:
+        """The image without a target of one training step, [1, side, side, 3] uint8 (see `ditn.drawn.extreme`); a
+        function of seed and step alone."""
+        random = np.random.default_rng((seed, step, _EXTREME))
+        low, _, top, left = self._place(random, side)
+        return torch.tensor(extreme(side, random, low[top : top + side, left : left + side]))[None]
+
+    def _place(self, random: np.random.Generator, patch: int) -> tuple[Pixels, Pixels, int, int]:
+        """Some image, low and high, and the corner of a crop of `patch` low-resolution pixels in it."""
         high, low = self._cached(int(np.searchsorted(self._areas, random.random(), side="right")))
         if min(low.shape[:2]) < patch:
             raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}")
         top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
+        return low, high, top, left
+
+    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Pixels, Pixels]:
+        if drawn and random.random() < drawn:
+            return self._drawn(random, patch)
+        low, high, top, left = self._place(random, patch)
         turns, mirrored = int(random.integers(4)), bool(random.integers(2))
         colours = random.permutation(3) if shuffle else np.arange(3)
 
@@ -143,28 +183,43 @@ class PairedImages(Sequence[Pair]):
         large = turned(high, self.scale)
         return photo(large, self.scale, random) if self._photo else turned(low, 1), large
 
+    def _drawn(self, random: np.random.Generator, patch: int) -> tuple[Pixels, Pixels]:
+        """A drawing, made smaller as photographs are or, as one that had been drawn at the smaller size with smooth
+        edges, by means over boxes; or degraded."""
+        large = drawing(patch * self.scale, self.scale, random)
+        if self._photo:
+            return photo(large, self.scale, random), large
+        if random.random() < _BOX_SHARE:
+            return np.asarray(Image.fromarray(large).reduce(self.scale)), large
+        return downscale(large, self.scale), large
 
-class _Steps(Dataset[tuple[Tensor, Tensor]]):
+
+class _Steps(Dataset[Batch]):
     """The batches of a run, by step; of each only what the process of this rank trains on."""
 
     def __init__(self, images: PairedImages, recipe: Recipe, part: slice) -> None:
         self._images, self._recipe, self._part = images, recipe, part
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> Batch:
         recipe = self._recipe
-        return self._images.batch(
+        low, high = self._images.batch(
             step,
             seed=recipe.seed,
             size=recipe.batch,
             patch=recipe.patch,
             shuffle=recipe.channel_shuffle,
+            drawn=recipe.drawn,
             part=self._part,
         )
+        side = min(recipe.patch, _EXTREME_SIDE)
+        if not recipe.consistency:
+            return Batch(low, high, low.new_empty(0, side, side, 3))
+        return Batch(low, high, self._images.extreme(step, seed=recipe.seed, side=side))
 
 
 def batches(
     images: PairedImages, recipe: Recipe, *, start: int, part: slice = slice(None), workers: int = 0, pin: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """The batches from step `start` on, without end, made ahead by `workers` processes (0: when they are asked for);
     `pin` puts them into memory that a GPU copies from while it computes."""
     return iter(

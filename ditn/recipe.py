@@ -41,6 +41,9 @@ class Recipe:
                the clock, so no two such runs are the same
     channel_shuffle   exchange the colours of each crop at random
     degradation   what made the low-resolution images: "bicubic", or "photo" (see `degradation`)
+    drawn      share of the crops that are drawn by code, text and line art and such, not cut from images (see `drawn`)
+    consistency   weight of the loss of one image without a target in each step, of full contrast and the highest
+               frequencies, whose output is to average back to it and to stay near 0..1 (see `trainer`); 0 for none
     interpolation_start   begin at the best 3x3 interpolation (see `warm_start`)
     init       begin at other weights, a file or a shipped name: every tensor that fits (see `warm_start`); "" for none
     held_out   every held_out-th image is not trained on but validated on; 0 for none
@@ -68,6 +71,8 @@ class Recipe:
     amp: str = "none"
     channel_shuffle: bool = False
     degradation: str = "bicubic"
+    drawn: float = 0.15
+    consistency: float = 0.1
     interpolation_start: bool = True
     init: str = ""
     held_out: int = 40
@@ -82,11 +87,12 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be positive")
         if self.patch < 8 or self.patch % 8:
             raise ValueError(f"patch is {self.patch}, must be a positive multiple of 8")
-        for name in ("minutes", "frequency"):
+        for name in ("minutes", "frequency", "consistency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is {self.decay}, must be a share from 0 to 1")
+        for name in ("decay", "drawn"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be a share from 0 to 1")
 
     def share(self, step: int, seconds: float) -> float:
         """How much of the run is done after `step` steps and `seconds` of training: 0 to 1."""

@@ -91,7 +91,7 @@ def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: a
     with _stop_signals() as signals, log or nullcontext(), bar:
         while trainer.share < 1:
             rate = trainer.rate
-            losses.append(trainer.train_step(*next(source)))
+            losses.append(trainer.train_step(next(source)))
             bar.update()
             now = time.monotonic()
             (stop,) = world.total(bool(signals) or now - started > args.time_limit * 60)

@@ -11,11 +11,12 @@ import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ditn.checkpoint import load
-from ditn.data import PairedImages, to_pixels, to_tensor
+from ditn.data import Batch, PairedImages, to_pixels, to_tensor
 from ditn.metrics import psnr_y
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.recipe import Recipe
@@ -24,6 +25,8 @@ from ditn.world import World
 
 _MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
 _MAX_BAD_STEPS = 5
+# The enlargement of an image of full contrast may ring by so much.
+_RINGING = 0.3
 # Crops for the start of a run: of another seed than any step's.
 _START_SEED, _START_BATCHES = 1_000_003, 16
 
@@ -96,8 +99,8 @@ class Trainer:
         """The learning rate of the next step."""
         return self.recipe.learning_rate(self.step, self.share)
 
-    def train_step(self, low: Tensor, high: Tensor) -> float:
-        """One step on this process's crops, uint8 [b, p, p, 3] and [b, sp, sp, 3]; the loss over all processes.
+    def train_step(self, batch: Batch) -> float:
+        """One step on this process's crops and image without a target; the loss over all processes.
 
         A step whose loss or gradient is not finite leaves the weights alone and is counted in `bad_steps`; RuntimeError
         after 5 in a row, or 20 with float16, whose scale has to settle first.
@@ -105,7 +108,7 @@ class Trainer:
         began = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        loss = self._loss(to_tensor(low, self.device), to_tensor(high, self.device))
+        loss = self._loss(*(to_tensor(images, self.device) for images in batch))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -125,12 +128,16 @@ class Trainer:
         self.seconds += seconds
         return value
 
-    def _loss(self, low: Tensor, high: Tensor) -> Tensor:
+    def _loss(self, low: Tensor, high: Tensor, extreme: Tensor) -> Tensor:
         recipe = self.recipe
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.amp)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             output = self._network(low)
-        return pixel_loss(output.float(), high, recipe.loss, frequency=recipe.frequency)
+            untargeted = self._network(extreme) if len(extreme) else None
+        loss = pixel_loss(output.float(), high, recipe.loss, frequency=recipe.frequency)
+        if untargeted is None:
+            return loss
+        return loss + recipe.consistency * consistency_loss(untargeted.float(), extreme)
 
     def _count_bad(self, loss: float, norm: float) -> None:
         self.bad_steps += 1
@@ -201,3 +208,15 @@ def pixel_loss(output: Tensor, target: Tensor, kind: str, *, frequency: float = 
     if frequency:
         loss = loss + frequency * torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
     return loss
+
+
+def consistency_loss(output: Tensor, image: Tensor) -> Tensor:
+    """How far the output [B, C, sH, sW], averaged over s x s boxes, is from the image [B, C, H, W] (mean absolute
+    difference), and how far its values leave -0.3 .. 1.3 (mean).
+
+    What any sane enlargement keeps, whatever the image: without it DITN-Real, in which nothing normalises the stream,
+    answers edges of full contrast with values of 100.
+    """
+    back = F.avg_pool2d(output, output.shape[-1] // image.shape[-1])
+    outside = F.relu(output - (1 + _RINGING)) + F.relu(-_RINGING - output)
+    return (back - image).abs().mean() + outside.mean()

@@ -76,7 +76,8 @@ def test_workers_change_nothing(folder: Path, tmp_path: Path, degradation: str) 
     recipe = Recipe(batch=4, patch=8, channel_shuffle=True, degradation=degradation)
     alone, helped = (batches(images, recipe, start=5, workers=workers) for workers in (0, 2))
     for step in range(5, 9):
-        expected = images.batch(step, seed=0, size=4, patch=8, shuffle=True)
+        crops = images.batch(step, seed=0, size=4, patch=8, shuffle=True, drawn=recipe.drawn)
+        expected = (*crops, images.extreme(step, seed=0, side=8))
         assert all(map(torch.equal, next(alone), expected))
         assert all(map(torch.equal, next(helped), expected))
 

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 import ditn
 from ditn import train
-from ditn.data import PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.data import Batch, PairedImages, batches, list_images, to_pixels, to_tensor
 from ditn.metrics import psnr_y
 from ditn.recipe import Recipe, load_recipe
 from ditn.resize import bicubic
@@ -57,7 +57,7 @@ def _trainer(pictures: Path, cache: Path, **fields: Any) -> Trainer:
     return Trainer(recipe, images, device="cpu", fused=True)
 
 
-def _batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(trainer: Trainer) -> Batch:
     return next(batches(trainer.images, trainer.recipe, start=trainer.step))
 
 
@@ -144,20 +144,20 @@ def test_bad_steps_change_nothing_and_five_in_a_row_stop(
 ) -> None:
     trainer = _trainer(pictures, tmp_path)
     good = _batch(trainer)
-    trainer.train_step(*good)
+    trainer.train_step(good)
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    poisoned = (good[0], good[1] * math.nan)
+    poisoned = good._replace(high=good.high * math.nan)
     for _ in range(4):
-        trainer.train_step(*poisoned)
+        trainer.train_step(poisoned)
     assert _same(before, trainer.model.state_dict())
     assert "step 4: loss nan" in capsys.readouterr().err
-    trainer.train_step(*good)
+    trainer.train_step(good)
     assert trainer.bad_steps == 0
     assert not _same(before, trainer.model.state_dict())
     for _ in range(4):
-        trainer.train_step(*poisoned)
+        trainer.train_step(poisoned)
     with pytest.raises(RuntimeError, match="5 steps in a row"):
-        trainer.train_step(*poisoned)
+        trainer.train_step(poisoned)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -302,7 +302,7 @@ def test_training_lowers_the_loss(pictures: Path, tmp_path: Path, loss: str, opt
         pictures, tmp_path, loss=loss, optimizer=optimizer, interpolation_start=False, lr=2e-3, warmup=1, decay=0.0
     )
     source = batches(trainer.images, trainer.recipe, start=0)
-    losses = [trainer.train_step(*next(source)) for _ in range(30)]
+    losses = [trainer.train_step(next(source)) for _ in range(30)]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
 
 
@@ -310,7 +310,7 @@ def test_average_follows_the_weights(pictures: Path, tmp_path: Path) -> None:
     trainer = _trainer(pictures, tmp_path, ema=0.9)
     expected = {name: p.detach().double().clone() for name, p in trainer.model.named_parameters()}
     for step in range(3):
-        trainer.train_step(*_batch(trainer))
+        trainer.train_step(_batch(trainer))
         decay = min(0.9, (1 + step) / (10 + step))
         for name, parameter in trainer.model.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
