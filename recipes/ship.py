@@ -46,9 +46,11 @@ def main() -> None:
     checkpoint = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
     recipe = _reproducible(Recipe(**checkpoint["recipe"]), checkpoint["step"], args.init)
     name = f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    target = WEIGHTS / f"{name}.safetensors"
     recipe_file = PROJECT / "recipes" / f"{name}.toml"
     if not recipe_file.exists() or load_recipe(recipe_file) != recipe:
-        recipe_file.write_text(_as_toml(name, recipe), encoding="utf-8")
+        before = _sha256(target) if recipe.init == name else None
+        recipe_file.write_text(_as_toml(name, recipe, before), encoding="utf-8")
     shutil.copyfile(args.run / "log.csv", recipe_file.with_suffix(".log.csv"))
     with args.licences.open(encoding="utf-8", newline="") as file:
         images = list(csv.DictReader(file, delimiter="\t"))
@@ -59,10 +61,10 @@ def main() -> None:
         "recipe": recipe_file.read_text(encoding="utf-8"),
         "steps": str(checkpoint["step"]),
         "hardware": args.hardware,
-        "data": f"{len(images)} photographs of ATTRIBUTION.tsv, every {recipe.held_out}th held out",
+        "data": f"{len(images)} photographs of ATTRIBUTION.tsv, every {recipe.held_out}th held out"
+        + (f"; {recipe.drawn:.0%} of the crops drawn by ditn.drawn" if recipe.drawn else ""),
         "licence": LICENCE,
     }
-    target = WEIGHTS / f"{name}.safetensors"
     model = ditn.load(args.run / "weights.safetensors")
     # Twice: the scores are those of the rounded weights.
     ditn.save(model, target, dtype=torch.float16, metadata=facts, overwrite=True)
@@ -85,9 +87,15 @@ def _reproducible(recipe: Recipe, steps: int, init: str | None) -> Recipe:
     return dataclasses.replace(recipe, steps=steps, minutes=0.0, init=init)
 
 
-def _as_toml(name: str, recipe: Recipe) -> str:
-    """Every field that is not the default. JSON's numbers, strings, lists and booleans are TOML's."""
+def _as_toml(name: str, recipe: Recipe, before: str | None) -> str:
+    """Every field that is not the default. JSON's numbers, strings, lists and booleans are TOML's. `before` is the
+    checksum of the weights of that name that the run went on from."""
     lines = [f"#   ditn train recipes/{name}.toml --data PHOTOS --output RUN"]
+    if before:
+        lines += [
+            f"# It went on from the {name} before this one, SHA-256",
+            f"# {before}; it is in the history of ditn/weights.",
+        ]
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
         if value != field.default or field.name in ("model", "upscale", "steps", "batch", "patch"):
@@ -117,8 +125,12 @@ def _scores_file(name: str) -> Path:
 
 def write_checksums(folder: Path) -> None:
     """SHA256SUMS, as sha256sum writes it, of every file of weights in the folder."""
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in folder.glob("*.safetensors")]
+    sums = [f"{_sha256(path)}  {path.name}" for path in folder.glob("*.safetensors")]
     (folder / "SHA256SUMS").write_text("\n".join(sorted(sums, key=lambda line: line.split()[1])) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
