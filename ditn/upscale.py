@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ditn.ensemble import self_ensemble as average_orientations
 from ditn.graphs import Captured
+from ditn.guard import BLOCK, GUARDS, Finding, Guard, compare, repaired, within_neighbours
 from ditn.memory import FIXED, bytes_per_pixel, free_memory
 from ditn.model import DITN
 from ditn.tiling import Region, cut, reflected, round_up
@@ -51,6 +52,10 @@ class Upscaler:
     cuda_graph  record the model's launches once for each shape of a tile and replay them, which saves small pictures
                 most of their time; on a CUDA device only
     self_ensemble   the mean over eight flips and rotations: eight times the time, a little better
+    guard       what becomes of places whose enlargement, averaged back to the input's size, is not the input, as
+                happens to text and hard edges with weights trained on photographs alone (see `ditn.guard`): "repair"
+                takes them from a bounded interpolation and warns once, "warn" only warns, "off" does not look. Alpha is
+                always repaired.
     progress    called after each tile with the share that is done, 0..1
 
     Raises ValueError or TypeError that names the value; MemoryError if `max_memory` is too little for any tile.
@@ -66,6 +71,7 @@ class Upscaler:
         dtype: torch.dtype | None = None,
         cuda_graph: bool = False,
         self_ensemble: bool = False,
+        guard: Guard = "repair",
         progress: Callable[[float], None] | None = None,
     ) -> None:
         config = model.config
@@ -78,13 +84,16 @@ class Upscaler:
             raise ValueError(f'tile is {tile!r}, must be "auto", a number of pixels, or 0 for the whole picture')
         if max_memory is not None and max_memory <= 0:
             raise ValueError(f"max_memory is {max_memory}, must be a positive number of bytes")
+        if guard not in GUARDS:
+            raise ValueError(f"guard is {guard!r}, must be one of {', '.join(map(repr, GUARDS))}")
         parameter = next(model.parameters())
         self.device = torch.device(device or parameter.device)
         self.dtype = dtype or parameter.dtype
         if (self.device, self.dtype) != (parameter.device, parameter.dtype) or model.training:
             model = copy.deepcopy(model).to(self.device, self.dtype).eval()
         self.model, self.scale = model, config.upscale
-        self.tile, self.max_memory, self.progress = tile, max_memory, progress
+        self.tile, self.max_memory, self.guard, self.progress = tile, max_memory, guard, progress
+        self._warned = False
         run = Captured(model) if cuda_graph else model
         self._run = (lambda x: average_orientations(run, x)) if self_ensemble else run
 
@@ -111,8 +120,9 @@ class Upscaler:
         self.stream(pixels, place)
         return result[..., 0] if image.ndim == 2 else result
 
-    def stream(self, pixels: Pixels, emit: Emit) -> None:
-        """Enlarge [H, W, bands] samples and hand out each part of the result as soon as it is done."""
+    def stream(self, pixels: Pixels, emit: Emit) -> list[Finding]:
+        """Enlarge [H, W, bands] samples and hand out each part of the result as soon as it is done. Returns what the
+        guard found."""
         self._check(pixels)
         bands = pixels.shape[2]
         colours, alpha = (pixels[..., :-1], pixels[..., -1:]) if bands in (2, 4) else (pixels, None)
@@ -122,11 +132,10 @@ class Upscaler:
             def emit_with_alpha(top: int, left: int, part: Pixels) -> None:
                 emit(top, left, np.concatenate([part, np.full_like(part[..., :1], constant)], axis=2))
 
-            self._stream_layers([colours], emit_with_alpha)
-        elif alpha is not None:
-            self._stream_layers([bleed(colours, alpha), alpha], emit)
-        else:
-            self._stream_layers([colours], emit)
+            return self._stream_layers([colours], emit_with_alpha)
+        if alpha is not None:
+            return self._stream_layers([bleed(colours, alpha), alpha], emit)
+        return self._stream_layers([colours], emit)
 
     def plan(self, height: int, width: int) -> list[Region]:
         """The tiles for a picture of height x width, without their overlap."""
@@ -147,9 +156,9 @@ class Upscaler:
             f"{(FIXED + largest * per_pixel) / 2**20:.0f} MiB"
         )
 
-    def _stream_layers(self, layers: list[Pixels], emit: Emit) -> None:
+    def _stream_layers(self, layers: list[Pixels], emit: Emit) -> list[Finding]:
         """Tile by tile, enlarge the colours ([H, W, 1] or [H, W, 3]), and alpha [H, W, 1] if there is a second layer,
-        and emit them side by side."""
+        and emit them side by side. Returns what the guard found."""
         height, width = layers[0].shape[:2]
         if height == 0 or width == 0:
             raise ValueError(f"expected at least one pixel, got an image of {height}x{width}")
@@ -157,6 +166,7 @@ class Upscaler:
         pending, done = list(reversed(self.plan(height, width))), 0
         limit = max(region.pixels for region in pending)
         total = sum(region.pixels for region in pending)
+        findings: list[Finding] = []
         while pending:
             region = pending.pop()
             halves = region.halves(grid)
@@ -164,7 +174,10 @@ class Upscaler:
                 pending += reversed(halves)
                 continue
             try:
-                parts = [self._enlarge(layer, region, bounded=index > 0) for index, layer in enumerate(layers)]
+                parts, found = zip(
+                    *(self._enlarge(layer, region, is_alpha=index > 0) for index, layer in enumerate(layers)),
+                    strict=True,
+                )
                 part = np.concatenate(parts, axis=2)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if halves is None or not _is_out_of_memory(error):
@@ -173,13 +186,23 @@ class Upscaler:
                 pending += reversed(halves)
                 continue
             emit(region.top * scale, region.left * scale, part)
+            findings += filter(None, found)
             done += region.pixels
             if self.progress:
                 self.progress(done / total)
+        if findings and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the network's output has nothing to do with the image in places: {findings[0]}; weights trained on "
+                "drawn images, too, as those that ship are, do not do this",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return findings
 
-    def _enlarge(self, layer: Pixels, region: Region, *, bounded: bool = False) -> Pixels:
-        """One tile of one layer, from the reflected input to finished samples of the layer's type; if `bounded`, held
-        within the range of the nearest input pixels."""
+    def _enlarge(self, layer: Pixels, region: Region, *, is_alpha: bool) -> tuple[Pixels, Finding | None]:
+        """One tile of one layer, from the reflected input to finished samples of the layer's type, and what the guard
+        found in it. Alpha is held within the range of the nearest input pixels."""
         config, scale = self.model.config, self.scale
         height, width, bands = layer.shape
         outer = region.grown(config.overlap, round_up(height, config.grid), round_up(width, config.grid))
@@ -189,19 +212,32 @@ class Upscaler:
         # To 0..1 before the model's type: 65535 is infinite in float16.
         exact = given.permute(2, 0, 1)[None].to(self.device).float() / _RANGE.get(layer.dtype.name, 1)
         image = exact.to(self.dtype).expand(-1, 3, -1, -1)
+        top, left = region.top - outer.top, region.left - outer.left
+        bottom = min(region.top + region.height, height) - outer.top
+        right = min(region.left + region.width, width) - outer.left
         with torch.inference_mode():
-            top, left = (region.top - outer.top) * scale, (region.left - outer.left) * scale
-            bottom = min(region.top + region.height, height) * scale - outer.top * scale
-            right = min(region.left + region.width, width) * scale - outer.left * scale
-            output = self._run(image)[0, :, top:bottom, left:right].float()
-            if layer.dtype.name in _RANGE and not output.isfinite().all():
-                raise RuntimeError(f"the network's output is not finite in {self.dtype}; use bfloat16 or float32")
+            output = self._run(image).float()
             if bands == 1:
-                output = output.mean(0, keepdim=True)
-            if bounded:
-                low, high = (_spread(bound, scale)[0, :, top:bottom, left:right] for bound in _range_of_3x3(exact))
-                output = output.clamp(low, high)
-            return _to_samples(output.permute(1, 2, 0), layer.dtype)
+                output = output.mean(1, keepdim=True)
+            if layer.dtype.name in _RANGE and not _part(output, top, left, bottom, right, scale).isfinite().all():
+                raise RuntimeError(f"the network's output is not finite in {self.dtype}; use bfloat16 or float32")
+            finding = None
+            if is_alpha or self.guard != "off":
+                wrong, error = compare(output, exact)
+                if wrong.any():
+                    # Around the tile, too, so that its neighbour finds the same passage.
+                    if repair := is_alpha or self.guard == "repair":
+                        output = repaired(output, exact, wrong)
+                    rows_here = slice(top // BLOCK, -(-bottom // BLOCK))
+                    here = (..., rows_here, slice(left // BLOCK, -(-right // BLOCK)))
+                    if blocks := int(wrong[here].sum()):
+                        worst = error[here][wrong[here]].max().item()
+                        size = (region.top, region.left, bottom - top, right - left)
+                        finding = Finding(*size, blocks, worst, repair)
+            if is_alpha:
+                output = within_neighbours(output, exact)
+            samples = _part(output, top, left, bottom, right, scale)
+            return _to_samples(samples.permute(1, 2, 0), layer.dtype), finding
 
     def _tensor(self, image: Tensor) -> Tensor:
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
@@ -257,12 +293,9 @@ def _sum_of_blocks(values: Pixels) -> Pixels:
     return np.asarray(values.reshape(height // 2, 2, width // 2, 2, bands).sum((1, 3)))
 
 
-def _range_of_3x3(image: Tensor) -> tuple[Tensor, Tensor]:
-    return -F.max_pool2d(-image, 3, stride=1, padding=1), F.max_pool2d(image, 3, stride=1, padding=1)
-
-
-def _spread(image: Tensor, scale: int) -> Tensor:
-    return image.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+def _part(output: Tensor, top: int, left: int, bottom: int, right: int, scale: int) -> Tensor:
+    """The rectangle of input pixels of an enlargement [1, C, sH, sW]: [C, sh, sw]."""
+    return output[0, :, top * scale : bottom * scale, left * scale : right * scale]
 
 
 def _to_samples(values: Tensor, dtype: np.dtype[Any]) -> Pixels:
