@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from ditn_kernels import _compiling
+from ditn_kernels.triton import _backend
 from ditn_kernels.triton._config import Config, lookup
 from ditn_kernels.triton._math import INTERPRETED
 
@@ -111,6 +112,8 @@ class Plan:
             launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs, tasks, trips)
             recorder.launches.append(launch)
         elif programs:
+            if not INTERPRETED.value:
+                _backend.own(self._kernel)
             with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
                 warps, stages = self.config.num_warps, self.config.num_stages
                 self._kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages)
