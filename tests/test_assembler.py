@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import PROJECT
 
+from ditn import cli
 from ditn_kernels import REGISTRY, _assembler
 from ditn_kernels import __main__ as command
 from ditn_kernels._assembler import Assembler, AssemblerError, select
@@ -210,6 +211,23 @@ def test_the_table_has_a_line_for_a_chip_that_is_not_here(bare, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert f"assembler sm_90  ptxas 12.9.86 (the CUDA toolkit in {bare})" in lines
     assert "assembler sm_75  none: finds no ptxas that assembles for sm_75" in lines
+
+
+def test_the_command_line_has_a_line_for_each_kind_of_gpu(bare, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(bare))
+    program(bare / "bin" / "ptxas", "12.9.86")
+    monkeypatch.setattr(_assembler, "_driver", lambda: 12)
+    there = {"is_available": lambda: True, "device_count": lambda: 3, "get_device_name": lambda index: f"GPU {index}"}
+    there["get_device_capability"] = lambda index: ((9, 0), (8, 0), (9, 0))[index]
+    for name, function in there.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    assert cli.main(["info", "--device", "cpu"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("assembler")]
+    assert lines == [f"assembler {chip}  ptxas 12.9.86 (the CUDA toolkit in {bare})" for chip in ("sm_90", "sm_80")]
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/nowhere/ptxas")
+    _assembler.choose.cache_clear()
+    assert cli.main(["info", "--device", "cpu"]) == 1
+    assert "ditn info: TRITON_PTXAS_PATH is '/nowhere/ptxas', which is no file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["9.0", "sm_90", "9", "-90", "", "9000"])

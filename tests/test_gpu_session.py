@@ -70,7 +70,7 @@ def test_the_summary_is_one_screen() -> None:
 
 
 def test_the_stages_and_their_limits() -> None:
-    """Compiled before tested before timed. All together have a quarter of an hour, a build and the sanitizer besides."""
+    """Compiled before tested before timed. They have a quarter of an hour, a build and the sanitizer besides."""
     known = gpu_session.stages(16, Path("results"))
     assert list(known) == [
         *("environment", "build", "kernels", "correctness", "networks", "operators", "training", "tuning", "counters"),
