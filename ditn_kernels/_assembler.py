@@ -155,7 +155,8 @@ def select(found: Iterable[Assembler], capability: int, *, driver: int | None) -
         for fault in faults(one, capability)
     ]
     if not usable:
-        return Choice(None, f"finds no ptxas that assembles for sm_{capability}", tuple(notes))
+        nothing = f"finds no ptxas that assembles for sm_{capability}"
+        return Choice(None, "; ".join([nothing, *notes]), tuple(notes))
     best = usable[0]
     wrong = [fault for fault in faults(best, capability) if fault.measured_here]
     named = best.origin.startswith("TRITON_")
