@@ -7,7 +7,7 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -44,6 +44,15 @@ class Triton:
         module = importlib.import_module(f"ditn_kernels.triton.{stem}")
         function: Callable[..., Any] = module.backward if backward else module.forward
         return function
+
+    def identity(self, device: torch.device) -> Mapping[str, str]:
+        if device.type != "cuda" or interpreted():
+            assembler = "none: interpreted"
+        else:
+            major, minor = torch.cuda.get_device_capability(device)
+            chosen = _assembler.choose(10 * major + minor).assembler
+            assembler = chosen.identity if chosen else "none"
+        return {"triton": version("triton"), "assembler": assembler}
 
 
 def interpreted() -> bool:
