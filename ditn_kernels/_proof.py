@@ -101,7 +101,7 @@ def reasons_against(
     """Why a backend is not to be trusted with a call; empty if it is, or if that is not known.
 
     If it is about to be `serving` and nothing is known, it is proved now: not while a CUDA graph is captured nor while
-    a graph is traced or exported, though. Warns once of each kernel that failed. Raises ValueError for a DITN_PROOF
+    a graph is traced or exported, though. Warns once of each kernel that failed or could not be tried. Raises ValueError for a DITN_PROOF
     that is neither "on" nor "off", NotADirectoryError for a cache folder that is a file, LostContextError if the trial
     ended in an illegal memory access.
     """
@@ -145,7 +145,12 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
     if fault is None:
         if not _may_run(call):
             return ""
-        fault = prove(call, identity)
+        try:
+            fault = prove(call, identity)
+        except Exception as error:
+            fault = ""
+            message = f"{call.title} serves unproved, it could not be tried: {type(error).__name__}: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
     _faults[key] = fault
     if fault:
         lost = not _trial.alive(call.device)
@@ -165,7 +170,8 @@ def _may_run(call: Call) -> bool:
     compiler = torch.compiler
     tracing = compiler.is_compiling() or compiler.is_exporting() or torch._C._get_tracing_state() is not None
     fake = any(isinstance(value, FakeTensor) for value in call.args.values())
-    return not (tracing or fake or torch.cuda.is_current_stream_capturing())
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return not (tracing or fake or capturing)
 
 
 @functools.cache

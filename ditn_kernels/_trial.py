@@ -19,9 +19,10 @@ from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER, why_not_as_good
 # True during a trial: kernels whose programs share tasks then start few programs, so that each takes several.
 on_trial: ContextVar[bool] = ContextVar("ditn_on_trial", default=False)
 
-_IMAGES, _HEIGHT, _WIDTH = 2, 16, 80
-# Integers that are multiples of this one are compiled into Triton's code as such.
-_DIVISOR = 16
+_IMAGES, _HEIGHT, _WIDTH = 3, 16, 80
+# Triton compiles an integer that is a multiple of 16 as one. Counts of patches are quotients of both sides: hence more
+# factors of 2 are kept.
+_FACTOR = 64
 _BITS = {2: torch.int16, 4: torch.int32}
 
 
@@ -29,7 +30,7 @@ def fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], *, backwa
     """What is wrong with a kernel for calls with arguments like these, as a sentence without its subject; empty if
     nothing is.
 
-    Errors of the machine and not of the kernel are raised: memory or a disk that is full, what went wrong before.
+    What keeps it from being tried is raised: memory or a disk that is full, an error of earlier work or of the definition.
     """
     # No mode of the caller's holds in a thread of its own: autocast, inference, tracing, `use_backend`, streams.
     with ThreadPoolExecutor(1) as thread:
@@ -48,9 +49,9 @@ def like(op: Op, args: Mapping[str, Any]) -> Sample:
 
 
 def _side(size: int, least: int, patch_size: int) -> int:
-    """A side with two patches and `least` pixels, an odd multiple of the power of two, 16 at most, in the size."""
-    step = math.lcm(math.gcd(size, _DIVISOR), patch_size)
-    return (max(least, 2 * patch_size) // step | 1) * step
+    """A side of two patches and `least` pixels or more, an odd multiple of the power of two in the size."""
+    step = math.lcm(math.gcd(size, _FACTOR), patch_size)
+    return (-(-max(least, 2 * patch_size) // step) | 1) * step
 
 
 def alive(device: torch.device) -> bool:
@@ -67,7 +68,7 @@ def _fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], backward
     x = next(iter(args.values()))
     definition = op.backward if backward and op.backward else op.reference
     names = [f"d{name}" for name in op.axes] if backward else ["the result"]
-    with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext(), _full_float32():
+    with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext(), _usual_settings():
         _wait(x.device)
         draws = list(_draws(op, args, backward))
         try:
@@ -105,22 +106,27 @@ def _draws(op: Op, args: Mapping[str, Any], backward: bool) -> Iterator[tuple[An
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def _usual_settings() -> Iterator[None]:
     """Without TF32, which users may have allowed: it is not what kernels are held to. PyTorch has an old and a new
-    setting for products, and both are put back."""
+    setting for products, and both are put back. Without the demand for deterministic algorithms either, which plain
+    PyTorch may have to refuse."""
     products = torch.backends.cuda.matmul
     new = products.fp32_precision
     try:
         old = products.allow_tf32
     except RuntimeError:  # if they disagree
         old = False
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     products.allow_tf32 = False
+    torch.use_deterministic_algorithms(False)
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
     finally:
         products.allow_tf32 = old
         products.fp32_precision = new
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def _wait(device: torch.device) -> None:
