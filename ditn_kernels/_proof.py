@@ -101,9 +101,9 @@ def reasons_against(
     """Why a backend is not to be trusted with a call; empty if it is, or if that is not known.
 
     If it is about to be `serving` and nothing is known, it is proved now: not while a CUDA graph is captured nor while
-    a graph is traced or exported, though. Warns once of each kernel that failed or could not be tried. Raises ValueError for a DITN_PROOF
-    that is neither "on" nor "off", NotADirectoryError for a cache folder that is a file, LostContextError if the trial
-    ended in an illegal memory access.
+    a graph is traced or exported, though. Warns once of each kernel that failed or could not be tried. Raises
+    ValueError for a DITN_PROOF that is neither "on" nor "off", NotADirectoryError for a cache folder that is a file,
+    LostContextError if the trial ended in an illegal memory access.
     """
     x = next(iter(args.values()))
     key = (op.name, name, backward, x.dtype, x.device, _kind(op)(args))

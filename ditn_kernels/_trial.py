@@ -30,7 +30,7 @@ def fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], *, backwa
     """What is wrong with a kernel for calls with arguments like these, as a sentence without its subject; empty if
     nothing is.
 
-    What keeps it from being tried is raised: memory or a disk that is full, an error of earlier work or of the definition.
+    What keeps it from being tried is raised: memory or a disk that is full, an error of earlier work.
     """
     # No mode of the caller's holds in a thread of its own: autocast, inference, tracing, `use_backend`, streams.
     with ThreadPoolExecutor(1) as thread:
