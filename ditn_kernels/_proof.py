@@ -133,11 +133,12 @@ def prove(call: Call, identity: Mapping[str, str]) -> str:
 
 def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
     on = is_on()
-    identity = call.backend.identity(call.device) if call.device.type in DEVICES else None
+    must = call.device.type in DEVICES
+    if must and not on:
+        return ""
+    identity = call.backend.identity(call.device) if must else None
     if identity is None:
         _faults[key] = ""
-        return ""
-    if not on:
         return ""
     fault = _verdicts.read(call.facts(identity))
     if not serving:
