@@ -57,7 +57,9 @@ class Proof:
 
 
 def prove(device: torch.device | str, operators: Collection[str] = tuple(REGISTRY)) -> Iterator[Proof]:
-    """Try every kernel that runs on the device and has to be proved, and keep the verdicts; nothing for a CPU.
+    """Try every kernel that runs on the device and has to be proved, and keep the verdicts; nothing for a CPU. Starts
+    processes, so that a script calls it under `if __name__ == "__main__":`. With cold caches kernels are compiled for
+    minutes.
 
     Raises what the first call of such a kernel would: ValueError for a DITN_PROOF that is neither "on" nor "off",
     NotADirectoryError for a cache folder that is a file.

@@ -421,6 +421,19 @@ def test_kernels_are_proved_in_a_process_of_their_own(proving, device) -> None:
     assert [one["fault"] for one in verdicts(proving)] == [""]
 
 
+def _crashes(cases: list, sender) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_process_that_crashes_ends_no_other(proving, device, monkeypatch) -> None:
+    monkeypatch.setattr(_proving, "_work", _crashes)
+    (found,) = _proving._prove(layer_norm_cases(device, 1))
+    assert (found.fault, found.is_verdict) == ("ends its process (Segmentation fault)", True)
+    assert [one["fault"] for one in verdicts(proving)] == [found.fault]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_process_that_ends_is_a_verdict_and_the_next_goes_on(proving, device, monkeypatch) -> None:
     class Here:
