@@ -9,12 +9,10 @@ TRITON := triton==3.6.*; platform_system == 'Linux'
 # share what they have compiled.
 SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# On a machine with a GPU its own python runs, from the source tree: no environment, no network. Tests share the GPU if
-# pytest-xdist is there, since most of their time goes into compiling kernels.
+# On a machine with a GPU its own python runs, from the source tree: no environment, no network.
 ON_GPU := PYTHONPATH=. $(PYTHON)
-SEVERAL = $(shell $(PYTHON) -c "import xdist" 2>/dev/null && echo -n 8 --dist loadgroup)
 
-.PHONY: help demo test test-slow test-all docs-test sanitize gpu gpu-build gpu-build-ptx gpu-test gpu-test-ptx gpu-sanitize gpu-bench gpu-bench-ptx gpu-bench-ops gpu-tune lint format wheel clean
+.PHONY: help demo test test-slow test-all docs-test sanitize gpu gpu-build gpu-turing gpu-tune lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
@@ -45,31 +43,16 @@ docs-test: .venv/installed  ## every command of docs/deployment.md (also part of
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	csrc/sanitize.sh
 
-gpu: gpu-test-ptx gpu-bench-ptx gpu-build gpu-test gpu-sanitize gpu-bench  ## on a GPU, with its own python: all that follows
+gpu:  ## on a GPU, with its own python: all that is to be asked of it, in a quarter of an hour; STAGES="networks training" takes some
+	$(ON_GPU) -m benchmarks.gpu_session --stages $(STAGES)
 
 gpu-build:  ## on a GPU: the compiled libraries, into the source tree; CUDA C++ if nvcc is there
 	DITN_BUILD=$(if $(shell command -v nvcc),cuda,auto) $(ON_GPU) setup.py --quiet build_ext --inplace
 
-gpu-test:  ## on a GPU: every operator, maps beyond 2^31 elements, CUDA graphs, the official images
-	$(ON_GPU) -m pytest $(SEVERAL) tests/test_ops.py tests/test_dispatch.py tests/test_gpu.py
-
-gpu-build-ptx:  ## on a GPU: CUDA C++ as code for Turing, compiled for this GPU when it is loaded
+gpu-turing:  ## on a GPU: CUDA C++ as code for Turing, compiled for this GPU when it is loaded: tested, and timed against eager
 	DITN_CUDA_ARCHS=7.5+PTX $(MAKE) gpu-build
-
-gpu-test-ptx: gpu-build-ptx  ## on a GPU: the operators in CUDA C++ as code for Turing
 	$(ON_GPU) -m pytest tests/test_ops.py -k test_backends_forward
-
-gpu-sanitize:  ## on a GPU: every kernel under compute-sanitizer, if that is installed
-	$(ON_GPU) -m benchmarks.sanitize
-
-gpu-bench:  ## on a GPU: DITN-Real x4, also by CUDA C++ alone, against eager and compiled PyTorch, inference and training
-	$(ON_GPU) -m benchmarks.gpu --training
-
-gpu-bench-ptx: gpu-build-ptx  ## on a GPU: DITN-Real x4 in CUDA C++ as code for Turing against eager PyTorch
 	$(ON_GPU) -m benchmarks.gpu --only-cuda --sizes 960x540
-
-gpu-bench-ops:  ## on a GPU: each operator, by each backend, against the chip's roof
-	$(ON_GPU) -m benchmarks.ops --dtypes float16
 
 gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/triton/configs
 	$(ON_GPU) -m benchmarks.tune --shapes network --dtypes float16 --minutes 8 \

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole networks on a GPU: this package against PyTorch.
 
-    python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16] [--training]
+    python -m benchmarks.gpu [--model ditn-real] [--sizes 320x180 960x540] [--dtype float16]
+    python -m benchmarks.gpu --training [--model ditn-real] [--dtype float16]
     python -m benchmarks.gpu --only-cuda [--sizes 960x540]
 
 Contestants: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
@@ -184,7 +185,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["320x180", "960x540"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--dtype", choices=cases.DTYPES, default="float16")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--training", action="store_true", help="also a training step")
+    parser.add_argument("--training", action="store_true", help="a training step, instead of inference")
     parser.add_argument("--compile", choices=COMPILED, default="published", help="what torch.compile gets, too")
     parser.add_argument("--only-cuda", action="store_true", help="CUDA C++ against eager PyTorch, nothing else")
     args = parser.parse_args()
@@ -203,7 +204,7 @@ def main() -> int:
     }
     facts = {"machine": gpu.machine(), "model": args.model, "upscale": args.upscale, "dtype": args.dtype}
     facts |= {"fused_backends": chosen, "cuda_architectures": architectures, "tf32": False, "rounds": args.rounds}
-    what = f"-cuda-{'-'.join(architectures)}" if args.only_cuda else ""
+    what = f"-cuda-{'-'.join(architectures)}" if args.only_cuda else "-training" if args.training else ""
     path = gpu.results_folder() / f"{args.model}-x{args.upscale}-{args.dtype}{what}.json"
     found: dict[str, list[dict[str, Any]]] = {}
 
@@ -212,8 +213,11 @@ def main() -> int:
         content = facts | {"rows": [row for several in found.values() for row in several]}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
+    if args.training:
+        add(f"step {TRAINING_BATCH}x{TRAINING_SIDE}", training(args.model, args.upscale, dtype))
     # Compiling takes minutes. Should it be cut off, the rest has been measured and written before.
-    for compiled in ["none"] if args.only_cuda else dict.fromkeys(("none", args.compile)):
+    rounds_of_compiling = [] if args.training else ["none"] if args.only_cuda else ["none", args.compile]
+    for compiled in dict.fromkeys(rounds_of_compiling):
         for width, height in (map(int, size.split("x")) for size in args.sizes):
             grid = model.config.grid
             image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
@@ -222,13 +226,8 @@ def main() -> int:
                 check(model, image, calls)
                 add(f"{width}x{height}", calls)
             torch.compiler.reset()
-        if args.training and compiled == "none":
-            add(f"step {TRAINING_BATCH}x{TRAINING_SIDE}", training(args.model, args.upscale, dtype))
-    print(
-        table([row for several in found.values() for row in several]),
-        f"written to {path.relative_to(gpu.PROJECT)}",
-        sep="\n",
-    )
+    print(table([row for several in found.values() for row in several]))
+    print(f"written to {path.relative_to(gpu.PROJECT)}")
     return 0
 
 

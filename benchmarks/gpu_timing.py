@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
@@ -15,6 +17,8 @@ from typing import Any
 
 import torch
 import triton
+
+from ditn_kernels import _assembler
 
 PROJECT = Path(__file__).parent.parent
 # Larger than any second-level cache, and long enough to write that the host is ahead when the clock starts.
@@ -29,6 +33,19 @@ def require_gpu() -> torch.device:
     return torch.device("cuda")
 
 
+def capability() -> int:
+    """Of the first GPU: 90 for sm_90."""
+    major, minor = torch.cuda.get_device_capability(0)
+    return 10 * major + minor
+
+
+def cuda_program(name: str) -> str | None:
+    """The path of a program of CUDA's toolkit."""
+    places = (os.environ.get("CUDA_HOME"), "/usr/local/cuda", "/opt/cuda")
+    binaries = [os.environ.get("PATH", "")] + [str(Path(place) / "bin") for place in places if place]
+    return shutil.which(name, path=os.pathsep.join(binaries))
+
+
 def machine() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     return {
@@ -40,6 +57,7 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "triton": triton.__version__,
+        "assembler": str(_assembler.choose(capability())),
         "python": platform.python_version(),
         "commit": _output("git", "rev-parse", "--short=12", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),

@@ -29,7 +29,7 @@ import torch
 import triton
 
 from benchmarks import cases, cuda_code, outputs, sass
-from ditn_kernels import REGISTRY
+from ditn_kernels import REGISTRY, _assembler
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted
 
@@ -162,7 +162,9 @@ def main() -> int:
         if not args.quiet:
             show(result)
     if args.json:
-        compiler = {"triton": triton.__version__} if args.backend == "triton" else {"nvcc": cuda_code.version()}
+        assemblers = {f"sm_{chip}": str(_assembler.choose(chip)) for chip in args.capabilities}
+        in_triton: dict[str, Any] = {"triton": triton.__version__, "assemblers": assemblers}
+        compiler = in_triton if args.backend == "triton" else {"nvcc": cuda_code.version()}
         facts = compiler | {"date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}
         args.json.write_text(json.dumps(facts | {"results": results}, indent=1) + "\n", encoding="utf-8")
     return 0

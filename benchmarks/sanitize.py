@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -26,12 +24,6 @@ from ditn_kernels._dispatch import reasons_against
 
 TOOLS = ("memcheck", "racecheck")
 FOUND_SOMETHING = 9
-
-
-def sanitizer() -> str | None:
-    places = (os.environ.get("CUDA_HOME"), "/usr/local/cuda", "/opt/cuda")
-    binaries = [os.environ.get("PATH", "")] + [str(Path(place) / "bin") for place in places if place]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(binaries))
 
 
 def samples(op: Op) -> Iterator[str]:
@@ -57,7 +49,7 @@ def main() -> int:
         torch.cuda.synchronize()
         print(f"ran {len(run)} samples, {len({one.kernel for one in compilations})} Triton kernels: {', '.join(run)}")
         return 0
-    program = sanitizer()
+    program = gpu.cuda_program("compute-sanitizer")
     if program is None:
         print("skipped: compute-sanitizer is not installed (CUDA's toolkit brings it; looked in PATH and CUDA_HOME)")
         return 0

@@ -24,6 +24,7 @@ import networkx
 import torch
 import triton
 
+from ditn_kernels import _assembler
 from ditn_kernels.triton._compile import compiled, source
 from ditn_kernels.triton._launch import Launch
 
@@ -131,6 +132,7 @@ def count(launch: Launch, capability: int) -> Count:
         launch.programs,
         launch.trips,
         capability,
+        assembler.identity if (assembler := _assembler.choose(capability).assembler) else None,
         triton.__version__,
         _OWN_SOURCE,
     )

@@ -7,10 +7,10 @@
 
 Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages,
 and what the tables hold already.
-Measured, the fastest that gives the right result is taken, for the dtypes and shapes of this GPU only; the other lines
-of a table stay. Counted, every candidate is compiled for the network's own shapes, and the one without spills and with
-the fewest estimated cycles is taken; for other shapes and chips, the first in this order that fits there. Lines that
-the lookup does without are left out.
+Measured, all candidates are compiled first, on all cores, and the fastest that gives the right result is taken, for the
+dtypes and shapes of this GPU only; the other lines of a table stay. Counted, every candidate is compiled for the
+network's own shapes, and the one without spills and with the fewest estimated cycles is taken; for other shapes and
+chips, the first in this order that fits there. Lines that the lookup does without are left out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,28 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
-from benchmarks import cases
+from benchmarks import ahead, cases, outputs
 from benchmarks import gpu_timing as gpu
 from benchmarks.tune_count import count, mend
 from benchmarks.tune_measure import measure
-from benchmarks.tuning import SHAPES, write
-from ditn_kernels import REGISTRY
+from benchmarks.tuning import FOLDER, SHAPES, tasks, write
+from ditn_kernels import REGISTRY, Op
 from ditn_kernels._triton import interpreted
 from ditn_kernels.triton._config import Row
+
+
+def compile_candidates(ops: Iterable[Op], shapes: str, dtypes: Collection[str], jobs: int) -> None:
+    """What is about to be measured. A candidate that does not compile says so when its turn comes."""
+    capability, start = gpu.capability(), time.monotonic()
+    found = [task for op in ops for task, _ in tasks(op, shapes=shapes) if task.dtype in dtypes]
+    recorded = (partial(task.launches, capability, config) for task in found for config in task.options())
+    count, failed = ahead.compile_all(recorded, capability, jobs)
+    print(f"{count} candidates compiled in {time.monotonic() - start:.0f} s, {len(failed)} do not", flush=True)
 
 
 def main() -> int:
@@ -40,14 +51,17 @@ def main() -> int:
     parser.add_argument("--shapes", choices=SHAPES, default="all", help="which, each more than the one before")
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
     parser.add_argument("--minutes", type=float, default=60, help="to measure for; other lines stay (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once, to count")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many compile at once (%(default)s)")
+    parser.add_argument("--tables", type=outputs.folder, default=FOLDER, help="where to write (default: the package's)")
     args = parser.parse_args()
     if interpreted():
         raise SystemExit("TRITON_INTERPRET is set: nothing would be compiled")
+    ops = [REGISTRY[name] for name in args.ops if "triton" in REGISTRY[name].backends]
     if not (args.count or args.mend):
         gpu.require_gpu()
+        compile_candidates(ops, args.shapes, args.dtypes, args.jobs)
     until = time.monotonic() + 60 * args.minutes
-    for op in (REGISTRY[name] for name in args.ops if "triton" in REGISTRY[name].backends):
+    for op in ops:
         rows: dict[str, list[Row]] = {}
         with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
             if args.count or args.mend:
@@ -58,7 +72,7 @@ def main() -> int:
             for kernel, row in found:
                 rows.setdefault(kernel, []).append(row)
         for kernel, new in rows.items():
-            write(kernel, new)
+            write(kernel, new, args.tables)
     return 0
 
 

@@ -28,7 +28,6 @@ def measure(op: Op, *, shapes: str, dtypes: Iterable[str], until: float) -> Iter
     """The lines of the tables of an operator's kernels, and the kernels' names, for this GPU, until time.monotonic()
     has got that far."""
     name = torch.cuda.get_device_name(0)
-    major, minor = torch.cuda.get_device_capability(0)
     for task, _ in tasks(op, shapes=shapes):
         if task.dtype not in dtypes:
             continue
@@ -40,7 +39,7 @@ def measure(op: Op, *, shapes: str, dtypes: Iterable[str], until: float) -> Iter
             raise SystemExit(f"{task.kernel} {task.dtype} {dict(task.shape)}: no candidate runs")
         ms, config = min(times, key=lambda pair: pair[0])
         print(f"{task.kernel} {task.dtype} {dict(task.shape)}: {short(config)}, {ms:.3f} ms", flush=True)
-        yield task.kernel, Row(10 * major + minor, task.dtype, task.shape, config, f"measured on {name}")
+        yield task.kernel, Row(gpu.capability(), task.dtype, task.shape, config, f"measured on {name}")
 
 
 def milliseconds(task: Task) -> list[tuple[float, Config]]:

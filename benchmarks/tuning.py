@@ -142,12 +142,12 @@ def path(kernel: str) -> Path:
     return FOLDER / f"{kernel}.json"
 
 
-def write(kernel: str, rows: list[Row]) -> None:
-    """Put the lines into the kernel's table."""
+def write(kernel: str, rows: list[Row], folder: Path = FOLDER) -> None:
+    """Put the lines into the kernel's table, or into a copy of it in another folder."""
     known = table(kernel) if path(kernel).exists() else ()
     kept = without_redundant(merged(known, rows), CHIPS)
     lines = ",\n".join("  " + json.dumps(dataclasses.asdict(row)) for row in kept)
-    path(kernel).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    (folder / path(kernel).name).write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
     table.cache_clear()
 
 

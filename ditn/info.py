@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     for name, value in facts["versions"].items():
         print(f"{name:14} {value or 'not installed'}")
     print(f"{'device':14} {facts['device']}, {', '.join(facts['gpus']) or 'no GPU'}, {facts['threads']} CPU threads")
+    for chip, found in facts["assemblers"].items():
+        print(f"assembler {chip}  {found['line']}")
     print(f"{'models':14} {', '.join(facts['models']) or 'none'}")
     for operator, directions in facts["operators"].items():
         print(f"\n{operator}")

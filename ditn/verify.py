@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn verify`: is what this machine computes what the network says?"""
+"""`ditn verify`: is what this machine computes what the operators and the network say?"""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from ditn.checkpoint import load
 from ditn.device import choose_device
 from ditn.model import DITN
-from ditn_kernels import BackendError, info, use_backend
+from ditn_kernels import BackendError, info, prove, use_backend
 
 # What each dtype keeps of the picture, in dB against float64, below which something is wrong: measured on photos with
 # the official weights at 130, 75 and 49 dB, less 10 dB for other weights and pictures.
@@ -27,12 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """A line for each backend and dtype. 0 if all that can run are right, 1 if one is not."""
+    """On a GPU the proof of every kernel; then the network, a line for each backend and dtype. 0 if all that can run
+    are right, 1 if one is not."""
     model = load(args.model)
     device = choose_device(args.device)
+    failed = not _proved(device)
     image = drawn_picture()
     reference = _reference(model)(image.double())
-    failed = False
     for backend in (None, *_backends(str(device))):
         for dtype, expected in EXPECTED_DB.items():
             name = f"{backend or 'default':7} {str(dtype).removeprefix('torch.'):8}"
@@ -53,6 +56,21 @@ def run(args: argparse.Namespace) -> int:
             verdict = "right" if good else f"WRONG, at least {expected:.0f} dB expected"
             print(f"{name} {decibels:6.1f} dB, largest error {worst:.2g}: {verdict}")
     return int(failed)
+
+
+def _proved(device: torch.device) -> bool:
+    """A line for each operator, backend, direction and dtype, and one for each fault. Whether there was none."""
+    right = True
+    key = operator.attrgetter("operator", "backend", "direction", "dtype")
+    for names, found in itertools.groupby(sorted(prove(device), key=key), key):
+        proofs = list(found)
+        faults = [proof for proof in proofs if proof.fault]
+        right &= not faults
+        verdict = f"{len(faults)} of {len(proofs)} kinds WRONG" if faults else f"{len(proofs)} kinds right"
+        print("{:22}{:7}{:9}{:9}".format(*names) + verdict)
+        for proof in faults:
+            print(f"  {proof.sample}: {proof.fault}")
+    return right
 
 
 def drawn_picture(height: int = 45, width: int = 66) -> Tensor:

@@ -3,7 +3,8 @@
 
 An operator is called like a function, `gated_ffn(x, ..., backend=None)`; its plain PyTorch definition is
 `gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others,
-`with use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Knows no model: see `ditn`.
+`with use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Kernels for GPUs are proved before
+they serve, which `prove` does ahead. Knows no model: see `ditn`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ditn_kernels._info import info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
+from ditn_kernels._proving import Proof, prove
 from ditn_kernels.ops import (
     REGISTRY,
     dilated_gate,
@@ -33,6 +35,7 @@ __all__ = [
     "Compilation",
     "Explanation",
     "Op",
+    "Proof",
     "compilations",
     "dilated_gate",
     "explain",
@@ -45,6 +48,7 @@ __all__ = [
     "layer_norm2d",
     "lower_to_native",
     "native_libraries",
+    "prove",
     "spatial_stage",
     "tanh_affine",
     "use_backend",

@@ -1,21 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ditn_kernels`: versions, and the table of operators and backends with every reason."""
+"""`python -m ditn_kernels [--capability 90]`: versions, assemblers, and the table of operators and backends with every
+reason."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+
+from ditn_kernels._assembler import AssemblerError
 from ditn_kernels._info import info
 
 
-def main() -> None:
-    facts = info()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Raises SystemExit, with what is wrong, for an option that is, and for a TRITON_PTXAS_PATH that names none."""
+    parser = argparse.ArgumentParser(prog="python -m ditn_kernels", description="What is installed and what can run.")
+    parser.add_argument(
+        "--capability",
+        type=capability,
+        nargs="+",
+        default=[],
+        metavar="CC",
+        help="also what would assemble kernels for these chips, which need not be here: 90 for sm_90",
+    )
+    args = parser.parse_args(arguments)
+    try:
+        facts = info(capabilities=args.capability)
+    except AssemblerError as error:
+        raise SystemExit(f"python -m ditn_kernels: {error}") from error
     for name, value in facts["versions"].items():
         print(f"{name:14} {value or 'not installed'}")
     print(f"{'device':14} {facts['device']}, {', '.join(facts['gpus']) or 'no GPU'}, {facts['threads']} CPU threads")
+    for chip, found in facts["assemblers"].items():
+        print(f"assembler {chip}  {found['line']}", *found["notes"], sep="\n  ")
     for operator, directions in facts["operators"].items():
         for direction, backends in directions.items():
             print(f"\n{operator} {direction}")
             for backend, reasons in backends.items():
                 print(f"  {backend:7} {', '.join(reasons) or 'can run'}")
+
+
+def capability(text: str) -> int:
+    """A chip's number. Raises ArgumentTypeError for what is none."""
+    if not (text.isascii() and text.isdecimal() and 50 <= int(text) < 1000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no compute capability; write 90 for sm_90, 120 for sm_120")
+    return int(text)
 
 
 if __name__ == "__main__":

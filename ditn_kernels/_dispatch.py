@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ditn_kernels import _proof
 from ditn_kernels._native import CPlusPlus, Cuda
 from ditn_kernels._op import Op
 from ditn_kernels._triton import Triton
@@ -36,6 +37,9 @@ class Backend(Protocol):
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""
 
+    def identity(self, device: torch.device) -> Mapping[str, str] | None:
+        """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
+
 
 class _PyTorch:
     """Plain PyTorch: the operator's own definition."""
@@ -48,6 +52,9 @@ class _PyTorch:
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         return op.backward if backward and op.backward else op.reference
+
+    def identity(self, device: torch.device) -> None:
+        return None
 
 
 LAYERS = "layers"
@@ -77,7 +84,13 @@ def forced_backend(argument: str | None) -> str | None:
 
 
 def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool = False) -> list[str]:
-    """Every reason why a backend cannot run these arguments; empty if it can."""
+    """Every reason why a backend cannot run these arguments, or is known to run them wrongly; empty if it can."""
+    reasons = reasons_unproved(op, backend, args, backward=backward)
+    return reasons or _proof.reasons_against(op, backend, BACKENDS[backend], args, backward=backward, serving=False)
+
+
+def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool) -> list[str]:
+    """The same without what proofs have found."""
     support = op.backends.get(backend)
     if support is None:
         return [f"has no {op.name} kernel"]
@@ -89,16 +102,19 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     """The name of the backend that runs these arguments.
 
     A stage that no backend has a kernel for as a whole is run as "layers": each of its operators makes its own choice.
+    A kernel for GPUs has to be proved before it is chosen for the first time.
     Raises BackendError, with every reason, if the forced backend cannot or none can. Warns once per operator and
-    reason when a call on a GPU is left to plain PyTorch.
+    reason when a call on a GPU is left to plain PyTorch, and once of a kernel that computes wrongly.
     """
     forced = forced_backend(backend)
     candidates = [forced] if forced else _volunteers(op, args)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
-        reasons = reasons_against(op, name, args, backward=backward)
+        reasons = reasons_unproved(op, name, args, backward=backward)
         if not reasons and not forced and (unasked := op.backends[name].unasked):
             reasons = unasked.why_not(args, backward=backward)
+        if not reasons:
+            reasons = _proof.reasons_against(op, name, BACKENDS[name], args, backward=backward, serving=True)
         if not reasons:
             if name == "torch" and not forced:
                 _warn_if_slow(op, args, refusals)
@@ -137,20 +153,21 @@ class Explanation:
 
 
 def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
-    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others.
+    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others. As the
+    call would, it has kernels for GPUs proved until it has found one.
 
     Raises the same errors as the call for arguments whose shapes, dtypes or devices do not fit.
     """
     named = op.named(args, options)
     op.check(named)
-    refusals = {name: tuple(reasons_against(op, name, named, backward=backward)) for name in op.backends}
-    forced = forced_backend(backend)
-    if forced and forced not in refusals:
-        refusals[forced] = tuple(reasons_against(op, forced, named, backward=backward))
     try:
         chosen = select(op, named, backend=backend, backward=backward)
     except BackendError:
         chosen = None
+    refusals = {name: tuple(reasons_against(op, name, named, backward=backward)) for name in op.backends}
+    forced = forced_backend(backend)
+    if forced and forced not in refusals:
+        refusals[forced] = tuple(reasons_against(op, forced, named, backward=backward))
     return Explanation(op.name, chosen, refusals)
 
 

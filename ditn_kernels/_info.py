@@ -4,22 +4,29 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from ditn_kernels import _assembler
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels.ops import REGISTRY
 
 
-def info(device: torch.device | str | None = None) -> dict[str, Any]:
+def info(device: torch.device | str | None = None, *, capabilities: Iterable[int] = ()) -> dict[str, Any]:
     """Versions, devices, and for each operator and backend every reason why it cannot run; an empty list if it can.
 
     Looked at with each operator's first sample (float32 on the CPU, float16 on a GPU) on `device`: the GPU if there
-    is one, unless named.
+    is one, unless named. `assemblers` says what would assemble Triton's kernels for each chip that is there, and for
+    `capabilities` (90 for sm_90), which need not be: one line, and notes on what was found besides.
+    Raises RuntimeError if TRITON_PTXAS_PATH names no assembler.
     """
     cuda = torch.cuda.is_available()
+    here = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())] if cuda else []
+    chips = dict.fromkeys([10 * major + minor for major, minor in here] + list(capabilities))
+    choices = {f"sm_{chip}": _assembler.choose(chip) for chip in chips}
     device = torch.device(device or ("cuda" if cuda else "cpu"))
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     operators: dict[str, dict[str, dict[str, list[str]]]] = {}
@@ -35,6 +42,7 @@ def info(device: torch.device | str | None = None) -> dict[str, Any]:
         | {"python": platform.python_version(), "cuda": torch.version.cuda},
         "device": str(device),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "assemblers": {chip: {"line": str(choice), "notes": list(choice.notes)} for chip, choice in choices.items()},
         "threads": torch.get_num_threads(),
         "operators": operators,
     }

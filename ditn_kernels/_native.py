@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ditn_kernels._op import NORMS, Op
+from ditn_kernels._proof import digest
 
 FOLDER = Path(__file__).parent
 _NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
@@ -100,6 +101,9 @@ class _Compiled:
 class CPlusPlus(_Compiled):
     """The backend "cpu": vectorised C++."""
 
+    def identity(self, device: torch.device) -> None:
+        return None
+
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         reason = why_missing()
         return [reason] if reason else []
@@ -116,6 +120,9 @@ class Cuda(_Compiled):
             if not runs_on(compiled, capability):
                 return [f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}"]
         return []
+
+    def identity(self, device: torch.device) -> Mapping[str, str]:
+        return {"library": digest(FOLDER / "_C_cuda.so")}
 
 
 def _dense(axes: str, tensor: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from ditn_kernels import _assembler
 from ditn_kernels._op import Op
 
 MINIMUM = (3, 6)
@@ -30,6 +32,8 @@ class Triton:
                 reasons.append(f"runs on cuda, the input is on {device.type} (TRITON_INTERPRET=1 would interpret it)")
             elif _release(version("numpy")) >= _NUMPY_LIMIT:
                 reasons.append(f"interprets with numpy older than 2.4 only, {version('numpy')} is installed")
+        elif not reasons:
+            reasons += why_not_assembled(op, torch.cuda.get_device_capability(device))
         return reasons
 
     def volunteers(self, device: torch.device) -> bool:
@@ -40,6 +44,15 @@ class Triton:
         module = importlib.import_module(f"ditn_kernels.triton.{stem}")
         function: Callable[..., Any] = module.backward if backward else module.forward
         return function
+
+    def identity(self, device: torch.device) -> Mapping[str, str]:
+        if device.type != "cuda" or interpreted():
+            assembler = "none: interpreted"
+        else:
+            major, minor = torch.cuda.get_device_capability(device)
+            chosen = _assembler.choose(10 * major + minor).assembler
+            assembler = chosen.identity if chosen else "none"
+        return {"triton": version("triton"), "assembler": assembler}
 
 
 def interpreted() -> bool:
@@ -57,6 +70,19 @@ def why_missing() -> tuple[str, ...]:
     if _release(found) < MINIMUM:
         return (f"needs Triton {'.'.join(map(str, MINIMUM))} or newer, {found} is installed",)
     return ()
+
+
+def why_not_assembled(op: Op, capability: tuple[int, int]) -> list[str]:
+    """Every reason why no assembler that is here makes the operator's kernels for a chip. One that is known to be wrong
+    only where matrices are multiplied may make the others. Counted, code for sm_90 without wgmma, with which the fault
+    would not show, takes up to a third more instructions, so that it is not made instead."""
+    choice = _assembler.choose(10 * capability[0] + capability[1])
+    return [choice.refusal] if choice.refusal and (choice.assembler is None or _multiplies(op)) else []
+
+
+def _multiplies(op: Op) -> bool:
+    """Whether one of its weights is a matrix, which leads from channels to channels."""
+    return any(len(re.findall("[A-Z]", axes)) > 1 for axes in op.axes.values() if not axes.startswith("B "))
 
 
 def _release(text: str) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from benchmarks.tolerance import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture
-from ditn_kernels import REGISTRY, Op, _native, explain
+from ditn_kernels import REGISTRY, Op, _native, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
 
 pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
@@ -179,3 +179,18 @@ def test_warmup_and_verify_on_the_gpu(capsys) -> None:
     assert main(["warmup", "--size", "64x48", "--training"]) == 0
     assert "_fwd" in capsys.readouterr().out
     assert main(["verify"]) == 0
+
+
+def test_kernels_are_proved_on_the_gpu(monkeypatch, tmp_path) -> None:
+    """In processes of their own, and by the first picture: nothing that serves it is refused."""
+    monkeypatch.setenv("DITN_PROOF", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(_proof, "_faults", {})
+    found = list(prove("cuda", ["tanh_affine"]))
+    assert {(one.backend, one.direction) for one in found} >= {("triton", "forward"), ("triton", "backward")}
+    assert [one for one in found if one.fault] == []
+    model = ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        model(drawn_picture().to("cuda", torch.float16))
+    assert len(list((tmp_path / "ditn-kernels").glob("*.json"))) > len(found)

@@ -14,6 +14,7 @@ from benchmarks import published
 from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER
 
 pytestmark = pytest.mark.usefixtures("device")
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in REGISTRY.values() for sample in op.samples]
@@ -158,7 +159,7 @@ def test_backends_backward(op: Op, sample, dtype: torch.dtype) -> None:
     # How well one number is hit is chance: of a gradient that is no more than that, several draws are compared as one.
     single = [arg.numel() == 1 for arg in args]
     found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in ("exact", "plain", *backends)}
-    for seed in range(8 if any(single) else 1):
+    for seed in range(DRAWS_OF_A_NUMBER if any(single) else 1):
         inputs = op.inputs(sample, dtype=dtype, seed=seed)
         args = [inputs[name] for name in op.axes]
         shape, generator = op.reference(*args, **options).shape, torch.Generator().manual_seed(seed)

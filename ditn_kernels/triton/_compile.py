@@ -12,6 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ditn_kernels.triton import _backend
 from ditn_kernels.triton._launch import Launch
 
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
@@ -33,7 +34,8 @@ def compiled(launch: Launch, capability: int, *, any_size: bool = False) -> Any:
     """What Triton makes of the launch for a chip (90 for sm_90). The code is special, as that of a launch would be, for
     integers that are 1 or multiples of 16, unless it is for `any_size`."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
-    return triton.compile(source(launch, any_size=any_size), target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    return _backend.compile(source(launch, any_size=any_size), target=target, options=options)
 
 
 def source(launch: Launch, *, any_size: bool = False) -> Any:

@@ -15,11 +15,13 @@ import triton
 from torch import Tensor
 
 from ditn_kernels import _compiling
+from ditn_kernels._trial import on_trial
+from ditn_kernels.triton import _backend
 from ditn_kernels.triton._config import Config, lookup
 from ditn_kernels.triton._math import INTERPRETED
 
-# Few enough that every program of a test takes several tasks.
-_PROGRAMS_WHEN_INTERPRETED = 3
+# Few enough that every program of a test takes several tasks; interpreted, that many for each of the configuration's.
+_FEW_PROGRAMS = 3
 # Multiprocessors of the chip that launches are recorded for: an H100's.
 RECORDED_PROCESSORS = 132
 _compiling.listen()
@@ -94,7 +96,9 @@ class Plan:
         self.blocks = self.config.blocks
 
     def programs(self, tasks: int) -> int:
-        """How many programs share these tasks where each takes several: as many as the chip holds."""
+        """How many programs share these tasks where each takes several: as many as the chip holds, on trial a few."""
+        if on_trial.get():
+            return min(tasks, _FEW_PROGRAMS)
         processors = RECORDED_PROCESSORS if _recorder.get() else _processors(self._device)
         return min(tasks, self.config.programs * processors)
 
@@ -111,6 +115,8 @@ class Plan:
             launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs, tasks, trips)
             recorder.launches.append(launch)
         elif programs:
+            if not INTERPRETED.value:
+                _backend.own(self._kernel)
             with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
                 warps, stages = self.config.num_warps, self.config.num_stages
                 self._kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages)
@@ -149,7 +155,7 @@ def _capability(device: torch.device) -> int:
 @functools.cache
 def _processors(device: torch.device) -> int:
     if INTERPRETED.value:
-        return _PROGRAMS_WHEN_INTERPRETED
+        return _FEW_PROGRAMS
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

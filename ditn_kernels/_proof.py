@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proof on the machine: a kernel for GPUs has to pass a trial (`_trial.py`) before it serves for the first time.
+
+What is proved is one kind of call: an operator, a direction and a backend, with the call's dtype, channels and options,
+for which there is machine code of its own. A verdict holds for a GPU, driver, PyTorch, the package's code and whatever
+else the backend says that its results depend on, and is kept on disk (`_verdicts.py`). DITN_PROOF=off takes all kernels
+on trust.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ditn_kernels import _trial, _verdicts
+from ditn_kernels._op import Op
+
+# Kernels of other devices are taken on trust: their machine code was tested as it is shipped.
+DEVICES = {"cuda"}
+_FOLDER = Path(__file__).parent
+
+
+class Provable(Protocol):
+    """What a proof has to know of a backend."""
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        """The function that takes the operator's arguments (the gradient first, for a backward)."""
+
+    def identity(self, device: torch.device) -> Mapping[str, str] | None:
+        """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
+
+
+class LostContextError(RuntimeError):
+    """A kernel's trial has left the process without its GPU."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator that a backend is to serve."""
+
+    op: Op
+    name: str
+    backend: Provable
+    args: Mapping[str, Any]
+    backward: bool
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(iter(self.args.values())).device
+        return found
+
+    @property
+    def title(self) -> str:
+        dtype = str(next(iter(self.args.values())).dtype).removeprefix("torch.")
+        return f"{self.op.name} {'backward' if self.backward else 'forward'} in {dtype} by {self.name}"
+
+    def facts(self, identity: Mapping[str, str]) -> _verdicts.Facts:
+        """All that the verdict depends on."""
+        x = next(iter(self.args.values()))
+        axes = {axis: size for axis, size in self.op.check(self.args).items() if axis not in ("B", "H", "W")}
+        options = {name: value for name, value in self.args.items() if name not in self.op.axes}
+        return {
+            "operator": self.op.name,
+            "direction": "backward" if self.backward else "forward",
+            "backend": self.name,
+            "dtype": str(x.dtype).removeprefix("torch."),
+            **axes,
+            **options,
+            **_machine(x.device),
+            **identity,
+            "torch": torch.__version__,
+            "code": _code(),
+        }
+
+    def fault(self) -> str:
+        """What its trial finds."""
+        kernel = self.backend.kernel(self.op, backward=self.backward)
+        return _trial.fault(self.op, kernel, self.args, backward=self.backward)
+
+
+# What is known in this process; empty for kernels that passed.
+_faults: dict[tuple[Any, ...], str] = {}
+_lock = threading.Lock()
+
+
+def reasons_against(
+    op: Op, name: str, backend: Provable, args: Mapping[str, Any], *, backward: bool, serving: bool
+) -> list[str]:
+    """Why a backend is not to be trusted with a call; empty if it is, or if that is not known.
+
+    If it is about to be `serving` and nothing is known, it is proved now: not while a CUDA graph is captured nor while
+    a graph is traced or exported, though. Warns once of each kernel that failed or could not be tried. Raises
+    ValueError for a DITN_PROOF that is neither "on" nor "off", NotADirectoryError for a cache folder that is a file,
+    LostContextError if the trial ended in an illegal memory access.
+    """
+    x = next(iter(args.values()))
+    key = (op.name, name, backward, x.dtype, x.device, _kind(op)(args))
+    fault = _faults.get(key)
+    if fault is None:
+        with _lock:
+            fault = _faults.get(key)
+            if fault is None:
+                fault = _look_up(Call(op, name, backend, args, backward), key, serving=serving)
+    return [_reason(fault)] if fault and is_on() else []
+
+
+def is_on() -> bool:
+    """Whether kernels are proved. Raises ValueError for a DITN_PROOF that is neither "on" nor "off"."""
+    value = os.environ.get("DITN_PROOF", "on")
+    if value not in ("on", "off"):
+        raise ValueError(f"DITN_PROOF is {value!r}, must be 'on' or 'off'")
+    return value == "on"
+
+
+def prove(call: Call, identity: Mapping[str, str]) -> str:
+    """Prove a call whatever is known of it, and keep the verdict. What is wrong, or an empty string."""
+    fault = call.fault()
+    _verdicts.write(call.facts(identity), fault)
+    return fault
+
+
+def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
+    on = is_on()
+    must = call.device.type in DEVICES
+    if must and not on:
+        return ""
+    identity = call.backend.identity(call.device) if must else None
+    if identity is None:
+        _faults[key] = ""
+        return ""
+    fault = _verdicts.read(call.facts(identity))
+    if not serving:
+        return fault or ""
+    if fault is None:
+        if not _may_run(call):
+            return ""
+        try:
+            fault = prove(call, identity)
+        except Exception as error:
+            fault = ""
+            message = f"{call.title} serves unproved, it could not be tried: {type(error).__name__}: {error}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+    _faults[key] = fault
+    if fault:
+        lost = not _trial.alive(call.device)
+        facts = ", ".join(f"{name} {value}" for name, value in call.facts(identity).items())
+        message = f"{call.title} {fault}. It is not used on this machine from now on. Proved for: {facts}"
+        if lost:
+            raise LostContextError(f"{message}. The GPU is lost to this process; a new one will run without the kernel")
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return fault
+
+
+def _reason(fault: str) -> str:
+    return f"{fault} (proved on this machine: `ditn verify` tries again, DITN_PROOF=off takes it on trust)"
+
+
+def _may_run(call: Call) -> bool:
+    compiler = torch.compiler
+    tracing = compiler.is_compiling() or compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    fake = any(isinstance(value, FakeTensor) for value in call.args.values())
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return not (tracing or fake or capturing)
+
+
+@functools.cache
+def _kind(op: Op) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A function from arguments to what they share with those that the same machine code is for: the sizes of all axes
+    but the map's, and the options."""
+    places: dict[str, tuple[str, int]] = {}
+    for name, axes in op.axes.items():
+        for place, term in enumerate(axes.split()):
+            places.setdefault(term.lstrip("0123456789"), (name, place))
+    fixed = [place for axis, place in places.items() if axis not in ("B", "H", "W", "")]
+    options = [name for name in inspect.signature(op.reference).parameters if name not in op.axes]
+
+    def kind(args: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*[args[name].shape[place] for name, place in fixed], *[args[name] for name in options])
+
+    return kind
+
+
+@functools.cache
+def _machine(device: torch.device) -> Mapping[str, str]:
+    if device.type != "cuda":
+        return {"gpu": f"none, but {device.type}"}
+    major, minor = torch.cuda.get_device_capability(device)
+    return {"gpu": torch.cuda.get_device_name(device), "capability": f"{major}.{minor}", "driver": _driver()}
+
+
+def _driver() -> str:
+    """The driver's version; where the system does not tell, the version of CUDA that it knows."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else f"for CUDA {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the package's Python files and launch configurations."""
+    return digest(*sorted(_FOLDER.rglob("*.py")), *sorted(_FOLDER.glob("triton/configs/*.json")))
+
+
+@functools.cache
+def digest(*paths: Path) -> str:
+    """A hash of files' contents."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]

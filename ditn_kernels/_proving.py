@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proves all kernels of a device, whatever is known of them, in processes of their own: a kernel that accesses memory
+which is not its own ends its process and no other, and later ones find the verdict."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+
+from ditn_kernels import _proof, _trial, _verdicts
+from ditn_kernels._dispatch import BACKENDS, reasons_unproved
+from ditn_kernels._op import Op, Sample
+from ditn_kernels.ops import REGISTRY
+
+_context = multiprocessing.get_context("spawn")
+# Each has a CUDA context of half a gigabyte.
+_MOST_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of call and the backend that is to be proved for it."""
+
+    operator: str
+    sample: Sample
+    backend: str
+    dtype: torch.dtype
+    backward: bool
+    device: str
+
+    def call(self) -> _proof.Call:
+        op = REGISTRY[self.operator]
+        args = op.inputs(self.sample, dtype=self.dtype, device=self.device)
+        return _proof.Call(op, self.backend, BACKENDS[self.backend], args, self.backward)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found of one kind of call, that of an operator's sample. `fault` is empty for a kernel that is right;
+    `is_verdict` says whether later processes go by it: they do not where it could not be tried."""
+
+    operator: str
+    direction: str
+    backend: str
+    dtype: str
+    sample: str
+    fault: str
+    is_verdict: bool
+
+
+def prove(device: torch.device | str, operators: Collection[str] = tuple(REGISTRY)) -> Iterator[Proof]:
+    """Try every kernel that runs on the device and has to be proved, and keep the verdicts; nothing for a CPU. Starts
+    processes, so that a script calls it under `if __name__ == "__main__":`. With cold caches kernels are compiled for
+    minutes.
+
+    Raises what the first call of such a kernel would: ValueError for a DITN_PROOF that is neither "on" nor "off",
+    NotADirectoryError for a cache folder that is a file.
+    """
+    if not _proof.is_on():
+        return
+    _verdicts.folder()
+    groups = [list(_cases(REGISTRY[name], torch.device(device))) for name in operators]
+    with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
+        yield from itertools.chain.from_iterable(pool.map(lambda cases: list(_prove(cases)), filter(None, groups)))
+
+
+def _cases(op: Op, device: torch.device) -> Iterator[Case]:
+    if device.type not in _proof.DEVICES:
+        return
+    samples = [sample for sample in op.samples if sample.axes["B"]]
+    for sample, dtype in itertools.product(samples, op.floor):
+        args = op.inputs(sample, dtype=dtype, device=device)
+        for name, backward in itertools.product(op.backends, (False, True)):
+            if not reasons_unproved(op, name, args, backward=backward) and BACKENDS[name].identity(device) is not None:
+                yield Case(op.name, sample, name, dtype, backward, str(device))
+
+
+def _prove(cases: list[Case]) -> Iterator[Proof]:
+    """One process after the other: the next goes on where one has ended too early."""
+    while cases:
+        receiver, sender = _context.Pipe(duplex=False)
+        process = _context.Process(target=_work, args=(cases, sender))
+        process.start()
+        sender.close()
+        done = 0
+        try:
+            while done < len(cases):
+                yield _found(cases[done], *receiver.recv())
+                done += 1
+        except EOFError:
+            process.join()
+        if not done:
+            fault, by_signal = f"ends its process ({_exit(process.exitcode)})", (process.exitcode or 0) < 0
+            if by_signal:
+                call = cases[0].call()
+                _verdicts.write(call.facts(call.backend.identity(call.device) or {}), fault)
+            yield _found(cases[0], fault, by_signal)
+        process.join()
+        cases = cases[max(done, 1) :]
+
+
+def _work(cases: list[Case], sender: Connection) -> None:
+    """Send what is wrong with each, and whether that is a verdict, until one has cost the process its GPU."""
+    for case in cases:
+        try:
+            call = case.call()
+            fault = _proof.prove(call, call.backend.identity(call.device) or {})
+        except Exception as error:
+            sender.send((f"could not be tried: {type(error).__name__}: {error}", False))
+        else:
+            sender.send((fault, True))
+            if fault and not _trial.alive(call.device):
+                return
+
+
+def _found(case: Case, fault: str, is_verdict: bool) -> Proof:
+    direction = "backward" if case.backward else "forward"
+    dtype = str(case.dtype).removeprefix("torch.")
+    return Proof(case.operator, direction, case.backend, dtype, case.sample.name, fault, is_verdict)
+
+
+def _exit(code: int | None) -> str:
+    return signal.strsignal(-code) or str(code) if code and code < 0 else f"exit status {code}"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one rule by which results are compared: as good as PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# How well one number is hit is chance: of a gradient that is no more than that, so many draws are compared as one.
+DRAWS_OF_A_NUMBER = 8
+
+
+def why_not_as_good(result: Tensor, exact: Tensor, plain: Tensor, floor: float) -> str:
+    """Empty if the error of `result` against float64 (`exact`) is at most twice that of plain PyTorch in the same dtype
+    (`plain`), plus a floor relative to the largest exact value; else what is wrong, as a sentence without its subject.
+    """
+    if result.shape != exact.shape:
+        return f"has shape {list(result.shape)}, expected {list(exact.shape)}"
+    if exact.numel() == 0:
+        return ""
+    error = (result.double() - exact).abs()
+    if unknown := int(error.isnan().sum()):
+        return f"has {unknown} of {error.numel()} values that are NaN"
+    allowed = 2 * (plain.double() - exact).abs().max() + floor * exact.abs().max().clamp_min(1e-30)
+    worst = error.max()
+    if worst <= allowed:
+        return ""
+    position = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    return f"has an error of {worst:.3g} at {position} where {allowed:.3g} is allowed"
