@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers in README.md and docs/performance.md from `benchmarks/results/`, and the plots beside these.
+"""The numbers in README.md and docs/ from `benchmarks/results/`, and the plots beside these.
 
     python benchmarks/report.py [--check] [--plots]
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
-`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`; those of further machines lie in folders. A block
-between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that name here.
+`benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`, `results/auto.json` by `benchmarks.auto`; those of
+further machines lie in folders. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that
+name here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors import safe_open
 # Called as a file, too, it finds the package that it belongs to.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import deploy, performance, plots
+from benchmarks import auto, deploy, performance, plots
 from benchmarks.contestants import AS_INSTALLED
 from ditn.recipe import load_recipe
 from ditn.scores import overview
@@ -210,6 +211,10 @@ def _gain(run: dict[str, Any], name: str) -> str:
     return f"{row['median_s']:.3f} s{against}, {row['extra_bytes'] / 2**20:.0f} MiB"
 
 
+def _auto(table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    return lambda: table(_load(RESULTS / "auto.json"))
+
+
 # The blocks of each page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
@@ -221,6 +226,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "stream": performance.stream,
         "paper": performance.paper,
         "roofline": performance.roofline,
+    },
+    "docs/auto.md": {
+        "confusion": _auto(auto.confusion_table),
+        "clean": _auto(auto.clean_table),
+        "cost": _auto(auto.cost_table),
+        "real": _auto(auto.real_table),
     },
     "docs/deployment.md": {"deployed": deployed},
 }

@@ -8,7 +8,11 @@ import json
 
 from ditn.checkpoint import models
 from ditn.device import choose_device
+from ditn.judge import Kind
+from ditn.variants import variants
 from ditn_kernels import info
+
+_PICTURES: dict[Kind, str] = {"clean": "clean pictures", "photo": "photographs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = info(choose_device(args.device)) | {"models": models()}
+    facts = info(choose_device(args.device)) | {"models": models(), "auto": variants()}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -27,6 +31,9 @@ def run(args: argparse.Namespace) -> int:
     for chip, found in facts["assemblers"].items():
         print(f"assembler {chip}  {found['line']}")
     print(f"{'models':14} {', '.join(facts['models']) or 'none'}")
+    for scale, names in facts["auto"].items():
+        chosen = ", ".join(f"{names.get(kind, 'none ships')} for {what}" for kind, what in _PICTURES.items())
+        print(f"{f'auto at x{scale}':14} {chosen}")
     for operator, directions in facts["operators"].items():
         print(f"\n{operator}")
         for direction, backends in directions.items():

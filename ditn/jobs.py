@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from ditn.device import choose_device
 from ditn.images import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
 from ditn.memory import predicted_peak
 from ditn.upscale import Pixels, Upscaler
+from ditn.variants import AUTO, scale_for
 from ditn_kernels import REGISTRY, explain, use_backend
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -36,7 +37,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass
 class Job:
-    """One picture (one page of a file) and what became of it: "planned", "done", "skipped" or "failed"."""
+    """One picture (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
+    model it went through, and why if that was chosen."""
 
     input: str
     output: str
@@ -44,6 +46,8 @@ class Job:
     status: str = "planned"
     reason: str = ""
     notes: list[str] = field(default_factory=list)
+    model: str = ""
+    model_reason: str = ""
     input_size: tuple[int, int] | None = None
     output_size: tuple[int, int] | None = None
     tiles: int = 0
@@ -58,9 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="pictures, folders or glob patterns")
     add("-o", "--output", required=True, type=Path, help="a picture for one input, else a folder")
-    add("--model", default="ditn-real-x4", help="a shipped model (see `ditn info`) or a file of weights (%(default)s)")
+    add(
+        "--model",
+        default=AUTO,
+        help="a shipped model (see `ditn info`), a file of weights, or auto: for each picture the one for clean "
+        "pictures or the one for photographs, as its pixels suggest (%(default)s)",
+    )
     add("--flavor", choices=("official", "neosr"), help="whose weights a file holds, where the file does not say")
-    add("--scale", type=float, help="any factor: the model's, then Lanczos resampling (default: the model's)")
+    add("--scale", type=float, help="any factor: the model's, then Lanczos resampling (default: the model's; 4)")
     add("--recursive", action="store_true", help="folders with all their sub-folders, laid out alike in OUTPUT")
     add(
         "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the output (default: OUTPUT's or the input's)"
@@ -92,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
     if args.scale is not None and not 0 < args.scale < math.inf:
         raise ValueError(f"--scale is {args.scale}, must be a positive number")
+    if args.flavor and args.model == AUTO:
+        raise ValueError("--flavor says whose weights a file holds; name that file with --model")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json {args.json}: {args.json.parent} is no folder")
     jobs = plan(args)
@@ -204,30 +215,41 @@ def _settle(job: Job, taken: dict[str, str], args: argparse.Namespace) -> None:
 
 
 def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
-    device, dtype = _where(args)
-    model = load(args.model, flavor=args.flavor, device=device, dtype=dtype)
     planned = [job for job in jobs if job.status == "planned"]
     forced = use_backend(args.backend) if args.backend else nullcontext()
     with forced, tqdm(total=len(planned), unit="picture", disable=None) as bar:
+        finished = 0
+
+        def advance(share: float) -> None:
+            bar.n = round(finished + share, 2)
+            bar.refresh()
+
+        upscaler = _upscaler(args, advance)
         for job in planned:
             bar.set_description(Path(job.input).name)
-            start, finished = time.perf_counter(), bar.n
-
-            def advance(share: float, finished: float = finished) -> None:
-                bar.n = round(finished + share, 2)
-                bar.refresh()
-
-            upscaler = Upscaler(
-                model, tile=args.tile, max_memory=args.max_memory, self_ensemble=args.self_ensemble, progress=advance
-            )
+            start = time.perf_counter()
             try:
                 _run_one(job, upscaler, args)
                 job.status = "done"
             except (OSError, ValueError, MemoryError, RuntimeError) as error:
                 job.fail(error)
             job.seconds = round(time.perf_counter() - start, 3)
-            bar.n = finished + 1
-            bar.refresh()
+            finished += 1
+            advance(0)
+
+
+def _upscaler(args: argparse.Namespace, progress: Callable[[float], None]) -> Upscaler:
+    """One for all pictures, so that every model is loaded once."""
+    device, dtype = _where(args)
+    options: dict[str, Any] = {
+        "tile": args.tile,
+        "max_memory": args.max_memory,
+        "self_ensemble": args.self_ensemble,
+        "progress": progress,
+    }
+    if args.model == AUTO:
+        return Upscaler(AUTO, scale=scale_for(args.scale or math.inf), device=device, dtype=dtype, **options)
+    return Upscaler(load(args.model, flavor=args.flavor, device=device, dtype=dtype), **options)
 
 
 def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
@@ -235,6 +257,11 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
     output = Path(job.output)
     picture = read(Path(job.input), page=job.page, max_pixels=args.max_pixels)
     height, width, bands = picture.pixels.shape
+    upscaler, choice = upscaler.suited(picture.pixels)
+    job.model = args.model
+    if choice:
+        job.model, job.model_reason = choice.model, choice.reason
+        tqdm.write(f"{job.input}: {job.model}: {job.model_reason}")
     factor = args.scale or upscaler.scale
     job.input_size = (width, height)
     job.output_size = (max(round(width * factor), 1), max(round(height * factor), 1))

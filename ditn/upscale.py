@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,12 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ditn.checkpoint import load
 from ditn.ensemble import self_ensemble as average_orientations
 from ditn.graphs import Captured
 from ditn.guard import BLOCK, GUARDS, Finding, Guard, compare, repaired, within_neighbours
 from ditn.memory import FIXED, bytes_per_pixel, free_memory
 from ditn.model import DITN
 from ditn.tiling import Region, cut, reflected, round_up
+from ditn.variants import AUTO, Choice, Chooser, of_scale
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -34,6 +37,9 @@ _RANGE = {"uint8": 255, "uint16": 65535}
 class Upscaler:
     """Enlarges numpy arrays, PIL images and tensors by a model's factor, whatever their size.
 
+    `model` is a DITN, the name of one that ships, a file of weights, or "auto": then each picture is looked at and goes
+    through the model that suits it, the one for clean pictures or the one for photographs (see `suited`).
+
     Calling it gives back what came in: uint8, uint16 or float32 arrays [H, W] or [H, W, bands], PIL images, or float
     tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
     rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
@@ -42,6 +48,7 @@ class Upscaler:
     where it was constant; where it is 0 the colours are first taken from the visible pixels around, so that no dark
     fringe grows in.
 
+    scale       of the model; with "auto", by default the largest that ships
     tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole picture.
                 Tiles overlap by the model's reach and lie on its patch grid: the result is the whole picture's to
                 rounding.
@@ -63,8 +70,9 @@ class Upscaler:
 
     def __init__(
         self,
-        model: DITN,
+        model: DITN | str | os.PathLike[str],
         *,
+        scale: int | None = None,
         tile: int | Literal["auto"] = "auto",
         max_memory: int | None = None,
         device: torch.device | str | None = None,
@@ -74,7 +82,13 @@ class Upscaler:
         guard: Guard = "repair",
         progress: Callable[[float], None] | None = None,
     ) -> None:
+        names = of_scale(scale) if model == AUTO else None
+        if not isinstance(model, DITN):
+            model = load(names["clean"] if names else model, device=device or "cpu", dtype=dtype or torch.float32)
+            device = dtype = None
         config = model.config
+        if scale not in (None, config.upscale):
+            raise ValueError(f"scale is {scale}, but the model enlarges {config.upscale} times")
         if (config.in_channels, config.out_channels) != (3, 3):
             raise ValueError(
                 f"an Upscaler needs a model from RGB to RGB, this one has "
@@ -96,6 +110,20 @@ class Upscaler:
         self._warned = False
         run = Captured(model) if cuda_graph else model
         self._run = (lambda x: average_orientations(run, x)) if self_ensemble else run
+        self._chooser = names and Chooser(
+            names,
+            lambda name: Upscaler(
+                self.model if name == names["clean"] else name,
+                tile=tile,
+                max_memory=max_memory,
+                device=self.device,
+                dtype=self.dtype,
+                cuda_graph=cuda_graph,
+                self_ensemble=self_ensemble,
+                guard=guard,
+                progress=progress,
+            ),
+        )
 
     @overload
     def __call__(self, image: Pixels) -> Pixels: ...
@@ -120,10 +148,18 @@ class Upscaler:
         self.stream(pixels, place)
         return result[..., 0] if image.ndim == 2 else result
 
+    def suited(self, pixels: Pixels) -> tuple[Upscaler, Choice | None]:
+        """The Upscaler that [H, W, bands] samples go through and why; of "auto" that of the model which suits them, of
+        another itself."""
+        self._check(pixels)
+        return self._chooser(pixels) if self._chooser else (self, None)
+
     def stream(self, pixels: Pixels, emit: Emit) -> list[Finding]:
         """Enlarge [H, W, bands] samples and hand out each part of the result as soon as it is done. Returns what the
         guard found."""
-        self._check(pixels)
+        return self.suited(pixels)[0]._stream(pixels, emit)
+
+    def _stream(self, pixels: Pixels, emit: Emit) -> list[Finding]:
         bands = pixels.shape[2]
         colours, alpha = (pixels[..., :-1], pixels[..., -1:]) if bands in (2, 4) else (pixels, None)
         if alpha is not None and alpha.size and (alpha == alpha.flat[0]).all():

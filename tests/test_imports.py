@@ -18,11 +18,14 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # Who may import whom, most basic first: a module imports only from its own line or from lines above it.
 LAYERS = [
     ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images", "ditn.tiling", "ditn.ensemble", "ditn.device"],
+    ["ditn.compression"],
+    ["ditn.judge"],
     ["ditn.degradation", "ditn.recipe", "ditn.scores", "ditn.sheet", "ditn.world"],
     ["ditn.folding"],
     ["ditn.modules"],
     ["ditn.model"],
     ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs", "ditn.portable", "ditn.plugins"],
+    ["ditn.variants"],
     ["ditn.trainer", "ditn.upscale", "ditn.accelerate", "ditn.formats"],
     ["ditn.train_log"],
     ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate", "ditn.export"],

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often `--model auto` takes which model, on pictures whose degradation is known; what a wrong choice costs, and
+how long choosing takes. Writes `results/auto.json`, of which `benchmarks.report` makes docs/auto.md.
+
+    python -m benchmarks.auto [--data FOLDER] [--real FOLDER] [--every N] [--json FILE]
+    python -m benchmarks.auto --measurements FOLDER
+
+The pictures are the evaluation sets' (`--data`, with Set5, Set14 and BSD100 in it); high and low resolution alike are
+taken as what a user might bring. Thresholds were not chosen on them but on photographs for training, of which
+`--measurements` prints what `ditn.judge` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import outputs
+from benchmarks.degraded import DEGRADATIONS, Pixels, drawings, encoded, resized, shifted
+from ditn.checkpoint import load
+from ditn.data import list_images
+from ditn.images import read
+from ditn.judge import Judgement, Measurements, judge, measure
+from ditn.metrics import as_rgb, psnr_y
+from ditn.resize import crop_to_multiple
+from ditn.upscale import Upscaler
+from ditn.variants import of_scale
+
+PROJECT = Path(__file__).parent.parent
+SETS = ("Set5", "Set14", "BSD100")
+INPUTS = ("HR", "LR_bicubic/X2", "LR_bicubic/X3", "LR_bicubic/X4")
+SCALE = 4
+SIZES = ("120x80", "320x180", "1000x1000", "4000x3000")
+
+
+def wanted(label: str) -> str:
+    """The choice that is right, or "either" where opinions may differ."""
+    kind, _, rest = label.partition(" ")
+    if label == "blurred, noisy, JPEG":
+        return "photo"
+    if kind in ("clean", "drawing") or label in ("blur of 0.5 pixels", "noise of 3 levels", "WebP 90"):
+        return "clean"
+    if kind == "JPEG" and "resized" in rest:
+        return "clean" if rest.endswith(("0.5", "0.75")) else "either"
+    if kind == "JPEG":
+        quality = int(rest.split()[0])
+        return "photo" if quality <= 75 else "clean" if quality >= 95 else "either"
+    return "photo" if label in ("noise of 15 levels", "noise of 20 levels", "WebP 30", "WebP 50") else "either"
+
+
+def _sources(data: Path, every: int) -> Iterator[tuple[str, str, Path]]:
+    """Set, kind of input and path of each picture."""
+    for name in SETS:
+        for kind in INPUTS:
+            yield from ((name, kind, path) for path in list_images([data / name / kind])[::every])
+
+
+def _read(path: Path) -> Pixels:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def confusion(data: Path, every: int) -> list[dict[str, Any]]:
+    """Of each label: pictures, those that go through the photo model, and what was seen in how many."""
+    seen: dict[str, list[Judgement]] = {label: [] for label in DEGRADATIONS}
+    for number, (_, _, path) in enumerate(_sources(data, every)):
+        picture = _read(path)
+        for label, degrade in DEGRADATIONS.items():
+            seen[label].append(judge(degrade(picture, np.random.default_rng(number))))
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        for picture in drawings(random).values():
+            # A drawing may begin anywhere, too.
+            drawn = shifted(picture, random)
+            seen.setdefault("drawing", []).append(judge(drawn))
+            for quality in (50, 75):
+                compressed = shifted(encoded(drawn, "jpeg", quality=quality), random)
+                seen.setdefault(f"drawing, JPEG {quality}", []).append(judge(compressed))
+    return [
+        {
+            "label": label,
+            "wanted": wanted(label) if "drawing," not in label else "either",
+            "pictures": len(found),
+            "photo": sum(one.kind == "photo" for one in found),
+            "seen": Counter(_what(one) for one in found if one.kind == "photo"),
+        }
+        for label, found in seen.items()
+    ]
+
+
+def _what(found: Judgement) -> str:
+    return found.reason.split(" on ")[0].split(" of ")[0].split(":")[0].split(",")[0]
+
+
+def losses(data: Path) -> list[dict[str, Any]]:
+    """Of each clean set: how many are taken for photographs, and, where the original is known, what that loses."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    models: dict[str, Upscaler] = {}
+    for name, kind, path in _sources(data, 1):
+        row = rows.setdefault((name, kind), {"set": name, "input": kind, "pictures": 0, "photo": [], "loss_db": 0.0})
+        row["pictures"] += 1
+        low = _read(path)
+        found = judge(low)
+        if found.kind == "clean":
+            continue
+        row["photo"].append(f"{path.stem}: {found.reason}")
+        if kind.endswith(f"X{SCALE}"):
+            with Image.open(data / name / "HR" / f"{path.stem.removesuffix(f'x{SCALE}')}.png") as image:
+                high = crop_to_multiple(np.asarray(image.convert("RGB")), SCALE)
+            models = models or {kind: Upscaler(load(model)) for kind, model in of_scale(SCALE).items()}
+            clean, photo = (psnr_y(models[k](low), high, shave=SCALE) for k in ("clean", "photo"))
+            row["loss_db"] += clean - photo
+    for row in rows.values():
+        row["loss_db"] = row["loss_db"] / row["pictures"] if row["input"].endswith(f"X{SCALE}") else None
+    return list(rows.values())
+
+
+def cost(source: Pixels) -> list[dict[str, Any]]:
+    """Milliseconds of choosing, and its share of the enlargement by the clean model where that is soon done."""
+    rows = []
+    upscaler = Upscaler(load(of_scale(SCALE)["clean"]))
+    for size in SIZES:
+        width, height = map(int, size.split("x"))
+        picture = encoded(np.asarray(Image.fromarray(source).resize((width, height))), "jpeg", quality=75)
+        row: dict[str, Any] = {"size": size, "judge_s": _median_time(partial(judge, picture), 11), "share": None}
+        if width * height < 1e5:
+            row["share"] = row["judge_s"] / _median_time(partial(upscaler, picture), 3)
+        rows.append(row)
+    return rows
+
+
+def _median_time(call: Callable[[], object], rounds: int) -> float:
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def real(folder: Path) -> list[dict[str, str]]:
+    """What is chosen for pictures of which nothing is known."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg")):
+        judged = judge(read(path).pixels)
+        found.append({"file": path.relative_to(folder).as_posix(), "kind": judged.kind, "reason": judged.reason})
+    return found
+
+
+def measurements(folder: Path, every: int) -> None:
+    """Print quantiles of what is measured on the pictures of a folder, shrunk, for each label."""
+    columns: dict[str, Callable[[Measurements], float]] = {
+        "JPEG excess": lambda m: m.jpeg.excess,
+        "JPEG step": lambda m: m.jpeg.step,
+        "WebP excess": lambda m: m.webp.excess,
+        "WebP step": lambda m: m.webp.step,
+        "speckle": lambda m: m.speckle * (m.around >= 100),
+        "noise": lambda m: m.noise,
+        "coarse noise": lambda m: m.coarse_noise,
+        "sharpness": lambda m: m.sharpness,
+    }
+    print(f"{'quantiles 0.02, 0.5, 0.98':26}", *(f"{name:>22}" for name in columns))
+    for label, degrade in DEGRADATIONS.items():
+        found = []
+        for number, path in enumerate(list_images([folder])[::every]):
+            for shrink in (2, 4, 8):
+                found.append(measure(degrade(resized(_read(path), 1 / shrink), np.random.default_rng(number))))
+        cells = (np.quantile([get(one) for one in found], [0.02, 0.5, 0.98]) for get in columns.values())
+        print(f"{label:26}", *(f"{low:7.2f}{middle:7.2f}{high:8.2f}" for low, middle, high in cells), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = PROJECT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=shared / "eval", help="(%(default)s)")
+    parser.add_argument("--real", type=Path, default=shared / "real", help="(%(default)s)")
+    parser.add_argument(
+        "--every", type=int, default=3, metavar="N", help="degrade only every Nth picture (%(default)s)"
+    )
+    parser.add_argument("--measurements", type=Path, metavar="FOLDER", help="print what is measured there, no more")
+    parser.add_argument("--json", type=outputs.file, default=PROJECT / "benchmarks" / "results" / "auto.json")
+    args = parser.parse_args()
+    if args.measurements:
+        measurements(args.measurements, args.every)
+        return 0
+    result = {
+        "threads": torch.get_num_threads(),
+        "confusion": confusion(args.data, args.every),
+        "clean": losses(args.data),
+        "cost": cost(as_rgb(_read(next(_sources(args.data, 1))[2]))),
+        "real": real(args.real) if args.real.is_dir() else [],
+    }
+    args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(confusion_table(result), clean_table(result), cost_table(result), real_table(result), sep="\n\n")
+    return 0
+
+
+def confusion_table(result: dict[str, Any]) -> str:
+    lines = ["| pictures | number | clean | photo | right | seen in the photos |", "|---|---|---|---|---|---|"]
+    for row in result["confusion"]:
+        photo = row["photo"] / row["pictures"]
+        seen = ", ".join(f"{what} {count}" for what, count in sorted(row["seen"].items(), key=lambda one: -one[1]))
+        lines.append(
+            f"| {row['label']} | {row['pictures']} | {1 - photo:.1%} | {photo:.1%} | {row['wanted']} | {seen} |"
+        )
+    return "\n".join(lines)
+
+
+def clean_table(result: dict[str, Any]) -> str:
+    lines = [
+        f"| clean pictures | number | taken for photographs | mean loss at x{SCALE} | which |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["clean"]:
+        loss = "" if row["loss_db"] is None else f"{row['loss_db']:.4f} dB"
+        few = row["photo"][:3] + ["..."] * (len(row["photo"]) > 3)
+        lines.append(
+            f"| {row['set']} {row['input']} | {row['pictures']} | {len(row['photo'])} | {loss} | {'; '.join(few)} |"
+        )
+    return "\n".join(lines)
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    lines = ["| picture | choosing | of the enlargement |", "|---|---|---|"]
+    for row in result["cost"]:
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        lines.append(f"| {row['size']} | {1000 * row['judge_s']:.0f} ms | {share} |")
+    return "\n".join(lines)
+
+
+def real_table(result: dict[str, Any]) -> str:
+    lines = ["| file | model for | why |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {row['file']} | {row['kind']} | {row['reason']} |" for row in result["real"]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the weights that ship suits which picture, at each scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ditn.checkpoint import models
+from ditn.judge import Kind, Pixels, judge
+
+T = TypeVar("T")
+
+AUTO = "auto"
+
+# The one table: for clean pictures and for photographs, as the names of the files at scale {scale}.
+NAMES: dict[Kind, str] = {"clean": "ditn-tiny-x{scale}", "photo": "ditn-real-photo-x{scale}"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The name of the weights that suit a picture, and why, in words for the user."""
+
+    model: str
+    reason: str
+
+
+def variants() -> dict[int, dict[Kind, str]]:
+    """What ships, by scale: always a model for clean pictures, and one for photographs if there is one."""
+    shipped = set(models())
+    found = {
+        scale: {kind: name.format(scale=scale) for kind, name in NAMES.items() if name.format(scale=scale) in shipped}
+        for scale in (1, 2, 3, 4)
+    }
+    return {scale: names for scale, names in found.items() if "clean" in names}
+
+
+def of_scale(scale: int | None) -> dict[Kind, str]:
+    """The variants at a scale, by default the largest. Raises ValueError, naming the scales, if none ships."""
+    table = variants()
+    scale = max(table, default=None) if scale is None else scale
+    if scale not in table:
+        raise ValueError(f"scale is {scale}, but models ship for {', '.join(map(str, table)) or 'none'}")
+    return table[scale]
+
+
+def scale_for(factor: float) -> int:
+    """The smallest scale of a shipped model that enlarges at least `factor` times, or else the largest there is; the
+    rest is resampling. Raises ValueError if nothing ships."""
+    scales = sorted(variants())
+    if not scales:
+        raise ValueError("no model ships with this installation; name a file of weights")
+    return next((scale for scale in scales if scale >= factor), scales[-1])
+
+
+class Chooser(Generic[T]):
+    """Maps a picture to what `make` makes of the name of the weights that suit it, once for each name when it is first
+    needed."""
+
+    def __init__(self, names: dict[Kind, str], make: Callable[[str], T]) -> None:
+        self._names, self._make = names, make
+        self._made: dict[str, T] = {}
+
+    def __call__(self, pixels: Pixels) -> tuple[T, Choice]:
+        """For [H, W, bands] samples (see `ditn.judge`)."""
+        choice = choose(pixels, self._names)
+        if choice.model not in self._made:
+            self._made[choice.model] = self._make(choice.model)
+        return self._made[choice.model], choice
+
+
+def choose(pixels: Pixels, names: dict[Kind, str]) -> Choice:
+    """The variant that suits [H, W, bands] samples (see `ditn.judge`)."""
+    found = judge(pixels)
+    if found.kind in names:
+        return Choice(names[found.kind], found.reason)
+    return Choice(names["clean"], f"{found.reason}; no model for photographs ships at this scale")
