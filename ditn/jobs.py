@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ditn.checkpoint import load
 from ditn.device import choose_device
+from ditn.guard import GUARDS, Finding
 from ditn.images import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
 from ditn.memory import predicted_peak
 from ditn.upscale import Pixels, Upscaler
@@ -38,7 +39,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @dataclass
 class Job:
     """One picture (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
-    model it went through, and why if that was chosen."""
+    model it went through, and why if that was chosen; the tiles in which the guard found its output wrong."""
 
     input: str
     output: str
@@ -46,6 +47,7 @@ class Job:
     status: str = "planned"
     reason: str = ""
     notes: list[str] = field(default_factory=list)
+    guard: list[Finding] = field(default_factory=list)
     model: str = ""
     model_reason: str = ""
     input_size: tuple[int, int] | None = None
@@ -76,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--suffix", default="", help="added to each output's name, before the dot")
     add("--quality", type=int, default=92, help="of JPEG and WebP, 1 to 100 (%(default)s)")
+    add(
+        "--guard",
+        choices=GUARDS,
+        default="repair",
+        help="what becomes of places where the network's output has nothing to do with the picture: repair takes them "
+        "from an interpolation and says so, warn only says so, off does not look (%(default)s)",
+    )
     add("--self-ensemble", action="store_true", help="mean over eight flips and rotations: 8 times the time")
     add("--tile", type=_tile, default="auto", help="side in input pixels, 0 for none, or auto (%(default)s)")
     add(
@@ -245,6 +254,7 @@ def _upscaler(args: argparse.Namespace, progress: Callable[[float], None]) -> Up
         "tile": args.tile,
         "max_memory": args.max_memory,
         "self_ensemble": args.self_ensemble,
+        "guard": args.guard,
         "progress": progress,
     }
     if args.model == AUTO:
@@ -283,9 +293,12 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
     shape = (height * upscaler.scale, width * upscaler.scale, bands)
     with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.stem}.", suffix=".raw") as raw:
         raw.truncate(math.prod(shape) * picture.pixels.dtype.itemsize)
-        upscaler.stream(picture.pixels, lambda top, left, part: _place(raw, shape, top, left, part))
+        job.guard = upscaler.stream(picture.pixels, lambda top, left, part: _place(raw, shape, top, left, part))
         raw.flush()
         write_raw(Path(raw.name), shape, dtype, output, picture, size=job.output_size, quality=args.quality)
+    if job.guard:
+        more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
+        tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the picture")
 
 
 def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pixels) -> None:

@@ -145,7 +145,7 @@ class Upscaler:
         def place(top: int, left: int, part: Pixels) -> None:
             result[top : top + part.shape[0], left : left + part.shape[1]] = part
 
-        self.stream(pixels, place)
+        self._warn(self.stream(pixels, place))
         return result[..., 0] if image.ndim == 2 else result
 
     def suited(self, pixels: Pixels) -> tuple[Upscaler, Choice | None]:
@@ -156,7 +156,7 @@ class Upscaler:
 
     def stream(self, pixels: Pixels, emit: Emit) -> list[Finding]:
         """Enlarge [H, W, bands] samples and hand out each part of the result as soon as it is done. Returns what the
-        guard found."""
+        guard found, without a warning."""
         return self.suited(pixels)[0]._stream(pixels, emit)
 
     def _stream(self, pixels: Pixels, emit: Emit) -> list[Finding]:
@@ -226,14 +226,6 @@ class Upscaler:
             done += region.pixels
             if self.progress:
                 self.progress(done / total)
-        if findings and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the network's output has nothing to do with the image in places: {findings[0]}; weights trained on "
-                "drawn images, too, as those that ship are, do not do this",
-                RuntimeWarning,
-                stacklevel=4,
-            )
         return findings
 
     def _enlarge(self, layer: Pixels, region: Region, *, is_alpha: bool) -> tuple[Pixels, Finding | None]:
@@ -274,6 +266,16 @@ class Upscaler:
                 output = within_neighbours(output, exact)
             samples = _part(output, top, left, bottom, right, scale)
             return _to_samples(samples.permute(1, 2, 0), layer.dtype), finding
+
+    def _warn(self, findings: list[Finding]) -> None:
+        if findings and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"in places the network's output has nothing to do with the image: {findings[0]}. Weights that were "
+                "trained on drawn images, too, as those that ship, do not do this",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _tensor(self, image: Tensor) -> Tensor:
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures that no photograph resembles: step edges, text, line art, pixel art, patterns of single pixels, noise.
 
-Drawn here with Pillow's own font and numpy, independently of what training draws. All float32 [3, 64, 64] in 0..1.
+Drawn here with Pillow's own font and numpy, independently of what training draws. All float32 [3, 48, 48] in 0..1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SIDE = 64
+SIDE = 48
+_MIDDLE = SIDE // 2
 
 
 def step_edges() -> Iterator[Tensor]:
@@ -48,11 +49,12 @@ def line_art() -> Iterator[Tensor]:
         image = Image.new("L", (SIDE, SIDE), 255 * dark)
         draw = ImageDraw.Draw(image)
         for radius in range(6, SIDE, 4 + 3 * width):
-            draw.ellipse((32 - radius, 32 - radius, 32 + radius, 32 + radius), outline=255 * (not dark), width=width)
+            box = (_MIDDLE - radius, _MIDDLE - radius, _MIDDLE + radius, _MIDDLE + radius)
+            draw.ellipse(box, outline=255 * (not dark), width=width)
         for angle in np.arange(0, 2 * math.pi, math.pi / 7):
-            end = (32 + 40 * math.cos(angle), 32 + 40 * math.sin(angle))
-            draw.line([(32, 32), end], fill=255 * (not dark), width=width)
-        draw.rectangle((5, 40, 30, 60), outline=255 * (not dark), width=width)
+            end = (_MIDDLE + SIDE * math.cos(angle), _MIDDLE + SIDE * math.sin(angle))
+            draw.line([(_MIDDLE, _MIDDLE), end], fill=255 * (not dark), width=width)
+        draw.rectangle((5, 30, 22, 45), outline=255 * (not dark), width=width)
         yield _gray(np.asarray(image) / 255)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import ditn
-from ditn import guard
+from ditn import cli, guard, jobs
 
 
 class _Exploding(ditn.DITN_Tiny):
@@ -47,11 +48,12 @@ def _upscaler(**options: Any) -> ditn.Upscaler:
 def test_an_explosion_is_repaired_and_reported_once() -> None:
     upscaler, image, parts = _upscaler(), _stepped(), []
     exact = image.repeat(4, 0).repeat(4, 1)
-    with pytest.warns(RuntimeWarning, match=r"nothing to do with the image.*64 pixels of the 80x64 at \(0, 0\)"):
-        findings = upscaler.stream(image, lambda top, left, part: parts.append(part))
+    with pytest.warns(RuntimeWarning, match=r"nothing to do with the image: 64 pixels of the 80x64 at \(0, 0\)"):
+        upscaler(image)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         upscaler(image)
+        findings = upscaler.stream(image, lambda top, left, part: parts.append(part))
     (finding,) = findings
     assert (finding.top, finding.left, finding.height, finding.width) == (0, 0, 64, 80)
     assert finding.blocks == 4
@@ -176,12 +178,33 @@ def test_the_official_weights_are_guarded_too(shared: Path) -> None:
     image = (torch.stack(list(hard_images.patterns()))[-2].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     with pytest.warns(RuntimeWarning, match="nothing to do with the image"):
         repaired = upscaler(image)
-    back = repaired.reshape(64, 4, 64, 4, 3).mean((1, 3)) / 255
-    plain = np.asarray(Image.fromarray(image).resize((256, 256), Image.Resampling.BICUBIC))
-    interpolated = plain.reshape(64, 4, 64, 4, 3).mean((1, 3)) / 255
+    back = repaired.reshape(48, 4, 48, 4, 3).mean((1, 3)) / 255
+    plain = np.asarray(Image.fromarray(image).resize((192, 192), Image.Resampling.BICUBIC))
+    interpolated = plain.reshape(48, 4, 48, 4, 3).mean((1, 3)) / 255
     assert np.square(back - image / 255).mean() <= 1.05 * np.square(interpolated - image / 255).mean()
 
 
 def test_an_unknown_guard_names_the_known() -> None:
     with pytest.raises(ValueError, match="guard is 'on', must be one of 'repair', 'warn', 'off'"):
         _upscaler(guard="on")
+
+
+def test_the_command_line_reports_and_repairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "load", lambda *_, **__: _Exploding(4).eval().requires_grad_(False))
+    Image.fromarray(_stepped()).save(tmp_path / "step.png")
+    arguments = ["upscale", str(tmp_path / "step.png"), "--model", "exploding", "--json", str(tmp_path / "report.json")]
+    assert cli.main([*arguments, "-o", str(tmp_path / "repaired.png")]) == 0
+    assert "64 pixels of the 80x64 at (0, 0) were wrong by up to" in capsys.readouterr().out
+    (picture,) = json.loads((tmp_path / "report.json").read_text())["pictures"]
+    (finding,) = picture["guard"]
+    assert (finding["blocks"], finding["repaired"]) == (4, True)
+    assert cli.main([*arguments, "-o", str(tmp_path / "off.png"), "--guard", "off"]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["pictures"][0]["guard"] == []
+    repaired, off = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("repaired.png", "off.png"))
+    assert np.ptp(repaired[64:96, 160:]) == 0, "white stays white"
+    assert np.ptp(off[64:96, 128:160]) == 255
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "-o", str(tmp_path / "x.png"), "--guard", "on"])
+    assert "invalid choice: 'on' (choose from" in capsys.readouterr().err

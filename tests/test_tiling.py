@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_model import MODELS, small
+from test_upscaler import without_guard
 
 import ditn
 from ditn.memory import FIXED, bytes_per_pixel, predicted_peak
@@ -53,9 +54,9 @@ def test_tiled_equals_whole(name: str) -> None:
     model = small(MODELS[name], **fields)
     assert model.config.overlap == (160 if name == "ditn" else 64)
     image = np.random.default_rng(0).random((331, 203, 3), dtype=np.float32)
-    whole = ditn.Upscaler(model, tile=0)(image)
+    whole = without_guard(model, tile=0)(image)
     for tile in (100, 168):
-        upscaler = ditn.Upscaler(model, tile=tile)
+        upscaler = without_guard(model, tile=tile)
         assert len(upscaler.plan(331, 203)) > 1
         np.testing.assert_allclose(upscaler(image), whole, rtol=0, atol=1e-5)
 
@@ -78,14 +79,14 @@ def test_the_overlap_is_what_the_gradient_reaches(name: str, reach: int) -> None
 def test_tiles_lie_on_the_common_grid_of_padding_and_patch(patch_size: int) -> None:
     model = small(patch_size=patch_size)
     image = np.random.default_rng(0).random((170, 131, 3), dtype=np.float32)
-    whole, tiled = (ditn.Upscaler(model, tile=tile)(image) for tile in (0, 50))
+    whole, tiled = (without_guard(model, tile=tile)(image) for tile in (0, 50))
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-5)
 
 
 def test_8_bit_values_differ_by_rounding_only() -> None:
     model = small(ditn.DITN_Real)
     image = np.random.default_rng(0).integers(0, 256, (150, 120, 3), dtype=np.uint8)
-    whole, tiled = (ditn.Upscaler(model, tile=tile)(image).astype(int) for tile in (0, 32))
+    whole, tiled = (without_guard(model, tile=tile)(image).astype(int) for tile in (0, 32))
     assert np.abs(whole - tiled).max() <= 1
 
 
@@ -149,11 +150,11 @@ def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
 def test_auto_keeps_max_memory() -> None:
     model = small()
     budget = FIXED + 300 * 300 * bytes_per_pixel(model)
-    upscaler = ditn.Upscaler(model, max_memory=budget)
+    upscaler = without_guard(model, max_memory=budget)
     regions = upscaler.plan(3000, 2000)
     assert len(regions) > 1
     largest = max(region.grown(model.config.overlap, 3000, 2000).pixels for region in regions)
     assert predicted_peak(model, largest) <= budget
     assert len(upscaler.plan(200, 200)) == 1
     with pytest.raises(MemoryError, match="the smallest tile needs"):
-        ditn.Upscaler(model, max_memory=FIXED).plan(100, 100)
+        without_guard(model, max_memory=FIXED).plan(100, 100)
