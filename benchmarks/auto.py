@@ -127,7 +127,7 @@ def losses(data: Path) -> list[dict[str, Any]]:
 
 
 def cost(source: Pixels) -> list[dict[str, Any]]:
-    """Milliseconds of choosing, and its share of the enlargement by the clean model where that is soon done."""
+    """Processor time of choosing, and its share of the enlargement's by the clean model where that is soon done."""
     rows = []
     upscaler = Upscaler(load(of_scale(SCALE)["clean"]))
     for size in SIZES:
@@ -143,9 +143,9 @@ def cost(source: Pixels) -> list[dict[str, Any]]:
 def _median_time(call: Callable[[], object], rounds: int) -> float:
     times = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return float(np.median(times[1:]))
 
 
