@@ -24,9 +24,10 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## upscale the example picture and lay it beside bicubic interpolation
-	$(BIN)/ditn upscale examples/spiral.png -o demo/spiral-x4.png --overwrite
-	$(BIN)/python examples/side_by_side.py examples/spiral.png demo/side-by-side.png DITN=demo/spiral-x4.png
+demo: .venv/installed  ## upscale a photograph and a page and lay them beside bicubic interpolation
+	$(BIN)/ditn upscale examples/kitchen.jpg examples/page.png -o demo --format png --overwrite
+	$(BIN)/python examples/side_by_side.py demo/side-by-side.png \
+		examples/kitchen.jpg DITN=demo/kitchen.png examples/page.png DITN=demo/page.png
 
 test: .venv/installed  ## the tests that are quick
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow'

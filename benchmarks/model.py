@@ -2,6 +2,7 @@
 """Latency of whole networks: this package against the published formula, interleaved, in one process.
 
     python -m benchmarks.model --model ditn-real --sizes 128x128 320x180
+    python -m benchmarks.model --model ditn-tiny --guard    # what Upscaler's guard costs, on a picture that needs none
 
 Each contestant is first checked against the published formula in float64. A round times every contestant once, so that
 a machine whose speed drifts drifts for all; medians, quartiles and the ratio to the published formula are printed and,
@@ -17,15 +18,17 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import ditn
 from benchmarks import outputs, published
+from ditn.resize import bicubic
 from ditn_kernels import explain, gated_ffn
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
@@ -48,7 +51,7 @@ def contestants(model: ditn.DITN, *, compiled: bool) -> dict[str, Callable[[Tens
     return found
 
 
-def measure(calls: dict[str, Callable[[Tensor], Tensor]], image: Tensor, rounds: int) -> dict[str, list[float]]:
+def measure(calls: Mapping[str, Callable[[Any], Any]], image: Any, rounds: int) -> dict[str, list[float]]:
     """Seconds of each contestant in each round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -66,6 +69,21 @@ def check(calls: dict[str, Callable[[Tensor], Tensor]], model: ditn.DITN, image:
         error = float((call(image).double() - exact).abs().max() / exact.abs().max())
         if not error <= TOLERANCE:
             raise SystemExit(f"{name} is wrong: relative error {error:.2g}, at most {TOLERANCE} allowed; nothing timed")
+
+
+def guard_cost(model: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
+    """What `Upscaler`'s guard takes of a call with shipped weights: the ratio of calls with and without it, in each
+    round. Raises SystemExit if it finds anything, for then it also repairs."""
+    width, height = size
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = bicubic(coarse, height, width)
+    calls = {guard: ditn.Upscaler(model, guard=guard, tile=0) for guard in ("off", "repair")}
+    if findings := calls["repair"].stream(image, lambda top, left, part: None):
+        raise SystemExit(f"the guard of {model} repairs a smooth picture: {findings[0]}; nothing timed")
+    seconds = measure(calls, image, rounds)
+    ratios = [guarded / plain for guarded, plain in zip(seconds["repair"], seconds["off"], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"model": model, "size": f"{width}x{height}", "ratio": middle, "quartiles": [low, high]}
 
 
 def machine() -> dict[str, Any]:
@@ -94,8 +112,19 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["128x128", "320x180"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the published formula, too")
+    parser.add_argument("--guard", action="store_true", help="only the cost of the guard, of shipped weights")
     parser.add_argument("--json", type=outputs.file)
     args = parser.parse_args()
+    sizes = [tuple(map(int, size.split("x"))) for size in args.sizes]
+    if args.guard:
+        rows = [guard_cost(f"{args.model}-x{args.upscale}", (size[0], size[1]), args.rounds) for size in sizes]
+        for row in rows:
+            low, high = row["quartiles"]
+            print(f"{row['size']:>9} guard: {row['ratio'] - 1:+.1%} ({low - 1:+.1%}..{high - 1:+.1%})")
+        if args.json:
+            result = {"machine": machine(), "rounds": args.rounds, "guard": rows}
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        return 0
     torch.manual_seed(0)
     model = MODELS[args.model](args.upscale).eval().requires_grad_(False)
     for parameter in model.parameters():  # a new SAL's scale is 0; nothing may be free to compute
@@ -104,8 +133,7 @@ def main() -> int:
     ffn = gated_ffn.inputs(gated_ffn.samples[0])
     backend = explain(gated_ffn, *ffn.values()).chosen
     rows = []
-    for size in args.sizes:
-        width, height = map(int, size.split("x"))
+    for size, (width, height) in zip(args.sizes, sizes, strict=True):
         image = torch.rand(1, 3, height, width)
         calls = contestants(model, compiled=args.compile)
         with torch.inference_mode():

@@ -53,11 +53,10 @@ def compare(output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     Values are in 0..1; where the image has larger ones, all is in units of the largest. H and W are multiples of 4.
     """
     unit = image.abs().amax().clamp(min=1)
-    back = (F.avg_pool2d(output, output.shape[-1] // image.shape[-1]) - image) / unit
-    contrast = (image - _spread(F.avg_pool2d(image, BLOCK), BLOCK)).abs() / unit
-    mean = F.avg_pool2d(back, BLOCK).abs()
-    pixels = F.avg_pool2d(back.abs(), BLOCK)
-    sane = (mean <= _MEAN) & (pixels <= _PIXELS + _SHARE_OF_CONTRAST * F.avg_pool2d(contrast, BLOCK))
+    back = (_means(output, output.shape[-1] // image.shape[-1]) - image) / unit
+    contrast = _means((image - _spread(_means(image, BLOCK), BLOCK)).abs(), BLOCK) / unit
+    mean, pixels = _means(back, BLOCK).abs(), _means(back.abs(), BLOCK)
+    sane = (mean <= _MEAN) & (pixels <= _PIXELS + _SHARE_OF_CONTRAST * contrast)
     return ~sane.all(1, keepdim=True), pixels.amax(1, keepdim=True)
 
 
@@ -87,6 +86,14 @@ def within_neighbours(enlarged: Tensor, image: Tensor) -> Tensor:
     high = F.max_pool2d(image, 3, stride=1, padding=1)
     low = -F.max_pool2d(-image, 3, stride=1, padding=1)
     return enlarged.clamp(_spread(low, scale), _spread(high, scale))
+
+
+def _means(image: Tensor, side: int) -> Tensor:
+    """The means of boxes of side x side, as a convolution: on a CPU, of three channels-last channels, that takes a tenth
+    of the time that avg_pool2d takes."""
+    channels = image.shape[1]
+    weight = image.new_full((channels, 1, side, side), 1 / side**2)
+    return F.conv2d(image, weight, stride=side, groups=channels)
 
 
 def _spread(image: Tensor, scale: int) -> Tensor:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lay enlargements of a picture beside its bicubic one, with captions.
+"""Lay enlargements of pictures beside their bicubic ones, with captions, a row for each picture.
 
-python examples/side_by_side.py SMALL OUTPUT CAPTION=LARGE [CAPTION=LARGE ...]
+python examples/side_by_side.py OUTPUT SMALL CAPTION=LARGE [CAPTION=LARGE ...] [SMALL CAPTION=LARGE ...]
 """
 
 from __future__ import annotations
@@ -13,23 +13,35 @@ from PIL import Image, ImageDraw
 CAPTION, GAP = 18, 4
 
 
-def main(small: str, output: str, *enlarged: str) -> None:
-    panels = []
-    for one in enlarged:
-        caption, _, path = one.partition("=")
-        with Image.open(path) as large:
-            panels.append((caption, large.convert("RGB")))
-    width, height = panels[0][1].size
-    with Image.open(small) as given:
-        panels.insert(0, ("bicubic", given.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)))
+def main(output: str, *arguments: str) -> None:
+    rows: list[list[tuple[str, Image.Image]]] = []
+    for argument in arguments:
+        caption, is_large, path = argument.rpartition("=")
+        with Image.open(path) as image:
+            if is_large:
+                rows[-1].append((caption, image.convert("RGB")))
+            else:
+                rows.append([("bicubic", image.convert("RGB"))])
+    drawn = [row(panels) for panels in rows]
+    sheet = Image.new("RGB", (max(r.width for r in drawn), sum(r.height + GAP for r in drawn) - GAP), "white")
+    top = 0
+    for one in drawn:
+        sheet.paste(one, (0, top))
+        top += one.height + GAP
+    sheet.save(output)
+    print(f"{output} shows {', '.join(caption for caption, _ in rows[0])}")
+
+
+def row(panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Captioned panels beside each other; the first is enlarged to the size of the others by interpolation."""
+    width, height = panels[1][1].size
     sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (caption, picture) in enumerate(panels):
         left = number * (width + GAP)
         draw.text((left + 4, 3), caption, fill="black")
-        sheet.paste(picture, (left, CAPTION))
-    sheet.save(output)
-    print(f"{output} shows {', '.join(caption for caption, _ in panels)}")
+        sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (left, CAPTION))
+    return sheet
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # Who may import whom, most basic first: a module imports only from its own line or from lines above it.
 LAYERS = [
     ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images", "ditn.tiling", "ditn.ensemble", "ditn.device"],
+    ["ditn.drawn", "ditn.guard"],
     ["ditn.compression"],
     ["ditn.judge"],
     ["ditn.degradation", "ditn.recipe", "ditn.scores", "ditn.sheet", "ditn.world"],
