@@ -89,8 +89,8 @@ def within_neighbours(enlarged: Tensor, image: Tensor) -> Tensor:
 
 
 def _means(image: Tensor, side: int) -> Tensor:
-    """The means of boxes of side x side, as a convolution: on a CPU, of three channels-last channels, that takes a tenth
-    of the time that avg_pool2d takes."""
+    """The means of boxes of side x side. A convolution: for three channels, channels-last, a CPU takes a tenth of
+    avg_pool2d's time."""
     channels = image.shape[1]
     weight = image.new_full((channels, 1, side, side), 1 / side**2)
     return F.conv2d(image, weight, stride=side, groups=channels)

@@ -8,11 +8,17 @@ import json
 import math
 import shutil
 import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import hard_images
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
+from torch import Tensor
 
 import ditn
 from ditn import CheckpointError, checkpoint
@@ -55,6 +61,59 @@ def test_beats_bicubic_by_two_decibels_and_scores_as_stated(shared: Path, name: 
     assert mean.psnr_y > plain.psnr_y + (2 if degradation == "bicubic" else 0)
     assert mean.psnr_y == pytest.approx(stated["psnr_y"], abs=0.01)
     assert mean.ssim_y == pytest.approx(stated["ssim_y"], abs=0.0002)
+
+
+@pytest.fixture(scope="module", params=ditn.models())
+def model(request: pytest.FixtureRequest) -> ditn.DITN:
+    return ditn.load(request.param)
+
+
+def _enlarged(model: ditn.DITN, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    low = torch.stack(list(images))
+    with torch.inference_mode():
+        return low, torch.cat([model(part) for part in low.split(16)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [
+        (hard_images.step_edges, -0.5, 1.5),
+        (hard_images.text, -1.5, 2.5),
+        (hard_images.line_art, -1.5, 2.5),
+        (hard_images.pixel_art, -1.5, 2.5),
+        (hard_images.patterns, -1.5, 2.5),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_stays_in_range_on_what_no_photograph_shows(
+    model: ditn.DITN, kind: Callable[[], Iterable[Tensor]], low: float, high: float
+) -> None:
+    images, output = _enlarged(model, kind())
+    assert low <= output.min().item()
+    assert output.max().item() <= high
+    if kind in (hard_images.text, hard_images.line_art, hard_images.pixel_art):
+        scale = model.config.upscale
+        interpolated = F.interpolate(images, scale_factor=scale, mode="bicubic").clamp(0, 1)
+        errors = [F.avg_pool2d(o, scale).sub(images).square().mean() for o in (output.clamp(0, 1), interpolated)]
+        assert errors[0] <= errors[1], "averaged back, bicubic interpolation is nearer to the image"
+
+
+def test_hard_masks_stay_masks(model: ditn.DITN) -> None:
+    """Alpha of 0 and 255 alone: lines, letters and single pixels."""
+    masks = [next(iter(hard_images.line_art())), list(hard_images.text())[-8], list(hard_images.pixel_art())[1]]
+    scale = model.config.upscale
+    for mask in masks:
+        alpha = (mask[0].numpy() > 0.5).astype(np.uint8) * 255
+        height, width = alpha.shape
+        result = ditn.Upscaler(model)(np.dstack([np.full((height, width, 3), 90, np.uint8), alpha]))[..., 3]
+        interpolated = Image.fromarray(alpha).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+        errors = [
+            np.asarray(large).reshape(height, scale, width, scale).mean((1, 3)) - alpha
+            for large in (result, interpolated)
+        ]
+        assert np.square(errors[0]).mean() <= np.square(errors[1]).mean()
+        # The networks that exploded were 0.8 away.
+        assert np.abs(errors[0]).max() <= 0.5 * 255
 
 
 @pytest.mark.parametrize("name", ditn.models())
