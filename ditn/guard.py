@@ -20,10 +20,10 @@ GUARDS: tuple[str, ...] = get_args(Guard)
 
 # Input pixels of a block's side. Large enough for noise to average out, small enough that a single bad stroke shows.
 BLOCK = 4
-# How far a block's mean may move, and how far its pixels on average: by a constant, and by a share of the contrast that
-# the block has, since removing noise or a dither removes contrast. In units of the image's range, 1. Measured on
-# photographs, noisy and compressed ones, too, are at most 0.06 and 0.15; on text that explodes, 0.2 to 10.
-_MEAN, _PIXELS, _SHARE_OF_CONTRAST = 0.12, 0.15, 0.3
+# How far a block's mean may move, and how far its pixels on average, in units of the image's range, 1. Removing noise
+# and the artefacts of compression moves them by at most 0.13 and 0.24 (the models for photographs, on 43 images from the
+# web and of Set14); text that explodes is up to 10 away.
+_MEAN, _PIXELS = 0.2, 0.28
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ def compare(output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """
     unit = image.abs().amax().clamp(min=1)
     back = (_means(output, output.shape[-1] // image.shape[-1]) - image) / unit
-    contrast = _means((image - _spread(_means(image, BLOCK), BLOCK)).abs(), BLOCK) / unit
     mean, pixels = _means(back, BLOCK).abs(), _means(back.abs(), BLOCK)
-    sane = (mean <= _MEAN) & (pixels <= _PIXELS + _SHARE_OF_CONTRAST * contrast)
+    sane = (mean <= _MEAN) & (pixels <= _PIXELS)
     return ~sane.all(1, keepdim=True), pixels.amax(1, keepdim=True)
 
 

@@ -118,12 +118,12 @@ def test_blocks_are_compared_by_hand() -> None:
     image = torch.full((1, 1, 8, 8), 0.5)
     output = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
     output[..., :8, :8] += 0.1
-    output[..., 8:, 8:] += 0.2
+    output[..., 8:, 8:] += 0.25
     wrong, error = guard.compare(output, image)
-    assert error.flatten().tolist() == pytest.approx([0.1, 0, 0, 0.2], abs=1e-6)
-    # A block's mean may move by 0.12.
+    assert error.flatten().tolist() == pytest.approx([0.1, 0, 0, 0.25], abs=1e-6)
+    # A block's mean may move by 0.2.
     assert wrong.flatten().tolist() == [False, False, False, True]
-    # Noise may go: black and white pixels, turned into their mean, are 0.3 * 0.5 + 0.15 away at most; too much.
+    # Its pixels may by 0.28, on average: black and white ones may not become gray, fainter ones may.
     noisy = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float().expand(1, 1, 8, 8)
     assert guard.compare(torch.full((1, 1, 16, 16), 0.5), noisy)[0].all()
     faint = 0.5 + 0.4 * (noisy - 0.5)
@@ -175,13 +175,16 @@ def test_no_photograph_of_the_sets_is_repaired(shared: Path, name: str) -> None:
 
 def test_the_official_weights_are_guarded_too(shared: Path) -> None:
     upscaler = ditn.Upscaler(ditn.load(shared / "golden" / "DITN_Real_x4.pth", flavor="official"), tile=0)
-    image = (torch.stack(list(hard_images.patterns()))[-2].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    with pytest.warns(RuntimeWarning, match="nothing to do with the image"):
-        repaired = upscaler(image)
-    back = repaired.reshape(48, 4, 48, 4, 3).mean((1, 3)) / 255
-    plain = np.asarray(Image.fromarray(image).resize((192, 192), Image.Resampling.BICUBIC))
-    interpolated = plain.reshape(48, 4, 48, 4, 3).mean((1, 3)) / 255
-    assert np.square(back - image / 255).mean() <= 1.05 * np.square(interpolated - image / 255).mean()
+    found = 0
+    for image in hard_images.patterns():
+        pixels, parts = image.permute(1, 2, 0).numpy(), []
+        if upscaler.stream(pixels, lambda top, left, part, parts=parts: parts.append(part)):
+            found += 1
+            repaired = torch.from_numpy(parts[0]).permute(2, 0, 1)[None]
+            left, excused = (guard.compare(x, image[None])[0] for x in (repaired, guard.bounded(image[None], 4)))
+            # Of a checker of single pixels interpolation, too, makes almost gray.
+            assert not (left & ~excused).any()
+    assert found >= 6
 
 
 def test_an_unknown_guard_names_the_known() -> None:
