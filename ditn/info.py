@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     for operator, directions in facts["operators"].items():
         print(f"\n{operator}")
         for direction, backends in directions.items():
+            if order := facts["orders"][operator].get(direction):
+                print(f"  {direction:9} order {order}")
             for backend, reasons in backends.items():
                 print(f"  {direction:9} {backend:7} {', '.join(reasons) or 'can run'}")
     return 0

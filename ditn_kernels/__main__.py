@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"assembler {chip}  {found['line']}", *found["notes"], sep="\n  ")
     for operator, directions in facts["operators"].items():
         for direction, backends in directions.items():
-            print(f"\n{operator} {direction}")
+            order = facts["orders"][operator].get(direction)
+            print(f"\n{operator} {direction}{f' (order {order})' if order else ''}")
             for backend, reasons in backends.items():
                 print(f"  {backend:7} {', '.join(reasons) or 'can run'}")
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ditn_kernels import _assembler
-from ditn_kernels._dispatch import reasons_against
+from ditn_kernels._dispatch import order_on_gpu, reasons_against
 from ditn_kernels.ops import REGISTRY
 
 
 def info(device: torch.device | str | None = None, *, capabilities: Iterable[int] = ()) -> dict[str, Any]:
     """Versions, devices, and for each operator and backend every reason why it cannot run; an empty list if it can.
+    Backends are in the order in which they are tried; `orders` says for a GPU whether that is measured.
 
     Looked at with each operator's first sample (float32 on the CPU, float16 on a GPU) on `device`: the GPU if there
     is one, unless named. `assemblers` says what would assemble Triton's kernels for each chip that is there, and for
@@ -30,13 +31,19 @@ def info(device: torch.device | str | None = None, *, capabilities: Iterable[int
     device = torch.device(device or ("cuda" if cuda else "cpu"))
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     operators: dict[str, dict[str, dict[str, list[str]]]] = {}
+    orders: dict[str, dict[str, str]] = {}
     for op in REGISTRY.values():
         args = op.inputs(op.samples[0], dtype=dtype, device=device)
-        operators[op.name] = {
-            direction: {name: reasons_against(op, name, args, backward=backward) for name in op.backends}
-            for direction, backward in (("forward", False), ("backward", True))
-            if not (backward and op.backward is None)
-        }
+        operators[op.name], orders[op.name] = {}, {}
+        for direction, backward in (("forward", False), ("backward", True)):
+            if backward and op.backward is None:
+                continue
+            order = order_on_gpu(op, args, backward=backward)
+            names = order.backends if order else op.backends
+            reasons = {name: reasons_against(op, name, args, backward=backward) for name in names}
+            operators[op.name][direction] = reasons
+            if order:
+                orders[op.name][direction] = order.source
     return {
         "versions": {name: _version(name) for name in ("ditn-kernels", "torch", "triton", "numpy")}
         | {"python": platform.python_version(), "cuda": torch.version.cuda},
@@ -45,6 +52,7 @@ def info(device: torch.device | str | None = None, *, capabilities: Iterable[int
         "assemblers": {chip: {"line": str(choice), "notes": list(choice.notes)} for chip, choice in choices.items()},
         "threads": torch.get_num_threads(),
         "operators": operators,
+        "orders": orders,
     }
 
 

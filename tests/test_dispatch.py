@@ -221,18 +221,6 @@ def test_chips_are_refused_with_a_reason() -> None:
         assert support.why_not_on(chip, backward=backward) == []
 
 
-def test_on_old_chips_another_backend_comes_first(install, monkeypatch) -> None:
-    install(FakeBackend(), Support(first_before=(8, 0)))
-    monkeypatch.setitem(vars(OP), "backends", {"torch": Support(), "fake": OP.backends["fake"]})
-
-    class OnGpu:
-        device = torch.device("cuda")
-
-    for capability, order in (((7, 5), ["fake", "torch"]), ((8, 0), ["torch", "fake"])):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert dispatch._volunteers(OP, {"x": OnGpu()}) == order
-
-
 def test_unasked_a_backend_may_be_chosen_for_less(install) -> None:
     install(FakeBackend(), Support(unasked=Support(max_channels=32)))
     for channels in (32, 33):
