@@ -110,13 +110,13 @@ def _mebibytes(value: int | None) -> str:
 
 def _conditions(results: Iterable[Row]) -> str:
     """Where, with what and when it was measured; each once."""
-    said = {}
+    said = []
     for result in results:
         machine = result["machine"]
         where = f"{machine['gpu']}, driver {machine['driver']}, PyTorch {machine['torch']}, Triton {machine['triton']}"
         where += f", {machine['assembler']}, Python {machine['python']}, at {machine['commit'][:7]}, {machine['date']}."
-        said[f"Measured on: {where} {result.get('note', '')}".rstrip()] = None
-    return "\n\n".join(said)
+        said.append(f"Measured on: {where} {result.get('note', '')}".rstrip())
+    return "\n\n".join(dict.fromkeys(said))
 
 
 def _networks() -> Iterator[list[Row]]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the times of operators on a GPU to the order of their backends, `ditn_kernels/backend_order.json`.
 
-A backend's time is the geometric mean over everything that an operator was measured with (options and sizes), small
-maps as much as large ones.
+    python -m benchmarks.order    anywhere: from the results in benchmarks/results, as they came from other machines
+
+`benchmarks.ops` does the same for the GPU that it has measured. A backend's time is the geometric mean over everything
+that an operator was measured with (options and sizes), small maps as much as large ones.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ import torch
 from ditn_kernels import REGISTRY, _order
 from ditn_kernels._order import Line, table
 
+RESULTS = Path(__file__).parent / "results"
 GPU_BACKENDS = ("triton", "cuda", "torch")
 
 
@@ -70,3 +75,14 @@ def write(new: Iterable[Line]) -> None:
 
 def _key(line: Line) -> tuple[str, str, int, str]:
     return line.operator, line.direction, line.capability, line.dtype
+
+
+def main() -> int:
+    for path in sorted(RESULTS.glob("*/ops.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        write(line for line in lines(content["machine"], content["rows"]) if not untimed(line))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

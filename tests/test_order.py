@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -200,10 +201,18 @@ def test_measuring_rewrites_its_own_lines(tmp_path, monkeypatch, capsys) -> None
     assert len(json.loads(path.read_text())["lines"]) == len(before)
 
 
-def test_the_table_is_what_the_results_say() -> None:
-    found = []
-    for path in PROJECT.glob("benchmarks/results/*/ops.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found += measuring.lines(content["machine"], content["rows"])
-    assert found
-    assert sorted(found, key=repr) == sorted((line for line in _order.table() if line.measured), key=repr)
+def test_the_table_is_what_the_results_say(tmp_path, monkeypatch) -> None:
+    """Made anew from the results, on lines that are not measured; no other line calls itself measured."""
+    shipped, reasoned = _order.table(), [line for line in _order.table() if not line.measured]
+    assert len(reasoned) < len(shipped)
+    path = tmp_path / "order.json"
+    path.write_text(json.dumps({"lines": [dataclasses.asdict(line) for line in reasoned]}))
+    monkeypatch.setattr(_order, "FILE", path)
+    _order.table.cache_clear()
+    try:
+        assert measuring.main() == 0
+        assert _order.table() == shipped
+        assert path.read_bytes() == (PROJECT / "ditn_kernels" / "backend_order.json").read_bytes()
+    finally:
+        monkeypatch.undo()
+        _order.table.cache_clear()
