@@ -48,14 +48,11 @@ def lines(machine: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list
 
 def untimed(line: Line) -> list[str]:
     """Backends that have a kernel for this on the chip and are not in the line: not built here, or not proved."""
-    backward, dtype = line.direction == "backward", getattr(torch, line.dtype)
-    chip = divmod(line.capability, 10)
+    dtype, chip, backward = getattr(torch, line.dtype), divmod(line.capability, 10), line.direction == "backward"
     return [
         name
         for name, support in REGISTRY[line.operator].backends.items()
-        if name in GPU_BACKENDS and name not in line.backends
-        if dtype in (support.backward if backward else support.dtypes)
-        if not support.why_not_on(chip, backward=backward)
+        if support.has_kernel(dtype, chip, backward=backward) and name not in line.backends
     ]
 
 

@@ -37,8 +37,10 @@ def run(args: argparse.Namespace) -> int:
     for operator, directions in facts["operators"].items():
         print(f"\n{operator}")
         for direction, backends in directions.items():
-            if order := facts["orders"][operator].get(direction):
-                print(f"  {direction:9} order {order}")
             for backend, reasons in backends.items():
                 print(f"  {direction:9} {backend:7} {', '.join(reasons) or 'can run'}")
+    for chip, orders in facts["orders"].items():
+        print(f"\norder on {chip}, float16")
+        for what, order in orders.items():
+            print(f"  {what:30} {order}")
     return 0

@@ -51,6 +51,13 @@ class Support:
             return [f"is for GPUs before compute capability {self.before_capability}, this one has {capability}"]
         return []
 
+    def has_kernel(self, dtype: torch.dtype, capability: tuple[int, int], *, backward: bool) -> bool:
+        """Whether there is anything at all that computes this dtype on such a GPU."""
+        dtypes = self.backward if backward else self.dtypes
+        on_gpus = not self.devices or "cuda" in self.devices
+        known = dtype in dtypes or not (dtypes or backward)
+        return on_gpus and known and not self.why_not_on(capability, backward=backward)
+
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
         """Every reason why these arguments cannot run here; empty if they can."""
         x = next(iter(args.values()))

@@ -37,6 +37,7 @@ def gpu_args(op: Op, dtype: torch.dtype = torch.float16) -> dict:
 @pytest.fixture
 def chip(monkeypatch):
     """A GPU of this capability, for which all backends are installed."""
+    monkeypatch.setenv("DITN_PROOF", "off")  # there is no GPU to try them on
     monkeypatch.delenv("DITN_BACKEND", raising=False)
     for name in ("triton", "cuda"):
         monkeypatch.setattr(_dispatch.BACKENDS[name], "missing", lambda *args, **options: [])
@@ -146,21 +147,47 @@ def test_a_line_may_name_what_an_operator_lacks(table_of) -> None:
     assert found.backends == ("b", "a", "torch")
 
 
-def test_info_says_which_order_holds(chip, monkeypatch, capsys) -> None:
-    chip(9, 0)
-    prepared = {op.name: gpu_args(op) for op in REGISTRY.values()}
-    monkeypatch.setattr(Op, "inputs", lambda op, sample, **options: prepared[op.name])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
-    monkeypatch.setattr(ditn.info, "choose_device", lambda name: "cuda")
-    ditn_kernels.__main__.main()
+def test_info_says_which_order_holds(capsys) -> None:
+    """For a chip that is not here; those that are here are said likewise (test_assembler.py)."""
+    ditn_kernels.__main__.main(["--capability", "90", "75", "89"])
     blocks = dict(block.split("\n", 1) for block in capsys.readouterr().out.split("\n\n")[1:])
-    ffn = blocks[f"gated_ffn forward (order {H200})"]
-    assert [line.split()[0] for line in ffn.splitlines()] == ["cuda", "triton", "torch", "cpu"]
-    assert "gated_ffn backward (order unmeasured on sm_90 in float16 backward)" in blocks
+    said = {chip: blocks[f"order on sm_{chip}, float16"].splitlines() for chip in (90, 75, 89)}
+    assert f"  {'gated_ffn forward':30} cuda, triton, torch ({H200})" in said[90]
+    assert f"  {'image_tail forward':30} triton, cuda, torch ({H200})" in said[90]
+    assert f"  {'gated_ffn backward':30} triton, torch (unmeasured on sm_90 in float16 backward)" in said[90]
+    assert f"  {'gated_ffn forward':30} cuda, triton, torch (unmeasured on sm_89 in float16: as {H200})" in said[89]
+    # Triton has no stage on these, and no gradient before sm_80, where there is nothing to choose between.
+    stage = f"  {'inner_patch_stage forward':30} cuda, torch (unmeasured on sm_89 in float16: as {H200})"
+    assert stage in said[89]
+    assert not [line for line in said[75] if "backward" in line]
+
+
+def test_info_of_a_machine_with_a_gpu(monkeypatch, capsys) -> None:
+    there = {"device_count": lambda: 1, "get_device_name": lambda index: "NVIDIA H200", "is_available": lambda: True}
+    for name, value in (there | {"get_device_capability": lambda device=None: (9, 0)}).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(ditn.info, "choose_device", lambda name: torch.device("cpu"))
     assert main(["info"]) == 0
-    assert f"  forward   order {H200}" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  {'gated_ffn forward':30} cuda, triton, torch ({H200})" in lines[lines.index("order on sm_90, float16") :]
+    assert main(["info", "--json"]) == 0
+    orders = json.loads(capsys.readouterr().out)["orders"]["sm_90"]
+    assert orders["image_head forward"] == f"triton, cuda, torch ({H200})"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chip", "backward", "names"),
+    [
+        (torch.float16, (9, 0), False, ["triton", "cuda", "torch"]),
+        (torch.bfloat16, (9, 0), False, ["triton", "torch"]),
+        (torch.float16, (9, 0), True, ["triton", "torch"]),
+        (torch.float16, (7, 5), True, ["torch"]),
+        (torch.float16, (7, 0), False, ["cuda", "torch"]),
+    ],
+)
+def test_who_has_a_kernel(dtype, chip, backward, names) -> None:
+    backends = REGISTRY["gated_ffn"].backends
+    assert [name for name in backends if backends[name].has_kernel(dtype, chip, backward=backward)] == names
 
 
 def timed(operator: str, backend: str, *milliseconds: float) -> list[dict]:
