@@ -6,8 +6,8 @@
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
 `benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`, `results/auto.json` by `benchmarks.auto`; those of
-further machines lie in folders, as do those of GPUs, which are written by `benchmarks.gpu` and `benchmarks.ops`. A block
-between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function that stands beside this name in PAGES.
+further machines lie in folders, as do those of GPUs, which are written by `benchmarks.gpu` and `benchmarks.ops`. A
+block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function that stands beside this name in PAGES.
 """
 
 from __future__ import annotations
