@@ -12,6 +12,9 @@ SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist loadfile
 # On a machine with a GPU its own python runs, from the source tree: no environment, no network.
 ON_GPU := PYTHONPATH=. $(PYTHON)
 
+# CUDA C++ compiles without a GPU and with any build of torch.
+BUILD = $(if $(shell command -v nvcc),cuda,auto)
+
 .PHONY: help demo test test-slow test-all docs-test sanitize gpu gpu-build gpu-turing gpu-tune lint format wheel clean
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,7 +51,7 @@ gpu:  ## on a GPU, with its own python: all that is to be asked of it, in a quar
 	$(ON_GPU) -m benchmarks.gpu_session --stages $(STAGES)
 
 gpu-build:  ## on a GPU: the compiled libraries, into the source tree; CUDA C++ if nvcc is there
-	DITN_BUILD=$(if $(shell command -v nvcc),cuda,auto) $(ON_GPU) setup.py --quiet build_ext --inplace
+	DITN_BUILD=$(BUILD) $(ON_GPU) setup.py --quiet build_ext --inplace
 
 gpu-turing:  ## on a GPU: CUDA C++ as code for Turing, compiled for this GPU when it is loaded: tested, and timed against eager
 	DITN_CUDA_ARCHS=7.5+PTX $(MAKE) gpu-build
@@ -70,8 +73,8 @@ format: .venv/installed  ## rewrite the code as `make lint` wants it, and README
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m benchmarks.report
 
-wheel: .venv/installed  ## wheel and sdist in dist/
-	$(BIN)/python -m build --no-isolation
+wheel: .venv/installed  ## wheel and sdist in dist/, with CUDA C++ for every chip if nvcc is there
+	DITN_BUILD=$(BUILD) $(BIN)/python -m build --no-isolation
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build dist demo *.egg-info

@@ -9,6 +9,9 @@ are medians and quartiles of interleaved rounds; on a GPU of the GPU alone, with
 of a roof measured in the same run: the least bytes over the rate of a large copy, or the least multiply-adds over the
 rate of a large product of matrices (on a CPU, of multiply-adds in registers), whichever takes longer. "layers" is a
 stage run operator by operator. Written to `ops.json` in the GPU's folder of results, or to `results/ops-cpu.json`.
+
+On a GPU the order of the backends goes into `ditn_kernels/backend_order.json`, which they are chosen by from then on:
+for operators all of whose kernels were timed, in at least 10 rounds.
 """
 
 from __future__ import annotations
@@ -24,14 +27,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases, cpu_timing, gpu_timing, outputs
+from benchmarks import cases, cpu_timing, gpu_timing, order, outputs
 from benchmarks.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, Op, _native, explain
+from ditn_kernels import REGISTRY, Op, _native, _order, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
 
 Call = Callable[[], Any]
 RESULTS = Path(__file__).parent / "results"
+# Fewer, such as under a profiler, say nothing about which backend is the faster.
+ROUNDS_FOR_AN_ORDER = 10
 
 
 def timing(device: str) -> ModuleType:
@@ -123,6 +128,19 @@ def line(row: Mapping[str, Any]) -> str:
     return text
 
 
+def keep_order(machine: Mapping[str, Any], found: list[dict[str, Any]], rounds: int) -> None:
+    """Write which backend is the faster, and say what is not written."""
+    if rounds < ROUNDS_FOR_AN_ORDER:
+        print(f"the order of backends stays: {rounds} rounds are fewer than {ROUNDS_FOR_AN_ORDER}")
+        return
+    lines = order.lines(machine, found)
+    for line in lines:
+        if missing := order.untimed(line):
+            print(f"the order of {line.operator} {line.direction} {line.dtype} stays: no {', '.join(missing)} here")
+    order.write(line for line in lines if not order.untimed(line))
+    print(f"the order of backends is in {_order.FILE}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = ["320x180", "480x270", "640x360", "960x540"]
@@ -163,6 +181,8 @@ def main() -> int:
     content = {"machine": clock.machine(), "cold_second_level_cache": True, "rounds": args.rounds, "roof": roof}
     path.write_text(json.dumps(content | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     print("", *map(line, found), f"written to {path}", sep="\n")
+    if args.device == "cuda":
+        keep_order(content["machine"], found, args.rounds)
     return 0
 
 

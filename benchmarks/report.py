@@ -6,8 +6,8 @@
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/model-*.json` by `benchmarks.model`,
 `results/cpu-*.json` by `benchmarks.cpu`, `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by
 `benchmarks.peers`, `results/ops-cpu.json` by `benchmarks.ops`, `results/auto.json` by `benchmarks.auto`; those of
-further machines lie in folders. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function of that
-name here.
+further machines lie in folders, as do those of GPUs, which are written by `benchmarks.gpu` and `benchmarks.ops`. A
+block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function that stands beside this name in PAGES.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors import safe_open
 # Called as a file, too, it finds the package that it belongs to.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import auto, deploy, performance, plots
+from benchmarks import auto, deploy, gpu_report, performance, plots
 from benchmarks.contestants import AS_INSTALLED
 from ditn.recipe import load_recipe
 from ditn.scores import overview
@@ -217,7 +217,14 @@ def _auto(table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
 
 # The blocks of each page.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"quality": quality, "speed": speed, "claims": performance.claims, "cpu": cpu, "support": support},
+    "README.md": {
+        "quality": quality,
+        "speed": speed,
+        "claims": performance.claims,
+        "cpu": cpu,
+        "gpu": gpu_report.summary,
+        "support": support,
+    },
     "docs/performance.md": {
         "networks": performance.networks,
         "claims": performance.claims,
@@ -226,6 +233,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "stream": performance.stream,
         "paper": performance.paper,
         "roofline": performance.roofline,
+        "gpu-networks": gpu_report.networks,
+        "gpu-operators": gpu_report.operators,
     },
     "docs/auto.md": {
         "confusion": _auto(auto.confusion_table),

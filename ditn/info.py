@@ -39,4 +39,8 @@ def run(args: argparse.Namespace) -> int:
         for direction, backends in directions.items():
             for backend, reasons in backends.items():
                 print(f"  {direction:9} {backend:7} {', '.join(reasons) or 'can run'}")
+    for chip, orders in facts["orders"].items():
+        print(f"\norder on {chip}, float16")
+        for what, order in orders.items():
+            print(f"  {what:30} {order}")
     return 0

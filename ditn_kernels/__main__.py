@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m ditn_kernels [--capability 90]`: versions, assemblers, and the table of operators and backends with every
-reason."""
+"""`python -m ditn_kernels [--capability 90]`: versions, assemblers, the table of operators and backends with every
+reason, and on each GPU their order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="CC",
-        help="also what would assemble kernels for these chips, which need not be here: 90 for sm_90",
+        help="also assembler and order of backends for these chips, which need not be here: 90 for sm_90",
     )
     args = parser.parse_args(arguments)
     try:
@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{operator} {direction}")
             for backend, reasons in backends.items():
                 print(f"  {backend:7} {', '.join(reasons) or 'can run'}")
+    for chip, orders in facts["orders"].items():
+        print(f"\norder on {chip}, float16")
+        for what, order in orders.items():
+            print(f"  {what:30} {order}")
 
 
 def capability(text: str) -> int:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend runs a call: forced by argument, by `with use_backend(...)`, by `DITN_BACKEND`, else the first
-in the operator's table that has no reason not to, where old GPUs may have another first."""
+that has no reason not to, in the operator's own order or, on a GPU, in that of `_order.py`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from ditn_kernels import _proof
 from ditn_kernels._native import CPlusPlus, Cuda
 from ditn_kernels._op import Op
+from ditn_kernels._order import Order, order
 from ditn_kernels._triton import Triton
 
 
@@ -107,7 +108,7 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     reason when a call on a GPU is left to plain PyTorch, and once of a kernel that computes wrongly.
     """
     forced = forced_backend(backend)
-    candidates = [forced] if forced else _volunteers(op, args)
+    candidates = [forced] if forced else _volunteers(op, args, backward=backward)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_unproved(op, name, args, backward=backward)
@@ -126,30 +127,49 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
 
 
-def _volunteers(op: Op, args: Mapping[str, Any]) -> list[str]:
+def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | None:
+    """In which order backends are tried; None if the arguments are not on a GPU, where the operator's own holds."""
+    x = next(iter(args.values()))
+    if x.device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(x.device)
+    dtype = str(x.dtype).removeprefix("torch.")
+    return order(op.name, tuple(op.backends), capability=10 * major + minor, dtype=dtype, backward=backward)
+
+
+def _volunteers(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
     """The backends that may be chosen unasked. A stage is rather run as its layers than by plain PyTorch."""
     device = next(iter(args.values())).device
-    names = [name for name in op.backends if name != "torch" or op.layers is None]
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        names.sort(key=lambda name: not op.backends[name].comes_first_on(capability))
+    found = order_on_gpu(op, args, backward=backward)
+    names = [name for name in (found.backends if found else op.backends) if name != "torch" or op.layers is None]
     return [name for name in names if BACKENDS[name].volunteers(device)]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the backend that would run and, for each of the others, the reasons against it."""
+    """What `explain` found: the backend that would run and, for each of the others, the reasons against it. `order` is
+    that in which they were tried on a GPU; None on a CPU and where a backend was forced."""
 
     operator: str
     chosen: str | None
     refusals: Mapping[str, tuple[str, ...]]
+    order: Order | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.operator}: {self.chosen or 'nothing can run this'}"]
         for name, reasons in self.refusals.items():
-            verdict = ", ".join(reasons) or ("runs this" if name == self.chosen else "could, but is not chosen")
+            verdict = ", ".join(reasons) or ("runs this" if name == self.chosen else self._passed_over(name))
             lines.append(f"  {name:7} {verdict}")
         return "\n".join(lines)
+
+    def _passed_over(self, name: str) -> str:
+        """Why a backend that could run it does not."""
+        if self.order is None:
+            return "could, but is not chosen"
+        places = {other: place for place, other in enumerate(self.order.backends)}
+        if self.order.measured and self.chosen in places and places[self.chosen] < places[name]:
+            return f"could, but is slower here ({self.order.source})"
+        return f"could, but is not chosen (order {self.order.source})"
 
 
 def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
@@ -168,7 +188,7 @@ def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = Fal
     forced = forced_backend(backend)
     if forced and forced not in refusals:
         refusals[forced] = tuple(reasons_against(op, forced, named, backward=backward))
-    return Explanation(op.name, chosen, refusals)
+    return Explanation(op.name, chosen, refusals, None if forced else order_on_gpu(op, named, backward=backward))
 
 
 def _known(name: str | None) -> str | None:

@@ -7,6 +7,7 @@ where a library does not load, there is a reason instead, which `explain` and `i
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import re
@@ -68,6 +69,17 @@ def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
 
 
 @functools.cache
+def driver() -> tuple[int, int]:
+    """The newest CUDA that the driver is for; (0, 0) without a driver."""
+    version = ctypes.c_int()
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0, 0
+    return version.value // 1000, version.value % 1000 // 10
+
+
+@functools.cache
 def build_info() -> dict[str, Any]:
     """What `setup.py` says about the build; empty if it did not run."""
     path = FOLDER / "build_info.json"
@@ -115,11 +127,17 @@ class Cuda(_Compiled):
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         if reason := why_no_cuda():
             return [reason]
-        if device.type == "cuda":
-            capability, compiled = torch.cuda.get_device_capability(device), build_info()["cuda"]["architectures"]
-            if not runs_on(compiled, capability):
-                return [f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}"]
-        return []
+        if device.type != "cuda":
+            return []
+        reasons, build = [], build_info()["cuda"]
+        capability, compiled = torch.cuda.get_device_capability(device), build["architectures"]
+        if not runs_on(compiled, capability):
+            reasons.append(f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}")
+        # It brings its own CUDA runtime, which may be newer than the one that torch and the driver are for.
+        major, minor = driver()
+        if major < int(build["toolkit"].split(".")[0]):
+            reasons.append(f"is built with CUDA {build['toolkit']}, the driver is for CUDA {major}.{minor}")
+        return reasons
 
     def identity(self, device: torch.device) -> Mapping[str, str]:
         return {"library": digest(FOLDER / "_C_cuda.so")}

@@ -27,8 +27,7 @@ class Support:
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. From
     `before_capability` on there is none that can. `backward` holds the dtypes for which the backend computes gradients,
     `max_channels_backward_of` restricts them further in single dtypes, `max_outputs` the length of the operator's last
-    bias. On chips older than `first_before` this backend comes before those that stand before it in the operator's
-    table. `unasked`: what it may be chosen for without being forced, if that is less.
+    bias. `unasked`: what it may be chosen for without being forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -41,11 +40,7 @@ class Support:
     before_capability: tuple[int, int] | None = None
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
-    first_before: tuple[int, int] | None = None
     unasked: Support | None = None
-
-    def comes_first_on(self, capability: tuple[int, int]) -> bool:
-        return self.first_before is not None and capability < self.first_before
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
         """Every reason why a chip of this compute capability cannot run it; empty if it can."""
@@ -55,6 +50,13 @@ class Support:
         if self.before_capability is not None and capability >= self.before_capability:
             return [f"is for GPUs before compute capability {self.before_capability}, this one has {capability}"]
         return []
+
+    def has_kernel(self, dtype: torch.dtype, capability: tuple[int, int], *, backward: bool) -> bool:
+        """Whether there is anything at all that computes this dtype on such a GPU."""
+        dtypes = self.backward if backward else self.dtypes
+        on_gpus = not self.devices or "cuda" in self.devices
+        known = dtype in dtypes or not (dtypes or backward)
+        return on_gpus and known and not self.why_not_on(capability, backward=backward)
 
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
         """Every reason why these arguments cannot run here; empty if they can."""
@@ -230,15 +232,8 @@ CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, pa
 CPU = replace(CPU_FORWARD, backward=(torch.float32,))
 CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
 
-# What the CUDA C++ kernels take. They come first where Triton has no tensor cores and behind it elsewhere, which is
-# unmeasured.
-CUDA = Support(
-    devices=("cuda",),
-    dtypes=(torch.float16, torch.float32),
-    max_channels=128,
-    patch_sizes=(0, 4, 8, 16),
-    first_before=(8, 0),
-)
+# What the CUDA C++ kernels take.
+CUDA = Support(devices=("cuda",), dtypes=(torch.float16, torch.float32), max_channels=128, patch_sizes=(0, 4, 8, 16))
 
 # Their results lie in shared memory, sorted for the pixel shuffle.
 CUDA_CONV = replace(CUDA, max_outputs=128)
@@ -269,8 +264,8 @@ def define(
     layers: Callable[..., Tensor] | None = None,
     floor: Mapping[torch.dtype, float] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Op]:
-    """Make the decorated plain PyTorch function an operator. Backends are listed fastest first; plain PyTorch,
-    which can run everything, is always the last."""
+    """Make the decorated plain PyTorch function an operator. Backends are listed fastest first, as far as no
+    GPU has said otherwise (`_order.py`); plain PyTorch, which can run everything, is the last."""
 
     def decorate(function: Callable[..., Tensor]) -> Op:
         return Op(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ditn
-from benchmarks import cpu, deploy, gpu, ops, report, resources, sanitize, tune
+from benchmarks import cpu, deploy, gpu, gpu_report, ops, report, resources, sanitize, tune
 from benchmarks import model as benchmark
 from ditn_kernels import BackendError, _native
 from ditn_kernels._dispatch import forced_backend
@@ -165,3 +165,53 @@ def test_the_gpus_table_has_every_ratio() -> None:
     assert "4.00 x published, eager" in lines[1]
     assert "500.0 per s" in lines[1]
     assert "MiB" not in lines[1]
+
+
+def test_pages_have_what_each_gpu_measured(tmp_path, monkeypatch) -> None:
+    """Times side by side, the fastest in bold with its ratio; operators and their share of the roof; conditions."""
+
+    def network(contestant: str, median: float, peak: int | None) -> dict:
+        shared = {"what": "8x8", "quartiles_ms": None, "host_ms": 0.5}
+        return shared | {"contestant": contestant, "median_ms": median, "peak_bytes": peak}
+
+    def operator(backend: str, median: float, share: float) -> dict:
+        shared = {"operator": "gated_ffn", "options": {"norm": "tanh"}, "size": "8x8", "dtype": "float16"}
+        return shared | {"direction": "forward", "backend": backend, "median_ms": median, "share_of_roof": share}
+
+    machine = {
+        "gpu": "NVIDIA T4",
+        "driver": "1.2",
+        "torch": "2.13",
+        "triton": "3.6",
+        "assembler": "ptxas 13.5 (a wheel)",
+    }
+    machine |= {"python": "3.12", "commit": "0123456789", "date": "2027-01-02"}
+    where = (
+        "NVIDIA T4, driver 1.2, PyTorch 2.13, Triton 3.6, ptxas 13.5 (a wheel), Python 3.12, at 0123456, 2027-01-02."
+    )
+    folder = tmp_path / "nvidia-t4"
+    folder.mkdir()
+    rows = [network(gpu.BASE, 8.0, 2**20), network("fused, graph", 2.0, None)]
+    for name in ("ditn-x4-float16", "ditn-x4-float16-cuda-7.5+PTX"):
+        content = {"machine": machine, "model": "ditn", "upscale": 4, "dtype": "float16", "rows": rows}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    rows = [
+        operator("triton", 2.0, 0.25),
+        operator("cuda", 1.0, 0.5),
+        operator("cuda", 1.0, 0.5) | {"direction": "backward"},
+    ]
+    roof = {"copy_gb_per_s": 1234.4, "matmul_tflop_per_s": {"torch.float16": 65.0}}
+    (folder / "ops.json").write_text(json.dumps({"machine": machine, "roof": roof, "rows": rows}))
+    monkeypatch.setattr(gpu_report, "RESULTS", tmp_path)
+    assert gpu_report.summary().splitlines() == [
+        "| network | input | published, eager | fused, graph |",
+        "|---|---|---|---|",
+        "| ditn x4, float16 | 8x8 | 8.00, 1 MiB | **2.00** (4.00 x) |",
+        "",
+        f"Milliseconds, and MiB that a call allocates. Measured on: {where}",
+    ]
+    assert "| ditn x4, float16 | 8x8 | fused, graph | 2.00 ms | 0.50 ms | 4.00 x |  |" in gpu_report.networks()
+    table, conditions = gpu_report.operators().split("\n\n")
+    assert table.splitlines()[2:] == ["| `gated_ffn` tanh, 8x8, float16 | 2,000 | **1,000** | 50% |"]
+    assert "moves 1,234 GB/s, a product of matrices makes 65 TFLOP/s in float16" in conditions
+    assert conditions.endswith(where)

@@ -221,18 +221,6 @@ def test_chips_are_refused_with_a_reason() -> None:
         assert support.why_not_on(chip, backward=backward) == []
 
 
-def test_on_old_chips_another_backend_comes_first(install, monkeypatch) -> None:
-    install(FakeBackend(), Support(first_before=(8, 0)))
-    monkeypatch.setitem(vars(OP), "backends", {"torch": Support(), "fake": OP.backends["fake"]})
-
-    class OnGpu:
-        device = torch.device("cuda")
-
-    for capability, order in (((7, 5), ["fake", "torch"]), ((8, 0), ["torch", "fake"])):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-        assert dispatch._volunteers(OP, {"x": OnGpu()}) == order
-
-
 def test_unasked_a_backend_may_be_chosen_for_less(install) -> None:
     install(FakeBackend(), Support(unasked=Support(max_channels=32)))
     for channels in (32, 33):
@@ -249,12 +237,24 @@ def test_chips_that_a_library_was_compiled_for() -> None:
     assert not runs_on(["7.5+PTX"], (7, 0))
 
 
-def test_a_chip_that_was_not_compiled_for_is_a_reason(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("chip", "driver", "reasons"),
+    [
+        ((8, 9), (13, 0), []),
+        ((8, 9), (13, 2), []),
+        ((8, 9), (14, 0), []),
+        ((7, 5), (13, 0), ["is built for 8.0, 9.0, the GPU is 7.5"]),
+        ((8, 9), (12, 8), ["is built with CUDA 13.0, the driver is for CUDA 12.8"]),
+    ],
+)
+def test_chip_and_driver_fit_the_library(chip, driver, reasons, monkeypatch) -> None:
+    """Within a major release a driver runs what a newer toolkit built."""
+    built = {"architectures": ["8.0", "9.0"], "toolkit": "13.0"}
     monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": {"architectures": ["8.0", "9.0"]}})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    reasons = dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False)
-    assert reasons == ["is built for 8.0, 9.0, the GPU is 7.5"]
+    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(_native, "driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
+    assert dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False) == reasons
 
 
 def test_supports_are_frozen() -> None:

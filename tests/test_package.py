@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import zipfile
 from email import message_from_bytes
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -27,11 +29,14 @@ from benchmarks import report
 from ditn import cli
 from ditn.resize import downscale
 from ditn_kernels import _native, info
+from ditn_kernels._native import runs_on
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = PROJECT / "examples" / "spiral.png"
 LIBRARY = "ditn_kernels/_C.so"
+# Turing to Blackwell, Thor, and what may follow.
+CHIPS = [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0)]
 
 
 def test_one_version() -> None:
@@ -125,7 +130,7 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
         path.relative_to(PROJECT).as_posix()
         for package in ("ditn", "ditn_kernels")
         for path in (PROJECT / package).rglob("*")
-        if path.suffix in (".py", ".typed", ".safetensors", ".tsv")
+        if path.suffix in (".py", ".typed", ".safetensors", ".tsv") or path.name == "backend_order.json"
     }
     assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
     assert (expected | {"ditn/weights/SHA256SUMS"}) - names == set()
@@ -134,6 +139,8 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
     assert {metadata_name.replace("METADATA", f"licenses/{name}") for name in licences} <= names
     assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-SA-4.0"
     assert (LIBRARY in names) == (_native.why_missing() is None)
+    # What CUDA C++ adds is looked at by test_wheel.py.
+    assert "ditn_kernels/_C_cuda.so" in names or wheel.stat().st_size < 12e6
 
 
 @pytest.mark.slow
@@ -168,3 +175,32 @@ def test_wheel_upscales_in_an_empty_environment_and_leaves_torch_alone(wheel, tm
     # A good enlargement shrinks back to what it was made of.
     error = downscale(enlarged, 4).astype(float) - given
     assert np.sqrt((error**2).mean()) < 2
+
+
+def setup_script() -> ModuleType:
+    """setup.py as a module."""
+    spec = importlib.util.spec_from_file_location("setup_script", PROJECT / "setup.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=str)
+def test_by_default_there_is_code_for_every_chip(chip: tuple[int, int]) -> None:
+    assert runs_on(setup_script().CUDA_ARCHS.split(";"), chip)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make, which is not installed")
+@pytest.mark.parametrize(("found", "build"), [(True, "cuda"), (False, "auto")])
+def test_make_wheel_builds_cuda_where_nvcc_is(found: bool, build: str, tmp_path) -> None:
+    if found:
+        (tmp_path / "nvcc").touch(mode=0o755)
+    # Only make and what it calls at once.
+    for name in ("make", "sh", "python3"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    command = [tmp_path / "make", "--dry-run", "--always-make", "wheel"]
+    environment = {"PATH": str(tmp_path)}
+    text = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert text.splitlines()[-1] == f"DITN_BUILD={build} .venv/bin/python -m build --no-isolation"
