@@ -46,6 +46,8 @@ class Recipe:
                frequencies, whose output is to average back to it and to stay near 0..1 (see `trainer`); 0 for none
     interpolation_start   begin at the best 3x3 interpolation (see `warm_start`)
     init       begin at other weights, a file or a shipped name: every tensor that fits (see `warm_start`); "" for none
+    init_share   share of init's weights, which then have to fit all, in those that are saved: a mean keeps more of what
+               init could do than its part in it (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)
     held_out   every held_out-th image is not trained on but validated on; 0 for none
 
     Raises ValueError that names the field and its value.
@@ -75,6 +77,7 @@ class Recipe:
     consistency: float = 0.1
     interpolation_start: bool = True
     init: str = ""
+    init_share: float = 0.0
     held_out: int = 40
     seed: int = 0
 
@@ -90,9 +93,11 @@ class Recipe:
         for name in ("minutes", "frequency", "consistency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
-        for name in ("decay", "drawn"):
+        for name in ("decay", "drawn", "init_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be a share from 0 to 1")
+        if self.init_share and not self.init:
+            raise ValueError(f"init_share is {self.init_share}, but there is no init")
 
     def share(self, step: int, seconds: float) -> float:
         """How much of the run is done after `step` steps and `seconds` of training: 0 to 1."""

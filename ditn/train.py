@@ -115,7 +115,7 @@ def train(trainer: Trainer, held_out: PairedImages | None, folder: Path, args: a
             if last:
                 break
     if world.first:
-        save(trainer.average, folder / "weights.safetensors", metadata=trainer.metadata(), overwrite=True)
+        save(trainer.result(), folder / "weights.safetensors", metadata=trainer.metadata(), overwrite=True)
     # Nobody leaves before the files are written: torchrun ends the others as soon as one is gone.
     world.total(0)
     return trainer.share == 1

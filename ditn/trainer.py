@@ -20,7 +20,7 @@ from ditn.data import Batch, PairedImages, to_pixels, to_tensor
 from ditn.metrics import psnr_y
 from ditn.model import DITN, DITN_Real, DITN_Tiny
 from ditn.recipe import Recipe
-from ditn.warm_start import start_at_interpolation, take_weights
+from ditn.warm_start import blended, start_at_interpolation, take_weights
 from ditn.world import World
 
 _MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
@@ -83,7 +83,10 @@ class Trainer:
             )
         )
         if recipe.init:
-            taken = take_weights(self.model, load(recipe.init, fused=self.model.fused), pairs)
+            source = load(recipe.init, fused=self.model.fused)
+            if recipe.init_share:
+                blended(self.model, source, recipe.init_share)  # fails now, not when all is done
+            taken = take_weights(self.model, source, pairs)
             self.origin = f"{recipe.init}: {taken}"
         elif recipe.interpolation_start:
             start_at_interpolation(self.model, pairs)
@@ -164,6 +167,12 @@ class Trainer:
     def enlarge(self, low: Any) -> Any:
         """uint8 [H, W, 3] by the averaged weights -> uint8 [sH, sW, 3]."""
         return to_pixels(self.average(to_tensor(torch.tensor(low)[None], self.device))[0])
+
+    def result(self) -> DITN:
+        """The averaged weights, with the recipe's share of those that they began from. Raises what `ditn.load` raises,
+        and ValueError if those are of another network."""
+        recipe = self.recipe
+        return blended(self.average, load(recipe.init), recipe.init_share) if recipe.init_share else self.average
 
     def state(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -128,6 +129,20 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
     if taken.other_shape or taken.unused or not same:
         _fit_tail(model, pairs)
     return taken
+
+
+def blended(model: DITN, source: DITN, share: float) -> DITN:
+    """A copy of the model whose weights are `share` parts of the source's and the rest of its own.
+
+    Raises ValueError if the networks differ.
+    """
+    if model.config != source.config:
+        raise ValueError(f"weights of {source.config} cannot be blended into {model.config}")
+    twin, theirs = copy.deepcopy(model), source.state_dict()
+    twin.load_state_dict(
+        {key: tensor.lerp(theirs[key].to(tensor), share) for key, tensor in model.state_dict().items()}
+    )
+    return twin
 
 
 def _layers(model: DITN) -> Iterator[tuple[str, ITL | SAL]]:

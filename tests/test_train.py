@@ -295,6 +295,20 @@ def test_start_is_named_in_the_weights(pictures: Path, tmp_path: Path) -> None:
         _run(pictures, tmp_path / "c", "--init", "nowhere")
 
 
+def test_saved_weights_keep_a_share_of_those_they_began_from(pictures: Path, tmp_path: Path) -> None:
+    flags = ("--model", "ditn-tiny", "--init", "ditn-tiny-x4", "--steps", "1", "--warmup", "0", "--ema", "0.1")
+    assert _run(pictures, tmp_path / "run", *flags, "--init-share", "0.75") == 0
+    saved = ditn.load(tmp_path / "run" / "weights.safetensors").state_dict()
+    trained, start = _checkpoint(tmp_path / "run")["average"], ditn.load("ditn-tiny-x4").state_dict()
+    for key, tensor in saved.items():
+        expected = 0.75 * start[key].double() + 0.25 * trained[key].double()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="cannot be blended into"):
+        _run(pictures, tmp_path / "other", "--init", "ditn-tiny-x2", "--init-share", "0.5")
+    with pytest.raises(ValueError, match=r"init_share is 0\.5, but there is no init"):
+        Recipe(init_share=0.5)
+
+
 @pytest.mark.parametrize("loss", ["l1", "charbonnier"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adam"])
 def test_training_lowers_the_loss(pictures: Path, tmp_path: Path, loss: str, optimizer: str) -> None:

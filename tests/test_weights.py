@@ -40,11 +40,11 @@ def _recipe(name: str) -> Recipe:
     return Recipe(**{**values, "betas": tuple(values.get("betas", Recipe.betas))})
 
 
-def test_something_ships_in_half_precision() -> None:
+def test_all_ship_in_sixteen_bits() -> None:
     assert "ditn-real-x4" in ditn.models()
     for name in ditn.models():
         with safe_open(WEIGHTS / f"{name}.safetensors", framework="pt") as file:
-            assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+            assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.bfloat16}  # noqa: SIM118
 
 
 @pytest.mark.parametrize("name", ditn.models())
