@@ -12,6 +12,7 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LAYER_NORM_EPS = tl.constexpr(1e-5)
+TERMS = tl.constexpr(64)  # of float32, summed by a tensor core
 
 
 @triton.jit
@@ -28,18 +29,53 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee" or "tf32x3"."""
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    if a.dtype == tl.float32 and PRECISION == "tf32x3" and not INTERPRETED:
-        a_high = high_bits(a)
-        b_high = high_bits(b)
-        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
-        acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
-        return tl.dot(a_high, b_high, acc, input_precision="tf32")
+    """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee", "tf32" or "tf32x3".
+
+    A tensor core cuts what it adds to its accumulator towards zero, so the error of a long sum grows with its length.
+    In "tf32x3" at most TERMS products of two values are summed there, and such sums are added by rounded additions.
+    """
+    if a.dtype == tl.float32 and PRECISION == "tf32x3":
+        if a.shape[1] > TERMS:
+            tl.static_assert(a.shape[1] == 2 * TERMS)
+            # Every other column of a, and row of b.
+            a_even, a_odd = tl.split(tl.reshape(a, (a.shape[0], TERMS, 2)))
+            b_even, b_odd = tl.split(tl.permute(tl.reshape(b, (TERMS, 2, b.shape[1])), (0, 2, 1)))
+            return plus(plus(acc, dot_of_parts(a_even, b_even)), dot_of_parts(a_odd, b_odd))
+        else:
+            return plus(acc, dot_of_parts(a, b))
+    elif INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def dot_of_parts(a, b):
+    """a b of float32 factors, each as the sum of two TF32 values. What is left out are the products of two low parts,
+    2^-22 of the whole at most."""
+    a_high = nearest_tf32(a)
+    b_high = nearest_tf32(b)
+    sums = tl.dot(a - a_high, b_high, tl.zeros((a.shape[0], b.shape[1]), tl.float32), input_precision="tf32")
+    sums = tl.dot(a_high, b - b_high, sums, input_precision="tf32")
+    return tl.dot(a_high, b_high, sums, input_precision="tf32")
+
+
+@triton.jit
+def nearest_tf32(x):
+    """float32 rounded to the 10 bits of mantissa that TF32 keeps. Were it cut, what is left over would have the sign of
+    x, and so the products that are left out that of the result."""
+    return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def plus(x, y):
+    """x + y of float32. Were it a sum that Triton knows, it would let the tensor core add y's products to x."""
+    if INTERPRETED:
+        return x + y
+    else:
+        return tl.inline_asm_elementwise(
+            "add.rn.f32 $0, $1, $2;", "=r,r,r", [x, y], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -71,12 +107,6 @@ def dot_by_slices(
         b = tl.load(b_ptr + k[:, None] * b_stride + column[None, :], inside, 0.0)
         acc = dot(a, b, acc, PRECISION)
     return acc
-
-
-@triton.jit
-def high_bits(x):
-    """float32 cut to the 10 bits of mantissa that TF32 keeps."""
-    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

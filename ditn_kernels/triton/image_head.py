@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +17,7 @@ CANDIDATES = {"image_head_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)}}
 @triton.jit
 def conv3x3(
     map_ptr,
-    stride_c,
+    place,
     stride_y,
     stride_x,
     y,
@@ -33,20 +34,86 @@ def conv3x3(
     PRECISION: tl.constexpr,
 ):
     """conv3x3(map) + b [BLOCK_W, D_PAD], float32, of row y and columns left + `column` [BLOCK_W] of the image at
-    `map_ptr`, which has C channels; `output` [D_PAD] are the D channels of the result."""
+    `map_ptr`, which has C channels; a pixel's `channel` [C_PAD] lie `place` [C_PAD] behind the first of them. `output`
+    [D_PAD] are the D channels of the result."""
     sums = tl.broadcast_to(load_vector(bias_ptr, output, D)[None, :], (column.shape[0], output.shape[0]))
+    if map_ptr.dtype.element_ty == tl.float32:
+        # One tap after the other: the factors of several, in two parts each, would not fit the registers.
+        for tap in tl.range(0, 9, num_stages=1, disable_licm=True):
+            sums = add_tap(
+                tap,
+                map_ptr,
+                place,
+                stride_y,
+                stride_x,
+                y,
+                left,
+                column,
+                H,
+                W,
+                channel,
+                weight_ptr,
+                output,
+                C,
+                D,
+                sums,
+                PRECISION,
+            )
+    else:
+        for tap in tl.static_range(9):
+            sums = add_tap(
+                tap,
+                map_ptr,
+                place,
+                stride_y,
+                stride_x,
+                y,
+                left,
+                column,
+                H,
+                W,
+                channel,
+                weight_ptr,
+                output,
+                C,
+                D,
+                sums,
+                PRECISION,
+            )
+    return sums
+
+
+@triton.jit
+def add_tap(
+    tap,
+    map_ptr,
+    place,
+    stride_y,
+    stride_x,
+    y,
+    left,
+    column,
+    H,
+    W,
+    channel,
+    weight_ptr,
+    output,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    sums,
+    PRECISION: tl.constexpr,
+):
+    """sums + the product of the pixels under a tap with its weights."""
     weight_ptrs = weight_ptr + channel[:, None] * D + output[None, :]
     weight_inside = (channel < C)[:, None] & (output < D)[None, :]
-    offset = column[:, None] * stride_x + channel[None, :].to(tl.int64) * stride_c
-    for tap in tl.static_range(9):
-        tap_y = y + tap // 3 - 1
-        tap_left = left + tap % 3 - 1
-        corner = map_ptr + tap_y.to(tl.int64) * stride_y + tap_left.to(tl.int64) * stride_x
-        inside = (tap_y >= 0) & (tap_y < H) & (column >= -tap_left) & (column < W - tap_left)
-        values = tl.load(corner + offset, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
-        weight = tl.load(weight_ptrs + tap * (C * D), weight_inside, 0.0)  # [C_PAD, D_PAD]
-        sums = dot(values, weight, sums, PRECISION)
-    return sums
+    offset = column[:, None] * stride_x + place[None, :].to(tl.int64)
+    tap_y = y + tap // 3 - 1
+    tap_left = left + tap % 3 - 1
+    corner = map_ptr + tap_y.to(tl.int64) * stride_y + tap_left.to(tl.int64) * stride_x
+    inside = (tap_y >= 0) & (tap_y < H) & (column >= -tap_left) & (column < W - tap_left)
+    values = tl.load(corner + offset, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
+    weight = tl.load(weight_ptrs + tap * (C * D), weight_inside, 0.0)  # [C_PAD, D_PAD]
+    return dot(values, weight, sums, PRECISION)
 
 
 @triton.jit
@@ -81,7 +148,7 @@ def _image_head_fwd_kernel(
     image_ptr += (row // H).to(tl.int64) * stride_b
     y = conv3x3(
         image_ptr,
-        stride_n,
+        n.to(tl.int64) * stride_n,
         stride_y,
         stride_x,
         row % H,
@@ -102,6 +169,11 @@ def _image_head_fwd_kernel(
     tl.store(y_ptr + pixel * C + column[:, None] * C + c[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
 
 
+def trips(like: Tensor) -> tuple[float, ...]:
+    """Of a kernel that calls `conv3x3`: in float32 its taps are a loop."""
+    return (9,) if like.dtype == torch.float32 else ()
+
+
 def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, inputs, height, width = image.shape
     channels = weight.shape[3]
@@ -118,6 +190,7 @@ def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         height,
         width,
         segments,
+        trips=trips(image),
         N=inputs,
         N_PAD=padded(inputs),
         C=channels,

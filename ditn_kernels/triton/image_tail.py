@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from ditn_kernels.triton._launch import Plan, dense, empty_map, padded
 from ditn_kernels.triton._math import rounded
-from ditn_kernels.triton.image_head import conv3x3
+from ditn_kernels.triton.image_head import conv3x3, trips
 
 CANDIDATES = {
     "image_tail_body_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)},
@@ -45,12 +43,36 @@ def _image_tail_body_fwd_kernel(
     column = tl.arange(0, BLOCK_W)
     image_ptr = x_ptr + (row // H).to(tl.int64) * H * W * C
     y = conv3x3(
-        image_ptr, 1, W * C, C, row % H, left, column, H, W, channel, weight_ptr, bias_ptr, channel, C, C, PRECISION
+        image_ptr,
+        channel,
+        W * C,
+        C,
+        row % H,
+        left,
+        column,
+        H,
+        W,
+        channel,
+        weight_ptr,
+        bias_ptr,
+        channel,
+        C,
+        C,
+        PRECISION,
     )  # [BLOCK_W, C_PAD]
     offset = (row.to(tl.int64) * W + left) * C + column[:, None] * C + channel[None, :]
     inside = (column < W - left)[:, None] & (channel < C)[None, :]
     y += tl.load(skip_ptr + offset, inside, 0.0).to(tl.float32)
     tl.store(y_ptr + offset, rounded(y, y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def shuffled(lane, W, OUTPUTS: tl.constexpr, UPSCALE: tl.constexpr):
+    """How far the values that pixel_shuffle makes of one pixel's channels are from the first of them, in an image of
+    UPSCALE * W columns. The channels are in the order of storage: of the UPSCALE x UPSCALE pixels row by row, each with
+    its OUTPUTS values."""
+    run = UPSCALE * OUTPUTS  # what one pixel gives to each upscaled row
+    return (lane // run).to(tl.int64) * W * run + lane % run
 
 
 @triton.jit
@@ -70,8 +92,7 @@ def _image_tail_up_fwd_kernel(
     BLOCK_W: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """pixel_shuffle(conv3x3(x) + b), OUTPUTS channels. The weights' columns are in the order of storage: of the
-    UPSCALE x UPSCALE pixels row by row, each with its channels.
+    """pixel_shuffle(conv3x3(x) + b), OUTPUTS channels. The weights' columns are in the order of storage.
 
     Grid: one program per piece of a row.
     """
@@ -83,13 +104,13 @@ def _image_tail_up_fwd_kernel(
     column = tl.arange(0, BLOCK_W)
     image_ptr = x_ptr + (row // H).to(tl.int64) * H * W * C
     y = conv3x3(
-        image_ptr, 1, W * C, C, row % H, left, column, H, W, channel, weight_ptr, bias_ptr, lane, C, D, PRECISION
+        image_ptr, channel, W * C, C, row % H, left, column, H, W, channel, weight_ptr, bias_ptr, lane, C, D, PRECISION
     )  # [BLOCK_W, D_PAD]
-    run = UPSCALE * OUTPUTS  # what one pixel gives to each upscaled row
+    run = UPSCALE * OUTPUTS
     corner = y_ptr + (row.to(tl.int64) * UPSCALE * W + left) * run
-    lane_offset = (lane // run).to(tl.int64) * W * run + lane % run
+    place = shuffled(lane, W, OUTPUTS, UPSCALE)
     inside = (column < W - left)[:, None] & (lane < D)[None, :]
-    tl.store(corner + column[:, None] * run + lane_offset[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
+    tl.store(corner + column[:, None] * run + place[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
 
 
 def forward(
@@ -103,25 +124,44 @@ def forward(
 ) -> Tensor:
     batch, channels, height, width = x.shape
     outputs = up_weight.shape[3] // upscale**2
-    constants: dict[str, Any] = {"C": channels, "C_PAD": padded(channels)}
-    x, skip = dense(x), dense(skip)
-
-    deep = torch.empty_like(x)
-    plan = Plan(_image_tail_body_fwd_kernel, x, channels=padded(channels))
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    args: tuple[Any, ...] = (x, skip, body_weight.contiguous(), body_bias.contiguous(), deep, height, width, segments)
-    plan.launch(batch * height * segments, *args, **constants)
-
+    deep = body(x, skip, body_weight, body_bias)
     y = empty_map(x, outputs, height * upscale, width * upscale)
     side = padded(up_weight.shape[3])
     plan = Plan(_image_tail_up_fwd_kernel, x, channels=padded(channels), outputs=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    args = (deep, _in_order(up_weight, upscale), _in_order(up_bias, upscale), y, height, width, segments)
-    plan.launch(batch * height * segments, *args, OUTPUTS=outputs, UPSCALE=upscale, D_PAD=side, **constants)
+    plan.launch(
+        batch * height * segments,
+        deep,
+        in_order(up_weight, upscale**2),
+        in_order(up_bias, upscale**2),
+        y,
+        height,
+        width,
+        segments,
+        trips=trips(x),
+        C=channels,
+        C_PAD=padded(channels),
+        OUTPUTS=outputs,
+        UPSCALE=upscale,
+        D_PAD=side,
+    )
     return y
 
 
-def _in_order(weight: Tensor, upscale: int) -> Tensor:
-    """[..., channels * s * s] as pixel_shuffle takes it -> [..., s * s * channels] as the pixels are stored."""
-    pixels: Tensor = weight.unflatten(-1, (-1, upscale * upscale))
-    return pixels.transpose(-1, -2).reshape(weight.shape)
+def body(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """conv3x3(x) + skip."""
+    batch, channels, height, width = x.shape
+    x, skip = dense(x), dense(skip)
+    deep = torch.empty_like(x)
+    plan = Plan(_image_tail_body_fwd_kernel, x, channels=padded(channels))
+    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    args = (x, skip, weight.contiguous(), bias.contiguous(), deep, height, width, segments)
+    plan.launch(batch * height * segments, *args, trips=trips(x), C=channels, C_PAD=padded(channels))
+    return deep
+
+
+def in_order(weight: Tensor, pixels: int) -> Tensor:
+    """[..., channels * pixels] as pixel_shuffle takes it -> [..., pixels * channels] as they are stored. With the
+    number of channels in the place of that of pixels, the way back."""
+    groups: Tensor = weight.unflatten(-1, (-1, pixels))
+    return groups.transpose(-1, -2).reshape(weight.shape)

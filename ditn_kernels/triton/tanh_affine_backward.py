@@ -49,7 +49,11 @@ def _tanh_affine_bwd_kernel(
         u = settled(normalize(x, channel, C, "tanh"))
         # Read anew for every block: kept, it would take registers that are short.
         weight = tl.load(weight_ptr + channel[:, None] * D + output[None, :], inside, 0.0)  # [C_PAD, D_PAD]
-        du = dot(grad, tl.trans(weight), tl.zeros(u.shape, tl.float32), PRECISION)
+        if dtype == tl.float32:
+            # Few pixels as columns: as rows there were too few for the warps, and each would have taken them all.
+            du = tl.trans(dot(weight, tl.trans(grad), tl.zeros((C_PAD, BLOCK_N), tl.float32), PRECISION))
+        else:
+            du = dot(grad, tl.trans(weight), tl.zeros(u.shape, tl.float32), PRECISION)
         dx = normalize_backward(du, x, u, channel, C, "tanh")
         tl.store(dx_ptr + offset, rounded(dx, dtype), shown & (channel < C)[None, :])
         dweight = dot(tl.trans(u), grad, tl.zeros(weight.shape, tl.float32), PRECISION)
