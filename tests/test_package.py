@@ -96,12 +96,16 @@ def test_side_by_side_shows_all(tmp_path) -> None:
     Image.new("RGB", (32, 24), "blue").save(one)
     Image.new("RGB", (32, 24), "lime").save(other)
     script = PROJECT / "examples" / "side_by_side.py"
-    subprocess.run([sys.executable, script, small, sheet, f"one={one}", f"the other={other}"], check=True)
+    rows = [small, f"one={one}", f"the other={other}", one, f"small={small}"]
+    subprocess.run([sys.executable, script, sheet, *rows], check=True)
     with Image.open(sheet) as image:
         width, height = image.size
-        assert (width, height) >= (3 * 32, 24)
-        row = [image.getpixel((x, height - 1)) for x in (0, width // 2, width - 1)]
-    assert row == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+        assert width >= 3 * 32
+        assert height >= 24 + 6
+        first = [image.getpixel((x, height - 6 - 18 - 4 - 1)) for x in (0, width // 2, width - 1)]
+        second = [image.getpixel((x, height - 1)) for x in (0, 8 + 4)]
+    assert first == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+    assert second == [(0, 0, 255), (255, 0, 0)]
 
 
 @pytest.fixture(scope="module")
