@@ -22,6 +22,7 @@ from benchmarks.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
+from ditn_kernels.triton._launch import precision
 from ditn_kernels.triton._math import dot
 
 pytestmark = [
@@ -105,12 +106,13 @@ def _sum_of_products_kernel(
     tl.store(y_ptr + m[:, None] * N + n[None, :], y)
 
 
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32x4"])
 @pytest.mark.parametrize("depth", [32, 64, 128])
-def test_a_long_sum_of_products(depth: int) -> None:
+def test_a_long_sum_of_products(depth: int, precision: str) -> None:
     """All of them positive: the tensor core would cut something off every partial sum."""
     a, b, y = torch.rand(16, 2048), torch.rand(2048, 32), torch.empty(16, 32)
-    _sum_of_products_kernel[(1,)](a, b, y, 2048 // depth, M=16, N=32, K=depth, PRECISION="tf32x3")
-    assert_as_good(y, a.double() @ b.double(), a @ b, 2.0**-23, f"{depth} terms at a time")
+    _sum_of_products_kernel[(1,)](a, b, y, 2048 // depth, M=16, N=32, K=depth, PRECISION=precision)
+    assert_as_good(y, a.double() @ b.double(), a @ b, 2.0**-23, f"{precision}, {depth} terms at a time")
 
 
 def test_the_tensor_core_reads_ten_bits_and_truncates() -> None:
@@ -126,6 +128,21 @@ def test_the_tensor_core_reads_ten_bits_and_truncates() -> None:
     assert product([-1.0], [unit / 4], 1) == 1 - unit / 2  # the nearest would be 1
     assert product([0.5] * 8, [unit] * 8, 1) == 1 + 4 * unit  # one instruction: exact sum
     assert product([0.5] + [0] * 7 + [0.5] + [0] * 7, [unit] * 16, 1) == 1  # two: each half is lost
+
+
+def test_plain_tf32_is_for_those_who_allow_it() -> None:
+    """By PyTorch's old setting or by its new one, after which the old one cannot be read."""
+    products = torch.backends.cuda.matmul
+    assert [precision(80, gradient=gradient) for gradient in (False, True)] == ["tf32x3", "tf32x4"]
+    try:
+        products.allow_tf32 = True
+        assert precision(80, gradient=False) == "tf32"
+        products.allow_tf32 = False
+        products.fp32_precision = "tf32"
+        assert precision(80, gradient=False) == "tf32"
+    finally:
+        products.allow_tf32 = False
+        products.fp32_precision = "none"
 
 
 @pytest.mark.slow

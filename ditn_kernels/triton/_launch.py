@@ -109,7 +109,7 @@ class Plan:
         come on top of `constants`. A kernel whose programs take one task each leaves `tasks` out."""
         constants |= self.blocks
         if "PRECISION" in self._kernel.arg_names:
-            constants["PRECISION"] = _precision(self._capability)
+            constants["PRECISION"] = precision(self._capability, gradient=self.name.endswith("_bwd"))
         if recorder := _recorder.get():
             tasks = tasks or programs
             launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs, tasks, trips)
@@ -159,9 +159,14 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _precision(capability: int) -> str:
-    """How float32 factors are multiplied: exactly, or as three products of TF32 halves, which lose 2^-22 at most.
-    Plain TF32 is for a user who has allowed it."""
-    if torch.backends.cuda.matmul.allow_tf32:
+def precision(capability: int, *, gradient: bool) -> str:
+    """How float32 factors are multiplied: exactly, or as the products of TF32 parts (`_math.dot`).
+
+    Plain TF32 is for a user who has allowed it, by PyTorch's new setting or by its old one, which raises an error when
+    it is read after the new one was written.
+    """
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return "tf32x3" if capability >= 80 else "ieee"
+    if capability < 80:
+        return "ieee"
+    return "tf32x4" if gradient else "tf32x3"

@@ -12,7 +12,6 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LAYER_NORM_EPS = tl.constexpr(1e-5)
-TERMS = tl.constexpr(64)  # of float32, summed by a tensor core
 
 
 @triton.jit
@@ -29,20 +28,22 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee", "tf32" or "tf32x3".
+    """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee", "tf32", "tf32x3" or "tf32x4".
 
     A tensor core cuts what it adds to its accumulator towards zero, so the error of a long sum grows with its length.
-    In "tf32x3" at most TERMS products of two values are summed there, and such sums are added by rounded additions.
+    In "tf32x3" it sums at most 64 products of two values, and such sums are added by rounded additions. A gradient is a
+    sum of what such sums came to; for it there is "tf32x4", which sums 32 products and leaves out none of their parts.
     """
-    if a.dtype == tl.float32 and PRECISION == "tf32x3":
+    if a.dtype == tl.float32 and (PRECISION == "tf32x3" or PRECISION == "tf32x4"):
+        TERMS: tl.constexpr = 64 if PRECISION == "tf32x3" else 32
         if a.shape[1] > TERMS:
-            tl.static_assert(a.shape[1] == 2 * TERMS)
+            HALF: tl.constexpr = a.shape[1] // 2
             # Every other column of a, and row of b.
-            a_even, a_odd = tl.split(tl.reshape(a, (a.shape[0], TERMS, 2)))
-            b_even, b_odd = tl.split(tl.permute(tl.reshape(b, (TERMS, 2, b.shape[1])), (0, 2, 1)))
-            return plus(plus(acc, dot_of_parts(a_even, b_even)), dot_of_parts(a_odd, b_odd))
+            a_even, a_odd = tl.split(tl.reshape(a, (a.shape[0], HALF, 2)))
+            b_even, b_odd = tl.split(tl.permute(tl.reshape(b, (HALF, 2, b.shape[1])), (0, 2, 1)))
+            return dot(a_odd, b_odd, dot(a_even, b_even, acc, PRECISION), PRECISION)
         else:
-            return plus(acc, dot_of_parts(a, b))
+            return plus(acc, dot_of_parts(a, b, PRECISION))
     elif INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
@@ -50,13 +51,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def dot_of_parts(a, b):
-    """a b of float32 factors, each as the sum of two TF32 values. What is left out are the products of two low parts,
-    2^-22 of the whole at most."""
+def dot_of_parts(a, b, PRECISION: tl.constexpr):
+    """a b of float32 factors, each as the sum of two TF32 values, in three products or in four. What three leave out
+    are the products of two low parts, 2^-22 of the whole at most."""
     a_high = nearest_tf32(a)
     b_high = nearest_tf32(b)
-    sums = tl.dot(a - a_high, b_high, tl.zeros((a.shape[0], b.shape[1]), tl.float32), input_precision="tf32")
-    sums = tl.dot(a_high, b - b_high, sums, input_precision="tf32")
+    a_low = a - a_high
+    b_low = b - b_high
+    sums = tl.zeros((a.shape[0], b.shape[1]), tl.float32)
+    if PRECISION == "tf32x4":
+        sums = tl.dot(a_low, b_low, sums, input_precision="tf32")
+    sums = tl.dot(a_low, b_high, sums, input_precision="tf32")
+    sums = tl.dot(a_high, b_low, sums, input_precision="tf32")
     return tl.dot(a_high, b_high, sums, input_precision="tf32")
 
 
