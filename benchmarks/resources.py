@@ -162,7 +162,10 @@ def main() -> int:
         if not args.quiet:
             show(result)
     if args.json:
-        assemblers = {f"sm_{chip}": str(_assembler.choose(chip)) for chip in args.capabilities}
+        choices = {chip: _assembler.choose(chip) for chip in args.capabilities}
+        assemblers = {
+            f"sm_{chip}": one.assembler.identity if one.assembler else str(one) for chip, one in choices.items()
+        }
         in_triton: dict[str, Any] = {"triton": triton.__version__, "assemblers": assemblers}
         compiler = in_triton if args.backend == "triton" else {"nvcc": cuda_code.version()}
         facts = compiler | {"date": time.strftime("%Y-%m-%d"), "map": cases.FRAME}

@@ -46,8 +46,10 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
             return plus(acc, dot_of_parts(a, b, PRECISION))
     elif INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
+    elif a.dtype == tl.float32:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+    else:
+        return tl.dot(a, b, acc)
 
 
 @triton.jit
