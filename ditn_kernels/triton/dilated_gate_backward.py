@@ -23,6 +23,7 @@ from ditn_kernels.triton._math import (
     normalize,
     normalize_backward,
     rounded,
+    settled,
 )
 from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
 from ditn_kernels.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
@@ -79,6 +80,8 @@ def _dilated_gate_out_bwd_kernel(
         upper, lower = depthwise_of_two_rows(
             near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
         )
+        if dtype == tl.float32:
+            upper = settled(upper)  # 112 bytes of stack on sm_90 else
         # Not unrolled: two rows at once spill in float32.
         for is_lower in tl.range(2, num_stages=1, disable_licm=True):
             far = rounded(tl.where(is_lower == 1, lower, upper), dtype)  # [BLOCK_W, C_PAD]
