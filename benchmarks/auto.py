@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import outputs
-from benchmarks.degraded import DEGRADATIONS, Pixels, drawings, encoded, resized, shifted
+from benchmarks.harness import outputs
+from benchmarks.harness.degraded import DEGRADATIONS, Pixels, drawings, encoded, resized, shifted
+from benchmarks.harness.outputs import PROJECT, RESULTS
 from ditn.checkpoint import load
 from ditn.data import list_images
 from ditn.images import read
@@ -37,7 +38,6 @@ from ditn.resize import crop_to_multiple
 from ditn.upscale import Upscaler
 from ditn.variants import of_scale
 
-PROJECT = Path(__file__).parent.parent
 SETS = ("Set5", "Set14", "BSD100")
 INPUTS = ("HR", "LR_bicubic/X2", "LR_bicubic/X3", "LR_bicubic/X4")
 SCALE = 4
@@ -189,7 +189,7 @@ def main() -> int:
         "--every", type=int, default=3, metavar="N", help="degrade only every Nth picture (%(default)s)"
     )
     parser.add_argument("--measurements", type=Path, metavar="FOLDER", help="print what is measured there, no more")
-    parser.add_argument("--json", type=outputs.file, default=PROJECT / "benchmarks" / "results" / "auto.json")
+    parser.add_argument("--json", type=outputs.file, default=RESULTS / "auto.json")
     args = parser.parse_args()
     if args.measurements:
         measurements(args.measurements, args.every)

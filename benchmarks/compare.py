@@ -5,7 +5,7 @@
 
 Each commit is checked out into a folder of its own (`git worktree`) and built there; NEW is HEAD unless it is given.
 What is not committed is not measured. This tree's benchmarks run both packages: every case as five processes of each
-commit, checked against float64, in turns (`benchmarks.contest`). A process' time is its median. Exit status 1 if in
+commit, checked against float64, in turns (`harness/contest.py`). A process' time is its median. Exit status 1 if in
 some case every process of NEW is slower than every process of BASE: the base's own spread is the measured noise, and
 equal commits come out like this once in 252 cases.
 """
@@ -22,8 +22,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.contest import PROJECT, contest
-from benchmarks.processes import Job
+from benchmarks.harness.contest import contest
+from benchmarks.harness.outputs import PROJECT
+from benchmarks.harness.processes import Job
 
 PROCESSES = 5
 
@@ -69,7 +70,7 @@ def verdict(base: Sequence[float], new: Sequence[float]) -> tuple[float, float, 
 def measure(job: Job, base: Path, new: Path, *, rounds: int, processes: int) -> tuple[list[float], list[float]]:
     """The processes' median times of both trees."""
     found = contest([(job, tree) for _ in range(processes) for tree in (base, new)], rounds=rounds)
-    times = [statistics.median(sum(images) for images in contestant.passes) for contestant in found]
+    times = [statistics.median(sum(images) for images in entrant.passes) for entrant in found]
     return times[0::2], times[1::2]
 
 

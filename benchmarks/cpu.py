@@ -3,11 +3,11 @@
 
     python -m benchmarks.cpu --model ditn-real --sizes 320x180 128x128 --threads 2 --training --json FILE
 
-Needs `pip install .[bench]`. Every contestant is a process of its own, whose result is first checked against the
-published formula in float64; then they take turns (`benchmarks.contest`). Beside them, in the same rounds, a loop of
-register-only multiply-adds measures the machine's float32 peak, which is the best of its rounds. Printed and written:
-medians, quartiles, every round, ratios, the peak memory of a call beyond what the process held before it, the fused
-network's share of the peak.
+Needs `pip install .[bench]`. Every provider is a process of its own, whose result is first checked against the
+published formula in float64; then they take turns (`harness/contest.py`). All but those "as installed" keep the memory
+that they freed. Beside them, in the same rounds, a loop of register-only multiply-adds measures the machine's float32
+peak, which is the best of its rounds. Printed and written: medians, quartiles, every round, ratios, the peak memory of
+a call beyond what the process held before it, the fused network's share of the peak.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any
 import torch
 
 import ditn
-from benchmarks import outputs
-from benchmarks.contest import PROJECT, contest, keep_runs
-from benchmarks.contestants import INFERENCE, TRAINING
-from benchmarks.cpu_timing import fma_peak
-from benchmarks.model import MODELS
-from benchmarks.processes import Job
+from benchmarks.harness import outputs
+from benchmarks.harness.contest import contest, keep_runs
+from benchmarks.harness.cpu_timing import fma_peak
+from benchmarks.harness.networks import MODELS
+from benchmarks.harness.outputs import PROJECT
+from benchmarks.harness.processes import Job
+from benchmarks.harness.providers import INFERENCE, TRAINING, title
 from ditn_kernels import REGISTRY, _native
 
 
 def measure(
     arguments: argparse.Namespace, size: str, threads: int, *, training: bool
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """A row for each contestant, and the peak in FLOP/s in each round."""
+    """A row for each provider, and the peak in FLOP/s in each round."""
     table = TRAINING if training else INFERENCE["cpu"]
     names = [name for name in table if not arguments.only or name in arguments.only]
     jobs = [Job(arguments.model, name, arguments.upscale, (size,), threads, training=training) for name in names]
@@ -40,7 +41,7 @@ def measure(
     found = contest(
         [(job, PROJECT) for job in jobs], rounds=arguments.rounds, each_round=lambda: peaks.append(fma_peak())
     )
-    return [contestant.row() for contestant in found], peaks
+    return [entrant.row() for entrant in found], peaks
 
 
 def flops(model: ditn.DITN, size: str) -> int:
@@ -59,9 +60,8 @@ def show(run: dict[str, Any]) -> None:
     base = run["rows"][0]["median_s"]
     for row in run["rows"]:
         low, high = row["quartiles_s"]
-        line = (
-            f"  {row['contestant']:28} {row['median_s']:8.3f} s ({low:.3f}..{high:.3f}) {base / row['median_s']:6.2f} x"
-        )
+        line = f"  {title(row['contestant']):44} {row['median_s']:8.3f} s ({low:.3f}..{high:.3f})"
+        line += f" {base / row['median_s']:6.2f} x"
         share = f"  {row['share_of_peak']:.0%} of peak" if "share_of_peak" in row else ""
         print(f"{line}  {row['extra_bytes'] / 2**20:7.0f} MiB{share}", flush=True)
 
@@ -73,9 +73,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="*", default=["320x180"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--only", nargs="+", metavar="CONTESTANT", help=f"of {', '.join(INFERENCE['cpu'])}; default all"
-    )
+    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help=f"of {', '.join(INFERENCE['cpu'])}; default all")
     parser.add_argument("--training", action="store_true", help="and a training step on a batch of 8 of 48x48")
     parser.add_argument("--json", type=outputs.file, help="where the runs go, beside those that the file has already")
     arguments = parser.parse_args()

@@ -4,8 +4,8 @@
     python -m benchmarks.deploy --sizes 160x90 320x180 640x360 --json FILE
 
 Needs `pip install .[bench]`. The plain graph is the published formula exported at one size, as exports of DITN were so
-far; "one size" is the exported graph made at one size. Every contestant is a process of its own, whose result is first
-checked against the published formula in float64; then they take turns (`benchmarks.contest`). Printed and written for
+far; "one size" is the exported graph made at one size. Every provider is a process of its own, whose result is first
+checked against the published formula in float64; then they take turns (`harness/contest.py`). Printed and written for
 each size: medians, quartiles, the ratio to the plain graph in the same runtime, the peak memory of the first call
 beyond what the process held before. Runs of other sizes and threads that the file has already are kept, so that a long
 comparison can be made in parts.
@@ -17,16 +17,17 @@ import argparse
 import sys
 from typing import Any
 
-from benchmarks import outputs
-from benchmarks.contest import PROJECT, contest, keep_runs
-from benchmarks.contestants import DEPLOYMENT
-from benchmarks.model import MODELS
-from benchmarks.processes import Job
+from benchmarks.harness import outputs
+from benchmarks.harness.contest import contest, keep_runs
+from benchmarks.harness.networks import MODELS
+from benchmarks.harness.outputs import PROJECT
+from benchmarks.harness.processes import Job
+from benchmarks.harness.providers import DEPLOYMENT
 from ditn_kernels import native_libraries
 
 
 def measure(arguments: argparse.Namespace, size: str, threads: int) -> list[dict[str, Any]]:
-    """A row for each contestant."""
+    """A row for each provider."""
     names = [name for name in DEPLOYMENT if not arguments.only or name in arguments.only]
     jobs = [Job(arguments.model, name, arguments.upscale, (size,), threads) for name in names]
     return [found.row() for found in contest([(job, PROJECT) for job in jobs], rounds=arguments.rounds)]
@@ -58,7 +59,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["320x180"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help=f"of {', '.join(DEPLOYMENT)}; default all")
+    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help=f"of {', '.join(DEPLOYMENT)}; default all")
     parser.add_argument("--json", type=outputs.file, help="where the runs go, beside those that the file has already")
     arguments = parser.parse_args()
     native_libraries()

@@ -5,13 +5,14 @@
     python -m benchmarks.gpu --training [--model ditn-real] [--dtype float16]
     python -m benchmarks.gpu --only-cuda [--sizes 960x540]
 
-Contestants: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
+Providers: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
 channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
 max-autotune; the fused network by the backends that it chooses and by CUDA C++, and both replayed from a CUDA graph.
 TF32 is off. Each is compared with float64 before it is timed: at most twice the error of the published formula in its
-dtype. Latency is from the call to the finished result, median and quartiles of interleaved rounds; "host" is until the
+dtype. Latency is from the call to the finished result, median and quartiles of rounds in turns; "host" is until the
 call returns. The picture is padded to the patch grid beforehand, so that nobody pays for that. Peak memory is what a
-call allocates; null where it was set aside in advance.
+call allocates; null where it was set aside in advance. All run in one process, whose allocator
+keeps freed memory for each of them.
 
 `--only-cuda` is CUDA C++ against eager alone, in a file that has in its name what nvcc compiled for: with a library of
 DITN_CUDA_ARCHS=7.5+PTX it measures Turing's code on a newer GPU.
@@ -29,10 +30,13 @@ import torch
 from torch import Tensor
 
 import ditn
-from benchmarks import cases, published
-from benchmarks import gpu_timing as gpu
-from benchmarks.model import MODELS
-from benchmarks.tolerance import assert_as_good
+from benchmarks.harness import cases
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.harness.networks import MODELS, new_model
+from benchmarks.harness.outputs import PROJECT
+from benchmarks.harness.providers import folded
+from benchmarks.oracle import published
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn.graphs import Captured
 from ditn_kernels import REGISTRY, _native, explain, use_backend
 from ditn_kernels._dispatch import reasons_against
@@ -41,28 +45,12 @@ Call = Callable[[], Tensor]
 BASE = "published, eager"
 # Of the largest value: what the rounding of a result to its dtype excuses.
 FLOOR = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20}
-# How many of the eager contestants are also compiled.
+# How many of the eager providers are also compiled.
 COMPILED = {"none": 0, "published": 1, "all": 2}
 OWN_MEMORY = ("max-autotune", "graph")
 TRAINING_BATCH, TRAINING_SIDE = 16, 64
 # The gradients of a mean over three million samples would vanish in float16.
 LOSS_SCALE = 2.0**16
-
-
-def new_model(name: str, upscale: int, dtype: torch.dtype) -> ditn.DITN:
-    """Random weights, none of them 0: nothing may be free to compute."""
-    torch.manual_seed(0)
-    model = MODELS[name](upscale).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model.to("cuda", dtype)
-
-
-def unfused(model: ditn.DITN) -> ditn.DITN:
-    plain = ditn.DITN(config=model.config, fused=False).to(model.sft.weight)
-    plain.load_state_dict(model.state_dict())
-    return plain.train(model.training).requires_grad_(model.training)
 
 
 def why_not_cuda(dtype: torch.dtype, device: str = "cuda") -> list[str]:
@@ -80,14 +68,14 @@ def by_cuda(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def contestants(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, only_cuda: bool) -> dict[str, Call]:
+def providers(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, only_cuda: bool) -> dict[str, Call]:
     """`cuda`: whether CUDA C++ can run the network."""
     state = model.state_dict()
 
     def by_formula(x: Tensor) -> Tensor:
         return published.network(state, x)
 
-    networks: dict[str, Callable[[Tensor], Tensor]] = {BASE: by_formula, "folded, eager": unfused(model)}
+    networks: dict[str, Callable[[Tensor], Tensor]] = {BASE: by_formula, "folded, eager": folded(model)}
     for name, network in list(networks.items())[: COMPILED[compiled]]:
         what = name.removesuffix(", eager")
         networks[f"{what}, torch.compile"] = torch.compile(network, dynamic=False)
@@ -100,7 +88,7 @@ def contestants(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, o
 
 
 def check(model: ditn.DITN, image: Tensor, calls: Mapping[str, Call]) -> None:
-    """Raises SystemExit for a contestant that is wrong: nothing is timed."""
+    """Raises SystemExit for a provider that is wrong: nothing is timed."""
     wide = {name: value.double() for name, value in model.state_dict().items()}
     exact, plain = published.network(wide, image.double()), calls[BASE]()
     for name, call in calls.items():
@@ -129,10 +117,10 @@ def training_step(
 
 def training(name: str, upscale: int, dtype: torch.dtype) -> dict[str, Call]:
     """A training step, for everyone on the same pictures."""
-    model = new_model(name, upscale, torch.float32).train().requires_grad_()
+    model = new_model(name, upscale).to("cuda").train().requires_grad_()
     state = {key: value.detach().clone().requires_grad_() for key, value in model.state_dict().items()}
     order = [state[key] for key, _ in model.named_parameters()]
-    plain = unfused(model)
+    plain = folded(model)
     networks: dict[str, tuple[Callable[[Tensor], Tensor], list[Tensor]]] = {
         BASE: (lambda x: published.network(state, x), order),
         "folded, eager": (plain, list(plain.parameters())),
@@ -197,7 +185,7 @@ def main() -> int:
     if reasons:
         print(f"without CUDA C++, which {', '.join(reasons)}", file=sys.stderr)
     architectures = [] if reasons else _native.build_info()["cuda"]["architectures"]
-    model = new_model(args.model, args.upscale, dtype)
+    model = new_model(args.model, args.upscale).to("cuda", dtype)
     chosen = {
         op.name: explain(op, *op.inputs(op.samples[0], dtype=dtype, device="cuda").values()).chosen
         for op in REGISTRY.values()
@@ -222,12 +210,12 @@ def main() -> int:
             grid = model.config.grid
             image = torch.rand(1, 3, -(-height // grid) * grid, -(-width // grid) * grid, device="cuda", dtype=dtype)
             with torch.inference_mode():
-                calls = contestants(model, image, compiled=compiled, cuda=not reasons, only_cuda=args.only_cuda)
+                calls = providers(model, image, compiled=compiled, cuda=not reasons, only_cuda=args.only_cuda)
                 check(model, image, calls)
                 add(f"{width}x{height}", calls)
             torch.compiler.reset()
     print(table([row for several in found.values() for row in several]))
-    print(f"written to {path.relative_to(gpu.PROJECT)}")
+    print(f"written to {path.relative_to(PROJECT)}")
     return 0
 
 

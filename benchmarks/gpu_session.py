@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks import gpu_timing as gpu
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.harness.outputs import PROJECT
 
 _TUNED = "inner_patch_stage gated_ffn dilated_gate image_tail inner_patch_attention image_head"
-_TUNE = f"benchmarks.tune --shapes network --dtypes float16 --minutes 1.5 --ops {_TUNED}"
+_TUNE = f"benchmarks.tools.tune --shapes network --dtypes float16 --minutes 1.5 --ops {_TUNED}"
 _WIDTH = 118
 
 
@@ -63,9 +64,13 @@ def stages(jobs: int, folder: Path) -> dict[str, Stage]:
     several = f"-n {jobs} --dist loadgroup" if find_spec("xdist") else ""
     tests = f"pytest -vv --tb=short {several} tests/test_ops.py tests/test_dispatch.py tests/test_gpu.py"
     return {
-        "environment": module("benchmarks.gpu_environment", 60, "versions, assembler, what can run", 3),
-        "build": module("benchmarks.gpu_environment --build", 300, "the compiled libraries, if they are not there"),
-        "kernels": module(f"benchmarks.ahead --jobs {jobs}", 150, "all Triton kernels compiled, all cores at once"),
+        "environment": module("benchmarks.tools.gpu_environment", 60, "versions, assembler, what can run", 3),
+        "build": module(
+            "benchmarks.tools.gpu_environment --build", 300, "the compiled libraries, if they are not there"
+        ),
+        "kernels": module(
+            f"benchmarks.tools.ahead --jobs {jobs}", 150, "all Triton kernels compiled, all cores at once"
+        ),
         "correctness": module(tests, 180, "operators in all dtypes, official images, graphs, beyond 2^31"),
         "networks": module("benchmarks.gpu --compile none", 60, "DITN-Real x4 by each backend against eager", 13),
         "operators": module("benchmarks.ops --dtypes float16 --sizes 960x540", 60, "each operator by each backend"),
@@ -75,8 +80,8 @@ def stages(jobs: int, folder: Path) -> dict[str, Stage]:
             180,
             "launch configurations measured, written into the folder of results",
         ),
-        "counters": module("benchmarks.counters", 120, "every own kernel under Nsight Compute"),
-        "sanitizer": module("benchmarks.sanitize", 420, "every kernel under compute-sanitizer"),
+        "counters": module("benchmarks.tools.counters", 120, "every own kernel under Nsight Compute"),
+        "sanitizer": module("benchmarks.tools.sanitize", 420, "every kernel under compute-sanitizer"),
     }
 
 
@@ -97,7 +102,7 @@ def run(name: str, stage: Stage, path: Path) -> Result:
         # A session of its own, which can be stopped as a whole: a stage's children are compilers and tests.
         process = subprocess.Popen(
             [sys.executable, *stage.command],
-            cwd=gpu.PROJECT,
+            cwd=PROJECT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -150,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = run_all({name: stage for name, stage in ready.items() if name in (args.stages or ready)}, folder)
     text = summary(results)
     (folder / "summary.txt").write_text(f"{text}\n", encoding="utf-8")
-    print("", text, f"outputs are in {folder.relative_to(gpu.PROJECT)}", sep="\n")
+    print("", text, f"outputs are in {folder.relative_to(PROJECT)}", sep="\n")
     return int(not all(result.ok for result in results))
 
 

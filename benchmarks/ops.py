@@ -4,8 +4,8 @@
     python -m benchmarks.ops [--sizes 320x180 960x540] [--dtypes float16] [--ops gated_ffn] [--compile]
     python -m benchmarks.ops --device cpu --sizes 320x180
 
-A contestant is compared with float64 before it is timed: at most twice the error of plain PyTorch in its dtype. Times
-are medians and quartiles of interleaved rounds; on a GPU of the GPU alone, with a cold second-level cache. The share is
+A provider is compared with float64 before it is timed: at most twice the error of plain PyTorch in its dtype. Times
+are medians and quartiles of rounds in turns; on a GPU of the GPU alone, with a cold second-level cache. The share is
 of a roof measured in the same run: the least bytes over the rate of a large copy, or the least multiply-adds over the
 rate of a large product of matrices (on a CPU, of multiply-adds in registers), whichever takes longer. "layers" is a
 stage run operator by operator. Written to `ops.json` in the GPU's folder of results, or to `results/ops-cpu.json`.
@@ -20,21 +20,21 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import cases, cpu_timing, gpu_timing, order, outputs
-from benchmarks.tolerance import assert_as_good
+from benchmarks import order
+from benchmarks.harness import cases, cpu_timing, gpu_timing, outputs
+from benchmarks.harness.outputs import RESULTS
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op, _native, _order, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
 
 Call = Callable[[], Any]
-RESULTS = Path(__file__).parent / "results"
 # Fewer, such as under a profiler, say nothing about which backend is the faster.
 ROUNDS_FOR_AN_ORDER = 10
 
@@ -43,7 +43,7 @@ def timing(device: str) -> ModuleType:
     return gpu_timing if device == "cuda" else cpu_timing
 
 
-def contestants(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tuple[str, Call]]:
+def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tuple[str, Call]]:
     """The forward by every backend that can, and its definition compiled."""
     for backend in op.backends:
         if not reasons_against(op, backend, args):
@@ -65,11 +65,11 @@ def gradients(op: Op, args: Mapping[str, Any], grad: Tensor) -> Iterator[tuple[s
 
 
 def check(op: Op, sample: Sample, dtype: torch.dtype, device: str, *, compiled: bool) -> None:
-    """Every contestant on the operator's own small sample. Raises SystemExit for one that is wrong."""
+    """Every provider on the operator's own small sample. Raises SystemExit for one that is wrong."""
     args = op.inputs(sample, dtype=dtype, device=device)
     wide = {name: value.double() if isinstance(value, Tensor) else value for name, value in args.items()}
     exact, plain = op.reference(**wide), op.reference(**args)
-    results = {name: (call(),) for name, call in contestants(op, args, compiled=compiled)}
+    results = {name: (call(),) for name, call in providers(op, args, compiled=compiled)}
     compare(op, f"{op.name} {sample.name}", results, (exact,), (plain,), dtype)
     if op.backward is not None:
         grad = torch.randn_like(plain)
@@ -97,7 +97,7 @@ def rows(
 ) -> Iterator[dict[str, Any]]:
     args = cases.inputs(op, sample, dtype=dtype, device=device)
     grad = torch.randn(op.output_shape(op.check(args), args), dtype=dtype, device=device)
-    directions = {"forward": dict(contestants(op, args, compiled=compiled))}
+    directions = {"forward": dict(providers(op, args, compiled=compiled))}
     if op.backward is not None:
         directions["backward"] = dict(gradients(op, args, grad.contiguous(memory_format=torch.channels_last)))
     cost = op.cost(args)

@@ -9,20 +9,20 @@ that an operator was measured with (options and sizes), small maps as much as la
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness.outputs import RESULTS
 from ditn_kernels import REGISTRY, _order
 from ditn_kernels._order import Line, table
 
-RESULTS = Path(__file__).parent / "results"
 GPU_BACKENDS = ("triton", "cuda", "torch")
 
 
@@ -74,7 +74,9 @@ def _key(line: Line) -> tuple[str, str, int, str]:
     return line.operator, line.direction, line.capability, line.dtype
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     for path in sorted(RESULTS.glob("*/ops.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         write(line for line in lines(content["machine"], content["rows"]) if not untimed(line))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import ditn
-from benchmarks import report
+from benchmarks.report import pages
 from ditn.evaluate import BICUBIC, evaluate, upscaler
 from ditn.recipe import Recipe, load_recipe
 from ditn.scores import Report, Result, as_json, table
@@ -83,7 +83,7 @@ def main() -> None:
     bicubic = f"{BICUBIC}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
     if not _scores_file(bicubic).exists():
         _evaluate(BICUBIC, bicubic, recipe, args.evaluate)
-    report.main([])
+    pages.main([], PROJECT)
     print(table(results))
 
 

@@ -12,7 +12,7 @@ from test_model import small
 from torch import Tensor, nn
 
 import ditn
-from benchmarks import published
+from benchmarks.oracle import published
 from ditn.verify import drawn_picture
 
 BOUND = 1e-5  # float32, relative to the largest value: a dozen layers, each with sums of up to 108 products

@@ -13,7 +13,7 @@ from PIL import Image
 
 import ditn
 from benchmarks import auto
-from benchmarks.degraded import DEGRADATIONS, drawings, encoded, resized
+from benchmarks.harness.degraded import DEGRADATIONS, drawings, encoded, resized
 from ditn import variants
 from ditn.cli import main
 from ditn.judge import judge

@@ -5,40 +5,54 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 import ditn
-from benchmarks import cpu, deploy, gpu, gpu_report, ops, report, resources, sanitize, tune
-from benchmarks import model as benchmark
+from benchmarks import cpu, deploy, gpu, guard, ops
+from benchmarks.harness import networks, providers, timing
+from benchmarks.report import cpu as cpu_report
+from benchmarks.report import gpu as gpu_report
+from benchmarks.tools import resources, sanitize, tune
 from ditn_kernels import BackendError, _native
 from ditn_kernels._dispatch import forced_backend
 from ditn_kernels._triton import interpreted
 
 
-def test_model_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
+def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
+    made: list[str] = []
+    calls = {name: lambda name=name: made.append(name) for name in ("one", "two")}
+    seconds = timing.in_turns(calls, 2, clock=lambda call: (call(), float(len(made)))[1])
+    assert made == ["one", "two"] * 3
+    assert seconds == {"one": [3.0, 5.0], "two": [4.0, 6.0]}
+
+
+def test_the_stopwatch_waits_for_the_result() -> None:
+    assert 0.05 <= timing.seconds(lambda: time.sleep(0.05)) < 5
+
+
+@pytest.mark.parametrize("name", ["ditn-real", "elan-8-blocks"])
+def test_nothing_is_free_to_compute(name) -> None:
+    assert all(parameter.any() for parameter in networks.new_network(name, 2).parameters())
+
+
+def test_the_guards_cost_is_a_ratio(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "result.json"
-    monkeypatch.setattr(sys, "argv", ["model", "--sizes", "17x9", "--rounds", "2", "--json", str(path)])
-    assert benchmark.main() == 0
-    content = json.loads(path.read_text())
-    assert [row["contestant"] for row in content["rows"]] == ["published", "folded", "fused"]
-    assert all(row["median_s"] > 0 for row in content["rows"])
-    assert content["machine"]["torch"] == torch.__version__
-    assert "x published" in capsys.readouterr().out
+    options = ["--model", "ditn-tiny-x2", "--sizes", "16x8", "--rounds", "2", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["guard", *options])
+    assert guard.main() == 0
+    (row,) = json.loads(path.read_text())["guard"]
+    assert row["ratio"] > 0
+    assert "16x8 guard: " in capsys.readouterr().out
 
 
-def test_a_wrong_contestant_is_not_timed(monkeypatch) -> None:
-    honest = benchmark.contestants
-
-    def with_a_liar(model, *, compiled: bool):
-        return honest(model, compiled=compiled) | {"liar": lambda x: 1.01 * model(x)}
-
-    monkeypatch.setattr(benchmark, "contestants", with_a_liar)
-    monkeypatch.setattr(sys, "argv", ["model", "--sizes", "8x8", "--rounds", "1"])
-    with pytest.raises(SystemExit, match="liar is wrong"):
-        benchmark.main()
+def test_a_providers_title_says_which_eager_it_is() -> None:
+    assert providers.title("PyTorch eager, published") == "PyTorch eager, published, freed memory kept"
+    assert providers.title("PyTorch eager, published, as installed") == "PyTorch eager, published, as installed"
+    assert providers.title("OpenVINO f32, folded") == "OpenVINO f32, folded"
 
 
 @pytest.mark.slow  # imports torch in five processes
@@ -84,8 +98,8 @@ def test_readme_shows_every_run() -> None:
         for name, seconds in (("PyTorch eager, published", 1.0), ("fused float32", 0.25))
     ]
     run = {"task": "inference", "size": "8x8", "threads": 2, "rows": rows}
-    assert report._seconds(run, "PyTorch eager, published") == "1.000 s (1.000 to 1.000), 4.00 x, 1 MiB"
-    assert report._seconds(run, "ONNX Runtime, folded") == ""
+    assert cpu_report.cell(run, "PyTorch eager, published") == "1.000 s (1.000 to 1.000), 4.00 x, 1 MiB"
+    assert cpu_report.cell(run, "ONNX Runtime, folded") == ""
 
 
 def test_readme_has_the_ratios_of_every_run() -> None:
@@ -104,13 +118,14 @@ def test_readme_has_the_ratios_of_every_run() -> None:
         row("fused float32, as installed", 0.22, 40),
     ]
     run = {"task": "inference", "size": "8x8", "threads": 2, "rows": rows}
-    assert report._ratios(run) == (
+    assert cpu_report.line(run) == (
         "8x8, 2 thr. | 0.200 s | 5.00 x | 2.00 x | 2.50 x (AOTInductor, published) | 3.00 x | "
         "50%; with all of it 10.0 x eager | 7.5 x"
     )
     training = {"task": "training", "size": "48x48", "threads": 2, "rows": [rows[0], row("fused float32", 0.2, 40)]}
-    assert report._ratios(training) == (
-        "48x48 training, 2 thr. | 0.200 s | 5.00 x |  | 5.00 x (PyTorch eager, published) |  |  | 7.5 x"
+    assert cpu_report.line(training) == (
+        "48x48 training, 2 thr. | 0.200 s | 5.00 x |  | "
+        "5.00 x (PyTorch eager, published, freed memory kept) |  |  | 7.5 x"
     )
 
 
@@ -130,15 +145,15 @@ def test_what_compiles_kernels_does_not_interpret_them(module, monkeypatch) -> N
         module.main()
 
 
-def test_cuda_is_a_contestant_on_the_gpu(monkeypatch) -> None:
+def test_cuda_is_a_provider_on_the_gpu(monkeypatch) -> None:
     """Beside the network as it chooses by itself, forced, and only where it can run."""
     monkeypatch.setattr(gpu, "Captured", lambda model: model)
     model, image = ditn.DITN_Tiny(2).eval(), torch.rand(1, 3, 8, 8)
     names = [gpu.BASE, "folded, eager", "fused", "fused, graph"]
-    assert list(gpu.contestants(model, image, compiled="none", cuda=False, only_cuda=False)) == names
+    assert list(gpu.providers(model, image, compiled="none", cuda=False, only_cuda=False)) == names
     by_cuda = ["fused, cuda", "fused, cuda, graph"]
-    assert list(gpu.contestants(model, image, compiled="none", cuda=True, only_cuda=False)) == names + by_cuda
-    calls = gpu.contestants(model, image, compiled="none", cuda=True, only_cuda=True)
+    assert list(gpu.providers(model, image, compiled="none", cuda=True, only_cuda=False)) == names + by_cuda
+    calls = gpu.providers(model, image, compiled="none", cuda=True, only_cuda=True)
     assert list(calls) == names[:2] + by_cuda
     assert gpu.by_cuda(lambda _: forced_backend(None))(image) == "cuda"
     for name in by_cuda:
@@ -167,7 +182,7 @@ def test_the_gpus_table_has_every_ratio() -> None:
     assert "MiB" not in lines[1]
 
 
-def test_pages_have_what_each_gpu_measured(tmp_path, monkeypatch) -> None:
+def test_pages_have_what_each_gpu_measured(tmp_path) -> None:
     """Times side by side, the fastest in bold with its ratio; operators and their share of the roof; conditions."""
 
     def network(contestant: str, median: float, peak: int | None) -> dict:
@@ -189,8 +204,8 @@ def test_pages_have_what_each_gpu_measured(tmp_path, monkeypatch) -> None:
     where = (
         "NVIDIA T4, driver 1.2, PyTorch 2.13, Triton 3.6, ptxas 13.5 (a wheel), Python 3.12, at 0123456, 2027-01-02."
     )
-    folder = tmp_path / "nvidia-t4"
-    folder.mkdir()
+    folder = tmp_path / "benchmarks" / "results" / "nvidia-t4"
+    folder.mkdir(parents=True)
     rows = [network(gpu.BASE, 8.0, 2**20), network("fused, graph", 2.0, None)]
     for name in ("ditn-x4-float16", "ditn-x4-float16-cuda-7.5+PTX"):
         content = {"machine": machine, "model": "ditn", "upscale": 4, "dtype": "float16", "rows": rows}
@@ -202,16 +217,15 @@ def test_pages_have_what_each_gpu_measured(tmp_path, monkeypatch) -> None:
     ]
     roof = {"copy_gb_per_s": 1234.4, "matmul_tflop_per_s": {"torch.float16": 65.0}}
     (folder / "ops.json").write_text(json.dumps({"machine": machine, "roof": roof, "rows": rows}))
-    monkeypatch.setattr(gpu_report, "RESULTS", tmp_path)
-    assert gpu_report.summary().splitlines() == [
+    assert gpu_report.summary(tmp_path).splitlines() == [
         "| network | input | published, eager | fused, graph |",
         "|---|---|---|---|",
         "| ditn x4, float16 | 8x8 | 8.00, 1 MiB | **2.00** (4.00 x) |",
         "",
         f"Milliseconds, and MiB that a call allocates. Measured on: {where}",
     ]
-    assert "| ditn x4, float16 | 8x8 | fused, graph | 2.00 ms | 0.50 ms | 4.00 x |  |" in gpu_report.networks()
-    table, conditions = gpu_report.operators().split("\n\n")
+    assert "| ditn x4, float16 | 8x8 | fused, graph | 2.00 ms | 0.50 ms | 4.00 x |  |" in gpu_report.networks(tmp_path)
+    table, conditions = gpu_report.operators(tmp_path).split("\n\n")
     assert table.splitlines()[2:] == ["| `gated_ffn` tanh, 8x8, float16 | 2,000 | **1,000** | 50% |"]
     assert "moves 1,234 GB/s, a product of matrices makes 65 TFLOP/s in float16" in conditions
     assert conditions.endswith(where)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contestants take turns, are checked before they are timed, and two commits are told apart by more than noise."""
+"""Providers take turns, are checked before they are timed, and two commits are told apart by more than noise."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, contest, contestants, processes
-from benchmarks.peers import __main__ as peers
-from benchmarks.processes import Job
+from benchmarks import compare, peers
+from benchmarks.harness import contest, processes, providers
+from benchmarks.harness.processes import Job
 from ditn_kernels import _native
 
 JOB = Job("ditn-real", "fused float32", 4, ("17x9",), 1)
@@ -25,10 +25,9 @@ needs_library = pytest.mark.skipif(
 
 
 def _tree(folder: Path, body: str) -> Path:
-    """A tree whose contestants' processes do as they are told instead of running a network."""
-    (folder / "benchmarks").mkdir(parents=True)
-    (folder / "benchmarks" / "__init__.py").touch()
-    (folder / "benchmarks" / "processes.py").write_text(f"import json, sys\n{body}")
+    """A tree whose providers' processes do as they are told instead of running a network."""
+    (folder / "benchmarks" / "harness").mkdir(parents=True)
+    (folder / "benchmarks" / "harness" / "processes.py").write_text(f"import json, sys\n{body}")
     return folder
 
 
@@ -47,7 +46,7 @@ def _nothing_to_prepare(monkeypatch, request) -> None:
     monkeypatch.setattr(contest, "PAUSE", 0)
 
 
-def test_contestants_keep_their_order_and_every_round(tmp_path) -> None:
+def test_providers_keep_their_order_and_every_round(tmp_path) -> None:
     trees = [_answering(tmp_path / str(number), 0.1 * number) for number in (3, 1, 2)]
     rounds = []
     jobs = [(JOB, tree) for tree in trees]
@@ -63,12 +62,12 @@ def test_rounds_end_when_time_is_up_but_not_before_three(tmp_path) -> None:
     assert len(found[0].passes) == contest.LEAST_ROUNDS
 
 
-def test_a_wrong_contestant_is_not_timed(tmp_path) -> None:
+def test_a_wrong_provider_is_not_timed(tmp_path) -> None:
     with pytest.raises(SystemExit, match=r"ditn-real, fused float32 is wrong: relative error 0\.01, at most 0\.0001"):
         contest.contest([(JOB, _answering(tmp_path, 0.1, error=0.01))], rounds=3)
 
 
-def test_a_contestant_that_dies_says_why(tmp_path) -> None:
+def test_a_provider_that_dies_says_why(tmp_path) -> None:
     tree = _tree(tmp_path, "raise RuntimeError('no such runtime')")
     with pytest.raises(SystemExit, match=r"fused float32 failed:[\s\S]*no such runtime"):
         contest.contest([(JOB, tree)], rounds=3)
@@ -91,7 +90,7 @@ def test_error_is_relative_to_the_largest_value() -> None:
 
 
 def _run(job: Job, folder: Path, monkeypatch, capsys, passes: int) -> list:
-    """A contestant's process, in this one."""
+    """A provider's process, in this one."""
     processes.prepare(job, folder)
     monkeypatch.setattr(processes, "_keep_freed_memory", lambda: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
@@ -128,8 +127,8 @@ def test_graphs_of_a_stream_get_whole_windows(tmp_path) -> None:
         return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     images = [torch.rand(1, 3, 9, 17), torch.rand(1, 3, 8, 8)]
-    task = contestants.Task(images, None, 2, 8, 1, tmp_path)
-    result = contestants._on_grid(graph, task)(images[0])
+    task = providers.Task(images, None, 2, 8, 1, tmp_path)
+    result = providers._on_grid(graph, task)(images[0])
     assert seen == [(1, 3, 16, 24)]
     assert torch.equal(result, images[0].repeat_interleave(2, 2).repeat_interleave(2, 3))
 
@@ -160,7 +159,7 @@ def test_who_enters() -> None:
     assert ("ditn", "fused float32") in fixed
     assert {name for name, _ in mixed} == {"swinir-light", "elan-light", "ditn-real", "ditn-tiny", "ditn"}
     assert ("ditn-real", "torch.compile, published") in mixed
-    assert all(name in contestants.INFERENCE["cpu"] for name in peers.DITN_ON_CPU)
+    assert all(name in providers.INFERENCE["cpu"] for name in peers.DITN_ON_CPU)
     assert ("ditn-real", "fused, graph") in peers.entrants("cuda", stream=False, scale=4)
 
 

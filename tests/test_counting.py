@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import sass, tune_count, tuning
-from benchmarks.sass import Count, macs_of, natural_loops, parse
+from benchmarks.tools import sass, tune_count, tuning
+from benchmarks.tools.sass import Count, macs_of, natural_loops, parse
 from ditn_kernels._op import Sample
 from ditn_kernels.triton._config import Config, Row, nearest
 

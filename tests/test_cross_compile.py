@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases
-from benchmarks.tolerance import assert_as_good
+from benchmarks.harness import cases
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
@@ -52,10 +52,10 @@ EXHAUSTIVE = [
 
 @cache
 def compiled(chips: str, dtypes: str, samples: str) -> list[dict]:
-    """What `python -m benchmarks.resources` finds. It keeps its counts until a kernel or a configuration changes."""
+    """What `python -m benchmarks.tools.resources` finds. It keeps counts until a kernel or a configuration changes."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     options = ["--capabilities", *chips.split(), "--dtypes", *dtypes.split(), "--samples", samples]
-    command = [sys.executable, "-m", "benchmarks.resources", "--quiet", *options, "--json", "/dev/stdout"]
+    command = [sys.executable, "-m", "benchmarks.tools.resources", "--quiet", *options, "--json", "/dev/stdout"]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
     found: list[dict] = json.loads(result.stdout)["results"]
     return found

@@ -15,8 +15,9 @@ import torch
 from conftest import PROJECT
 from cuda_host import HostKernels
 
-from benchmarks import cases, cuda_code, sass
-from benchmarks.tolerance import assert_as_good
+from benchmarks.harness import cases
+from benchmarks.oracle.tolerance import assert_as_good
+from benchmarks.tools import cuda_code, sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 

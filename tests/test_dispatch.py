@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ditn_kernels
-from benchmarks.tolerance import assert_as_good
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._native import runs_on

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ditn
 import ditn_kernels
-from benchmarks import published
+from benchmarks.oracle import published
 from ditn import cli, formats
 from ditn.export import SIZES
 from ditn.portable import Portable

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from test_ops import check_backward, check_forward
 
-from benchmarks.tolerance import assert_as_good
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
@@ -33,7 +33,7 @@ PROJECT = Path(__file__).parent.parent
 COMPILE = """
 import sys
 import torch
-from benchmarks.cases import launches
+from benchmarks.harness.cases import launches
 from ditn_kernels import image_head
 from ditn_kernels.triton._compile import ptx
 (sample,) = (sample for sample in image_head.samples if sample.name == "stream")

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from test_model import small
 
 import ditn
-from benchmarks import cases, published
-from benchmarks.tolerance import assert_as_good
+from benchmarks.harness import cases
+from benchmarks.oracle import published
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture

@@ -15,8 +15,10 @@ import pytest
 import torch
 from conftest import CUDA, PROJECT
 
-from benchmarks import ahead, cases, counters, gpu_session
+from benchmarks import gpu_session
 from benchmarks.gpu_session import Result, Stage, run_all, summary
+from benchmarks.harness import cases
+from benchmarks.tools import ahead, counters
 from ditn_kernels import REGISTRY
 
 
@@ -118,7 +120,7 @@ def test_chosen_stages_run_in_their_order(tmp_path, monkeypatch, capsys) -> None
     fakes = {name: stage(f"print({name!r})") for name in ("first", "second", "third")}
     monkeypatch.setattr(gpu_session, "stages", lambda jobs, folder: fakes)
     monkeypatch.setattr(gpu_session.gpu, "require_gpu", lambda: None)
-    monkeypatch.setattr(gpu_session.gpu, "PROJECT", tmp_path)
+    monkeypatch.setattr(gpu_session, "PROJECT", tmp_path)
     monkeypatch.setattr(gpu_session.gpu, "results_folder", lambda: tmp_path)
     assert gpu_session.main(["--stages", "third", "first"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.txt", "summary.txt", "third.txt"]
@@ -189,7 +191,7 @@ def test_what_is_compiled_ahead() -> None:
 AHEAD = """
 import dataclasses, json, sys, torch
 from functools import partial
-from benchmarks import ahead
+from benchmarks.tools import ahead
 from ditn_kernels._op import Sample
 
 def small():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ditn
-from benchmarks import published
+from benchmarks.oracle import published
 from ditn.model import pad_to_grid
 from ditn_kernels import use_backend
 from ditn_kernels._triton import interpreted

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 import ditn
 import ditn_kernels
-from benchmarks import published
+from benchmarks.oracle import published
 from ditn_kernels import REGISTRY, _native, explain, use_backend
 from ditn_kernels._dispatch import BACKENDS
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ditn_kernels
-from benchmarks import published
-from benchmarks.tolerance import assert_as_good
+from benchmarks.oracle import published
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER
@@ -27,7 +27,7 @@ def arguments(op: Op, sample, dtype: torch.dtype) -> tuple[list[Tensor], dict]:
 
 
 def restated(name: str, args: dict) -> Tensor:
-    """The operators' formulas in terms of the published layers of `benchmarks.published`: NCHW, [out, in] weights."""
+    """The operators' formulas in terms of the layers of `benchmarks.oracle.published`: NCHW, [out, in] weights."""
 
     def pointwise(weight: str, bias: str) -> dict[str, Tensor]:
         return {"weight": args[weight].t()[..., None, None], "bias": args[bias]}

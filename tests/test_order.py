@@ -237,7 +237,7 @@ def test_the_table_is_what_the_results_say(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(_order, "FILE", path)
     _order.table.cache_clear()
     try:
-        assert measuring.main() == 0
+        assert measuring.main([]) == 0
         assert _order.table() == shipped
         assert path.read_bytes() == (PROJECT / "ditn_kernels" / "backend_order.json").read_bytes()
     finally:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers import PEERS, elan, swinir
-from benchmarks.peers.__main__ import SIZES, facts
-from benchmarks.peers.layout import from_windows, to_windows
+from benchmarks.harness.peers import PEERS, elan, swinir
+from benchmarks.harness.peers.layout import from_windows, to_windows
+from benchmarks.peers import SIZES, facts
 
 
 def _count(network: nn.Module) -> int:

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from benchmarks import cases
+from benchmarks.harness import cases
 from ditn.cli import main
 from ditn_kernels import REGISTRY, BackendError, Op, Proof, _proof, _proving, _trial, _verdicts, explain, prove
 from ditn_kernels._dispatch import BACKENDS, reasons_unproved

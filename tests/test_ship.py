@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import ditn
-from benchmarks import report
+from benchmarks.report import pages, quality
 from ditn import cli
 from ditn.recipe import load_recipe
 from recipes import ship
@@ -29,12 +29,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("ditn/weights", "recipes", "benchmarks/results"):
         (project / folder).mkdir(parents=True)
     (project / "README.md").write_text("<!-- quality -->\n<!-- /quality -->\n")
-    monkeypatch.setattr(report, "PAGES", {"README.md": {"quality": report.quality}})
-    for module in (ship, report):
-        monkeypatch.setattr(module, "PROJECT", project)
-        monkeypatch.setattr(module, "WEIGHTS", project / "ditn" / "weights")
-    monkeypatch.setattr(report, "RECIPES", project / "recipes")
-    monkeypatch.setattr(report, "RESULTS", project / "benchmarks" / "results")
+    monkeypatch.setattr(pages, "PAGES", {"README.md": {"quality": quality.quality}})
+    monkeypatch.setattr(ship, "PROJECT", project)
+    monkeypatch.setattr(ship, "WEIGHTS", project / "ditn" / "weights")
     return project
 
 

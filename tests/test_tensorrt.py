@@ -35,7 +35,7 @@ from tensorrt_host import (
     unpacked,
 )
 
-from benchmarks.tolerance import assert_as_good
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import NORMS, Sample
 

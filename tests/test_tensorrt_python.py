@@ -26,8 +26,8 @@ from test_model import small
 from triton.backends.nvidia.compiler import get_ptxas
 
 import ditn
-from benchmarks.sass import CHIPS
-from benchmarks.tolerance import assert_as_good
+from benchmarks.oracle.tolerance import assert_as_good
+from benchmarks.tools.sass import CHIPS
 from ditn_kernels import REGISTRY, BackendError, Op, tensorrt_plugins
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import Triton

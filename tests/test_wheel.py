@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_package import build, setup_script
 
-from benchmarks import sass
+from benchmarks.tools import sass
 
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 LIBRARY = "ditn_kernels/_C_cuda.so"

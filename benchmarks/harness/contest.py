@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way in which contestants are timed against each other: each in a process of its own, a pass each per round.
+"""How networks are timed on a CPU: each provider in a process of its own, one pass each per round.
 
 So a machine whose speed drifts drifts for all; the others wait meanwhile.
 """
@@ -15,31 +15,28 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.model import machine
-from benchmarks.processes import Job, prepare
+from benchmarks.harness.machine import machine, versions
+from benchmarks.harness.processes import Job, prepare
 
-PROJECT = Path(__file__).parent.parent
-PAUSE = 0.2  # seconds between turns, in which the last contestant's threads stop spinning
+PAUSE = 0.2  # seconds between turns, in which the threads of the last one stop spinning
 LEAST_ROUNDS = 3  # quartiles need them
 
 
 class Failed(SystemExit):
-    """A contestant's process came to its end, with what it wrote last."""
+    """A provider's process came to its end, with what it wrote last."""
 
 
-class Contestant:
-    """A process of its own, which waits until it is asked for a pass. Its packages are those in the folder `tree`."""
+class Entrant:
+    """A provider in a process of its own, which waits to be asked for a pass. Its packages are those in `tree`."""
 
     def __init__(self, job: Job, folder: Path, tree: Path) -> None:
         self.job = job
         self.passes: list[list[float]] = []
         self.failure = ""
-        command = [sys.executable, "-m", "benchmarks.processes", json.dumps(asdict(job)), str(folder)]
+        command = [sys.executable, "-m", "benchmarks.harness.processes", json.dumps(asdict(job)), str(folder)]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `leave`)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=tree
@@ -68,11 +65,11 @@ class Contestant:
     def row(self) -> dict[str, Any]:
         seconds = [sum(images) for images in self.passes]
         low, middle, high = statistics.quantiles(seconds, n=4)
-        row = {"network": self.job.network, "contestant": self.job.contestant}
+        row = {"network": self.job.network, "contestant": self.job.provider}  # "contestant" is the files' word
         return row | {"median_s": middle, "quartiles_s": [low, high], "seconds": seconds} | self.facts
 
     def __str__(self) -> str:
-        return f"{self.job.network}, {self.job.contestant}"
+        return f"{self.job.network}, {self.job.provider}"
 
     def _read(self) -> Any:
         assert self._process.stdout
@@ -95,51 +92,47 @@ def contest(
     builders: int = 1,
     forgiving: bool = False,
     each_round: Callable[[], object] = lambda: None,
-) -> list[Contestant]:
+) -> list[Entrant]:
     """Check and time the jobs, each on the packages in its tree: `rounds` rounds, or as many as fit into `seconds` but
-    no fewer than three. So many contestants build themselves at a time. Raises SystemExit if one is wrong or fails;
+    no fewer than three. So many providers build themselves at a time. Raises SystemExit if one is wrong or fails;
     `forgiving` keeps the reason of one that does not get ready in `failure`, and times the others.
     """
-    started: list[Contestant] = []
+    started: list[Entrant] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def start(job: Job, tree: Path) -> Contestant:
-            contestant = Contestant(job, folder, tree)
-            started.append(contestant)
+        def start(job: Job, tree: Path) -> Entrant:
+            entrant = Entrant(job, folder, tree)
+            started.append(entrant)
             try:
-                contestant.ready()
+                entrant.ready()
             except Failed as failure:
                 if not forgiving:
                     raise
-                contestant.failure = str(failure)
-                print(contestant.failure, file=sys.stderr, flush=True)
-                return contestant
-            print(f"  {contestant}: error {contestant.facts['error']:.1e}", file=sys.stderr, flush=True)
-            return contestant
+                entrant.failure = str(failure)
+                print(entrant.failure, file=sys.stderr, flush=True)
+                return entrant
+            print(f"  {entrant}: error {entrant.facts['error']:.1e}", file=sys.stderr, flush=True)
+            return entrant
 
         try:
             for job, _ in jobs:
                 prepare(job, folder)
             with ThreadPoolExecutor(builders) as pool:
-                contestants = list(pool.map(start, *zip(*jobs, strict=True)))
+                entrants = list(pool.map(start, *zip(*jobs, strict=True)))
             end = time.monotonic() + seconds
             for number in range(rounds):
                 if number >= LEAST_ROUNDS and time.monotonic() > end:
                     break
                 time.sleep(PAUSE)
                 each_round()
-                for contestant in (one for one in contestants if not one.failure):
+                for entrant in (one for one in entrants if not one.failure):
                     time.sleep(PAUSE)
-                    contestant.turn()
+                    entrant.turn()
         finally:
-            for contestant in started:
-                contestant.leave()
-    return contestants
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("onnxruntime", "openvino") if find_spec(name)}
+            for entrant in started:
+                entrant.leave()
+    return entrants
 
 
 def keep_runs(path: Path, runs: list[dict[str, Any]], **network: Any) -> None:

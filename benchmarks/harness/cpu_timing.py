@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing single calls on a CPU, and its roofs, under the names that `benchmarks.gpu_timing` has for a GPU."""
+"""Timing operators on a CPU, and its roofs, under the names that `benchmarks.harness.gpu_timing` has for a GPU."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from typing import Any
 
 import torch
 
-from benchmarks.model import machine as machine
+from benchmarks.harness.machine import machine as machine
+from benchmarks.harness.timing import in_turns, seconds
 
 # Larger than any last-level cache.
 _FLUSHED_BYTES = 512 << 20
-_ROUNDS_OF_WARM_UP = 1
 _ROUNDS_OF_COPY, _ROUNDS_OF_FMA = 10, 100
 
 
 def cold_milliseconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time of each call in each round, interleaved. What it reads is in no cache: half a gigabyte is written before."""
+    """Time of each call in each round, in turns. What it reads is in no cache: half a gigabyte is written before."""
     buffer = torch.empty(_FLUSHED_BYTES, dtype=torch.int8)
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(_ROUNDS_OF_WARM_UP + rounds):
-        for name, call in calls.items():
-            buffer.fill_(number)
-            start = time.perf_counter()
-            call()
-            if number >= _ROUNDS_OF_WARM_UP:
-                found[name].append(1e3 * (time.perf_counter() - start))
-    return found
+
+    def cold(call: Callable[[], object]) -> float:
+        buffer.fill_(1)
+        return 1e3 * seconds(call)
+
+    return in_turns(calls, rounds, clock=cold)
 
 
 @functools.cache

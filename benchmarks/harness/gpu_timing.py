@@ -18,9 +18,10 @@ from typing import Any
 import torch
 import triton
 
+from benchmarks.harness.outputs import PROJECT, RESULTS
+from benchmarks.harness.timing import in_turns
 from ditn_kernels import _assembler
 
-PROJECT = Path(__file__).parent.parent
 # Larger than any second-level cache, and long enough to write that the host is ahead when the clock starts.
 _FLUSHED_BYTES = 512 << 20
 _ROUNDS_OF_WARM_UP = 3
@@ -67,13 +68,13 @@ def machine() -> dict[str, Any]:
 def results_folder() -> Path:
     """`benchmarks/results/<gpu>/`, made if it is missing."""
     name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(0).lower()).strip("-")
-    folder = PROJECT / "benchmarks" / "results" / name
+    folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def cold_milliseconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time on the GPU of each call in each round, interleaved. What the call reads is not in the second-level cache,
+    """Time on the GPU of each call in each round, in turns. What the call reads is not in the second-level cache,
     since half a gigabyte is written before it; and its launches are queued by then, so the host's time is not in it."""
     buffer = torch.empty(_FLUSHED_BYTES, dtype=torch.int8, device="cuda")
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
@@ -91,17 +92,9 @@ def cold_milliseconds(calls: Mapping[str, Callable[[], Any]], rounds: int) -> di
 
 
 def latencies(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds from the call to the finished result, the host's time included, interleaved."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(_ROUNDS_OF_WARM_UP + rounds):
-        for name, call in calls.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            if number >= _ROUNDS_OF_WARM_UP:
-                found[name].append(1e3 * (time.perf_counter() - start))
-    return found
+    """Milliseconds from the call to the finished result, the host's time included, in turns."""
+    times = in_turns(calls, rounds, warm_up=_ROUNDS_OF_WARM_UP)
+    return {name: [1e3 * one for one in some] for name, some in times.items()}
 
 
 def host_milliseconds(call: Callable[[], Any], rounds: int) -> float:

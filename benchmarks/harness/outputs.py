@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results go, as types of command-line arguments: a missing folder is made before anything is measured, for
-afterwards would be too late."""
+"""Where results go. As types of command-line arguments: a missing folder is made before anything is measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+RESULTS = PROJECT / "benchmarks" / "results"
 
 
 def file(text: str) -> Path:

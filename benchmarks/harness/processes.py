@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contestant's process; `benchmarks.contest` starts them and asks them in turns.
+"""A provider's process; `benchmarks.harness.contest` starts them and asks them in turns.
 
 It gets ready and runs its images once, which is timed as its cold pass and on which its peak memory is read; it runs
 them a second time, on which its results are checked; then it waits, and times one pass whenever it is asked.
 
-From the second pass on, the C library keeps the memory that it was given back, but for contestants "as installed".
-Otherwise every call of an eager network has its maps' pages taken away and cleared anew, which was 40 % of the time of
-SwinIR-light.
+From the second pass on, the C library keeps the memory that it was given back, but for providers "as installed".
+Otherwise the system takes the pages of every map away and clears new ones at the next call, which was 40 % of the time
+of SwinIR-light in eager PyTorch. "eager" alone therefore says too little: `providers.title`.
+
+`benchmarks.compare` runs this with packages of other commits, so nothing here imports more than their public names.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 import ditn
-from benchmarks import contestants as known
-from benchmarks.model import MODELS
-from benchmarks.peers import PEERS
+from benchmarks.harness import providers as known
+from benchmarks.harness.networks import new_network
+from benchmarks.harness.peers import PEERS
+from benchmarks.harness.timing import seconds
 
 # Largest difference to float64 over the largest value. float32: what a network of this depth loses, with room for the
 # order of summation; float16 and bfloat16: 11 and 8 bits, and as much room.
@@ -41,11 +44,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 @dataclass(frozen=True)
 class Job:
-    """A contestant's task. `sizes` are WIDTHxHEIGHT of images that come one after the other; of several, none may be
+    """A provider's task. `sizes` are WIDTHxHEIGHT of images that come one after the other; of several, none may be
     optimised for."""
 
     network: str
-    contestant: str
+    provider: str
     upscale: int
     sizes: tuple[str, ...]
     threads: int
@@ -54,23 +57,12 @@ class Job:
 
     @property
     def case(self) -> str:
-        """The file with network, images and the right results, which contestants share."""
+        """The file with network, images and the right results, which providers share."""
         return f"{self.network}-x{self.upscale}-{'-'.join(self.sizes)}{'-training' * self.training}.pt"
 
     @property
     def tolerance(self) -> float:
-        return TRAINING_TOLERANCE if self.training else TOLERANCE[known.dtype_of(self.contestant, self.device)]
-
-
-def new_network(name: str, upscale: int) -> nn.Module:
-    """Random weights, none of them 0: nothing may be free to compute. A new SAL's scale is 0."""
-    torch.manual_seed(0)
-    networks: dict[str, Callable[[int], nn.Module]] = {**MODELS, **PEERS}
-    network = networks[name](upscale).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1)
-    return network
+        return TRAINING_TOLERANCE if self.training else TOLERANCE[known.dtype_of(self.provider, self.device)]
 
 
 def prepare(job: Job, folder: Path) -> None:
@@ -99,7 +91,7 @@ def prepare(job: Job, folder: Path) -> None:
 
 
 def main() -> int:
-    """A contestant's process: say how it went, then run a pass for every line that comes in."""
+    """A provider's process: say how it went, then run a pass for every line that comes in."""
     job = Job(**json.loads(sys.argv[1]))
     folder = Path(sys.argv[2])
     torch.set_num_threads(job.threads)
@@ -107,13 +99,13 @@ def main() -> int:
     case = torch.load(folder / job.case)
     with tempfile.TemporaryDirectory() as own, torch.no_grad():
         start = time.perf_counter()
-        make, network, task = _contestant(job, case, Path(own))
+        make, network, task = _built(job, case, Path(own))
         call = make(network, task)
         ready = time.perf_counter() - start
         before = _reset_peak(job.device)
         first = _pass(call, task.images)
         extra = _peak(job.device) - before
-        if not job.contestant.endswith(known.AS_INSTALLED):
+        if not job.provider.endswith(known.AS_INSTALLED):
             _keep_freed_memory()
         expected = torch.load(folder / f"exact-{job.case}", mmap=True)
         error = max(_error(call(image), exact) for image, exact in zip(task.images, expected, strict=True))
@@ -124,7 +116,7 @@ def main() -> int:
     return 0
 
 
-def _contestant(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, nn.Module, known.Task]:
+def _built(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, nn.Module, known.Task]:
     network = new_network(job.network, job.upscale)
     network.load_state_dict(case["state"])
     dtype = torch.float16 if job.device == "cuda" else torch.float32
@@ -136,19 +128,12 @@ def _contestant(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, n
         table: Mapping[str, Any] = known.RUNTIMES[job.device]
     else:
         table = known.TRAINING if job.training else {**known.INFERENCE[job.device], **known.DEPLOYMENT}
-    return table[job.contestant], network.to(job.device, dtype), task
+    return table[job.provider], network.to(job.device, dtype), task
 
 
 def _pass(call: known.Call, images: Iterable[Tensor]) -> list[float]:
     """Seconds of each image."""
-    found = []
-    for image in images:
-        start = time.perf_counter()
-        call(image)
-        if image.is_cuda:
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return found
+    return [seconds(lambda image=image: call(image)) for image in images]  # type: ignore[misc]
 
 
 def _error(result: Tensor, exact: Tensor) -> float:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one could run a network with, each with its best settings.
 
-A contestant is made of a network and a task, and is a function of an image. A network is one of `benchmarks.peers`, or
-a DITN in one of three forms: the published formula, the folded operators in plain PyTorch, the fused operators.
+A provider is made of a network and a task, and is a function of an image. A network is one of
+`benchmarks.harness.peers`, or a DITN in one of three forms: the published formula, the folded operators in plain
+PyTorch, the fused operators.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import ditn
-from benchmarks import published
-from benchmarks.peers.layout import padded
-from ditn.portable import Portable
+from benchmarks.harness.peers.layout import padded
+from benchmarks.harness.timing import seconds
+from benchmarks.oracle import published
 from ditn_kernels import native_libraries, use_backend
 
 Call = Callable[[Tensor], Tensor]
@@ -32,7 +32,7 @@ class Task:
     """What a network, which enlarges `scale` times and pads to multiples of `grid`, is to do with images [B, 3, H, W].
 
     One image may be optimised for; several are a stream, in which the next one may have any size. `target` has the
-    result's shape, if there is training to do. `folder` is for files that contestants make of themselves.
+    result's shape, if there is training to do. `folder` is for files that providers make of themselves.
     """
 
     images: list[Tensor]
@@ -65,10 +65,10 @@ class Published(nn.Module):
 
 
 def folded(model: ditn.DITN) -> ditn.DITN:
-    """The operators' plain PyTorch definitions on folded weights, channels-last."""
-    network = ditn.DITN(config=model.config, fused=False).to(model.sft.weight).eval()
+    """The operators' plain PyTorch definitions on folded weights, channels-last; for training if `model` is."""
+    network = ditn.DITN(config=model.config, fused=False).to(model.sft.weight)
     network.load_state_dict(model.state_dict())
-    return network
+    return network.train(model.training).requires_grad_(model.training)
 
 
 def eager(network: nn.Module, task: Task) -> Call:
@@ -78,8 +78,8 @@ def eager(network: nn.Module, task: Task) -> Call:
 
 def eager_in_best_layout(network: nn.Module, task: Task) -> Call:
     sample = task.images[0][..., :_SAMPLE, :_SAMPLE]
-    seconds = {layout: _seconds(network, sample, layout) for layout in (torch.channels_last, torch.contiguous_format)}
-    best = min(seconds, key=seconds.__getitem__)
+    times = {layout: _best_time(network, sample, layout) for layout in (torch.channels_last, torch.contiguous_format)}
+    best = min(times, key=times.__getitem__)
     network.to(memory_format=best)  # type: ignore[call-overload]
     return lambda image: network(image.contiguous(memory_format=best))
 
@@ -150,6 +150,13 @@ def exported(format: str, suffix: str, start: Callable[[str, Task], Call]) -> Of
     return make
 
 
+def _portable(model: ditn.DITN) -> nn.Module:
+    """The network that `ditn export` writes for runtimes that are not PyTorch."""
+    from ditn.portable import Portable  # not public: other commits may have it elsewhere
+
+    return Portable(model)
+
+
 def fused(backend: str, dtype: torch.dtype) -> OfDITN:
     def make(model: ditn.DITN, task: Task) -> Call:
         model.to(dtype)
@@ -192,7 +199,7 @@ def _on_both(runtimes: Mapping[str, Runtime]) -> dict[str, OfDITN]:
     found: dict[str, OfDITN] = {}
     for name, make in runtimes.items():
         found[f"{name}, published"] = lambda model, task, make=make: make(Published(model).requires_grad_(False), task)  # type: ignore[misc]
-        found[f"{name}, folded"] = lambda model, task, make=make: make(folded(model).requires_grad_(False), task)  # type: ignore[misc]
+        found[f"{name}, folded"] = lambda model, task, make=make: make(folded(model), task)  # type: ignore[misc]
     return found
 
 
@@ -204,8 +211,9 @@ _COMMON: dict[str, Runtime] = {
     "OpenVINO bf16": openvino("bf16"),
 }
 _GPU: dict[str, Runtime] = {"torch.compile": compiled, "torch.compile, max-autotune": tuned}
-# A contestant whose freed memory goes back to the system, as the C library does unless it is told otherwise.
+# A provider whose freed memory goes back to the system, as the C library does unless it is told otherwise.
 AS_INSTALLED = ", as installed"
+FREED_MEMORY_KEPT = ", freed memory kept"
 # Of a peer, by device; a peer's eager form is its published one, and has a choice of layout.
 RUNTIMES: dict[str, dict[str, Runtime]] = {
     "cpu": {
@@ -234,10 +242,10 @@ INFERENCE: dict[str, dict[str, OfDITN]] = {
 DEPLOYMENT: dict[str, OfDITN] = {
     "ONNX Runtime, published": INFERENCE["cpu"]["ONNX Runtime, published"],
     "ONNX Runtime, exported": exported("onnx", ".onnx", _in_onnx_runtime),
-    "ONNX Runtime, exported, one size": lambda model, task: onnx_runtime(Portable(model), task),
+    "ONNX Runtime, exported, one size": lambda model, task: onnx_runtime(_portable(model), task),
     "OpenVINO f32, published": INFERENCE["cpu"]["OpenVINO f32, published"],
     "OpenVINO f32, exported": exported("onnx", ".onnx", _in_openvino),
-    "OpenVINO f32, exported, one size": lambda model, task: openvino("f32")(Portable(model), task),
+    "OpenVINO f32, exported, one size": lambda model, task: openvino("f32")(_portable(model), task),
     "AOTInductor, published": INFERENCE["cpu"]["AOTInductor, published"],
     "AOTInductor, exported": exported("aoti", ".pt2", _in_inductor),
 }
@@ -248,22 +256,23 @@ TRAINING: dict[str, OfDITN] = {
 }
 
 
+def title(name: str) -> str:
+    """What tables call a provider on a CPU: of eager PyTorch, whose time depends on it most, also what becomes of freed
+    memory."""
+    return name + FREED_MEMORY_KEPT * ("eager" in name and not name.endswith(AS_INSTALLED))
+
+
 def dtype_of(name: str, device: str) -> torch.dtype:
-    """In which a contestant computes."""
+    """In which a provider computes."""
     if device == "cuda":
         return torch.float16
     return torch.bfloat16 if "bf16" in name or "bfloat16" in name else torch.float32
 
 
-def _seconds(network: nn.Module, image: Tensor, layout: torch.memory_format) -> float:
+def _best_time(network: nn.Module, image: Tensor, layout: torch.memory_format) -> float:
     network.to(memory_format=layout)  # type: ignore[call-overload]
     image = image.contiguous(memory_format=layout)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        float(network(image)[0, 0, 0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(seconds(lambda: network(image)) for _ in range(3))
 
 
 def _started(call: Call, task: Task) -> Call:

@@ -1,24 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's blocks about GPUs, from the folders of results that `benchmarks.gpu` and `benchmarks.ops` write."""
+"""GPUs: networks and operators, from the folders that `benchmarks.gpu` and `benchmarks.ops` wrote."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.performance import RESULTS
+from benchmarks.report.results import Content, find, folder, load
 
 BASE = "published, eager"
+HEADLINE = "960x540"
 NOT_MEASURED = "Not measured yet: `make gpu` writes it."
-Row = dict[str, Any]
 
 
-def summary() -> str:
-    """Whole networks, a line for each input and a column for each contestant; a table for each GPU."""
+def headline(project: Path) -> str:
+    """The one line about each GPU: the fastest provider at one size, and a training step."""
+    return "\n".join(_headline(results) for results in _networks(project)) or NOT_MEASURED
+
+
+def _headline(results: list[Content]) -> str:
+    result = results[0]
+    rows = [row for row in result["rows"] if row["what"] == HEADLINE]
+    base = find(result, what=HEADLINE, contestant=BASE)["median_ms"]
+    fastest = min(rows, key=lambda row: float(row["median_ms"]))
+    name = fastest["contestant"].replace("fused, cuda", "CUDA C++").replace("fused, triton", "Triton")
+    text = (
+        f"- **GPU** ({result['machine']['gpu']}, {result['dtype']}): DITN-Real x4 enlarges {HEADLINE} in "
+        f"{fastest['median_ms']:.2f} ms ({name.replace(', graph', ' in a CUDA graph')}), "
+        f"{base / fastest['median_ms']:.1f} times as fast as the published formula in eager PyTorch."
+    )
+    steps = [row for other in results for row in other["rows"] if row["what"].startswith("step")]
+    fused = [row["median_ms"] for row in steps if row["contestant"].startswith("fused")]
+    eager = [row["median_ms"] for row in steps if row["contestant"] == BASE]
+    if fused and eager:
+        text += f" A training step takes {min(fused) / eager[0]:.1f} times as long as eager."
+    return text
+
+
+def summary(project: Path) -> str:
+    """Whole networks, a line for each input and a column for each provider; a table for each GPU."""
     tables = []
-    for results in _networks():
+    for results in _networks(project):
         names = list(dict.fromkeys(row["contestant"] for result in results for row in result["rows"]))
         lines = [f"| network | input | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
         for result in results:
@@ -30,7 +52,7 @@ def summary() -> str:
     return "\n\n".join(tables) or NOT_MEASURED
 
 
-def _cells(found: dict[str, Row], names: list[str]) -> list[str]:
+def _cells(found: dict[str, Content], names: list[str]) -> list[str]:
     """Times and memory; the fastest with how many times faster than the published formula it is."""
     fastest = min(found.values(), key=lambda row: row["median_ms"])
     cells = []
@@ -44,10 +66,10 @@ def _cells(found: dict[str, Row], names: list[str]) -> list[str]:
     return cells
 
 
-def networks() -> str:
-    """Whole networks, a line for each input and contestant, with the host's time; a table for each GPU."""
+def networks(project: Path) -> str:
+    """Whole networks, a line for each input and provider, with the host's time; a table for each GPU."""
     tables = []
-    for results in _networks():
+    for results in _networks(project):
         lines = [
             "| network | input | | median | until the call returns | against published | memory |",
             "|---|---|---|---|---|---|---|",
@@ -64,15 +86,15 @@ def networks() -> str:
     return "\n\n".join(tables) or NOT_MEASURED
 
 
-def _name(result: Row) -> str:
+def _name(result: Content) -> str:
     return f"{result['model']} x{result['upscale']}, {result['dtype']}"
 
 
-def operators() -> str:
+def operators(project: Path) -> str:
     """Each operator by each backend against the chip's roof, a line for each; a table for each GPU."""
     tables = []
-    for folder in _gpus("ops.json"):
-        result = _load(folder / "ops.json")
+    for place in _gpus(project, "ops.json"):
+        result = load(place / "ops.json")
         rows = [row for row in result["rows"] if row["direction"] == "forward"]
         backends = list(dict.fromkeys(row["backend"] for row in rows))
         lines = [f"| operator | {' | '.join(backends)} | of the roof |", "|---|" + "---|" * (len(backends) + 1)]
@@ -88,12 +110,12 @@ def operators() -> str:
     return "\n\n".join(tables) or NOT_MEASURED
 
 
-def _title(row: Row) -> str:
+def _title(row: Content) -> str:
     options = "".join(f" {value}" for value in row["options"].values())
     return f"`{row['operator']}`{options}, {row['size']}, {row['dtype']}"
 
 
-def _microseconds(row: Row | None, fastest: Row) -> str:
+def _microseconds(row: Content | None, fastest: Content) -> str:
     if row is None:
         return ""
     text = f"{1e3 * row['median_ms']:,.0f}"
@@ -108,7 +130,7 @@ def _mebibytes(value: int | None) -> str:
     return "" if value is None else f"{value / 2**20:,.0f} MiB"
 
 
-def _conditions(results: Iterable[Row]) -> str:
+def _conditions(results: Iterable[Content]) -> str:
     """Where, with what and when it was measured; each once."""
     said = []
     for result in results:
@@ -119,20 +141,15 @@ def _conditions(results: Iterable[Row]) -> str:
     return "\n\n".join(dict.fromkeys(said))
 
 
-def _networks() -> Iterator[list[Row]]:
+def _networks(project: Path) -> Iterator[list[Content]]:
     """The networks of each GPU, those that were measured at most sizes first; without what `--only-cuda` measured, of
     code for another chip."""
-    for folder in _gpus("ditn*-x*-*.json"):
-        results = [_load(path) for path in sorted(folder.glob("ditn*-x*-*.json")) if "-cuda-" not in path.name]
+    for place in _gpus(project, "ditn*-x*-*.json"):
+        results = [load(path) for path in sorted(place.glob("ditn*-x*-*.json")) if "-cuda-" not in path.name]
         if results:
             yield sorted(results, key=lambda result: -len(result["rows"]))
 
 
-def _gpus(pattern: str) -> list[Path]:
+def _gpus(project: Path, pattern: str) -> list[Path]:
     """The folders with such results; those of GPUs alone have them."""
-    return list(dict.fromkeys(path.parent for path in sorted(RESULTS.glob(f"*/{pattern}"))))
-
-
-def _load(path: Path) -> Row:
-    content: Row = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return list(dict.fromkeys(path.parent for path in sorted(folder(project).glob(f"*/{pattern}"))))

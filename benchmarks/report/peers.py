@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's blocks for docs/performance.md: networks, claims, peers, the paper's figures beside ours, operators."""
+"""DITN beside other networks, from what `benchmarks.peers` wrote: work, claims, times, the paper's figures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.contestants import AS_INSTALLED
+from benchmarks.harness.providers import AS_INSTALLED, title
+from benchmarks.report.results import NOT_MEASURED, Content, find, folder, load, load_if_there
 
-RESULTS = Path(__file__).parent / "results"
-NOT_MEASURED = "Not measured yet: `python -m benchmarks.peers` writes it."
 OURS = ("ditn-real", "fused float32")
-Row = dict[str, Any]
 # Milliseconds and GB on the authors' poster, x2, x3, x4, by TensorRT at fixed sizes. It names neither GPU, precision,
 # TensorRT's version nor sizes; that the result's size is held is inferred from how times scale.
 POSTER = {
@@ -22,7 +18,7 @@ POSTER = {
     "DITN-Tiny": ((57, 27, 16), (1.5, 1.3, 1.2)),
     "DITN-Real": ((42, 19, 11), (1.4, 1.2, 1.1)),
 }
-# The poster's names and the contestants that come nearest. Its peers are defined nowhere; these are this project's
+# The poster's names and the providers that come nearest. Its peers are defined nowhere; these are this project's
 # reductions to DITN-Real's depth, by the faster of the runtimes.
 NEAREST = {
     "SwinIR-Tiny": "swinir-8-layers",
@@ -32,9 +28,9 @@ NEAREST = {
 }
 
 
-def networks() -> str:
+def networks(project: Path) -> str:
     """Parameters and work, of the networks as published."""
-    results = dict(_fixed())
+    results = dict(_fixed(folder(project)))
     if not results:
         return NOT_MEASURED
     lines = ["| network | parameters, x4 | " + " | ".join(f"GMAC, x{scale}" for scale in results) + " |"]
@@ -46,13 +42,14 @@ def networks() -> str:
     return "\n".join(lines)
 
 
-def peers() -> str:
+def peers(project: Path) -> str:
     """Latency, pictures per second and peak memory at fixed sizes; a table for each machine and scale."""
-    tables = [_peers_table(folder, *found) for folder in _machines() for found in _fixed(folder)]
+    machines = _machines(folder(project))
+    tables = [_peers_table(*found, plotted=place == machines[0]) for place in machines for found in _fixed(place)]
     return "\n\n".join(tables) or NOT_MEASURED
 
 
-def _peers_table(folder: Path, scale: int, result: dict[str, Any]) -> str:
+def _peers_table(scale: int, result: Content, *, plotted: bool) -> str:
     base = _row(result, *OURS)["median_s"]
     lines = [
         f"| x{scale}, {result['sizes'][0]} | | median | quartiles | per second | times DITN-Real fused | memory |",
@@ -61,18 +58,18 @@ def _peers_table(folder: Path, scale: int, result: dict[str, Any]) -> str:
     for row in result["rows"]:
         low, high = row["quartiles_s"]
         lines.append(
-            f"| {row['network']} | {row['contestant']} | {row['median_s']:.3f} s | {low:.3f} to {high:.3f} | "
+            f"| {row['network']} | {title(row['contestant'])} | {row['median_s']:.3f} s | {low:.3f} to {high:.3f} | "
             f"{1 / row['median_s']:.2f} | {row['median_s'] / base:.2f} | {row['extra_bytes'] / 2**20:.0f} MiB |"
         )
     lines += ["", measured_on(result)]
-    if folder == RESULTS:
+    if plotted:
         lines += ["", f"![latency and memory at x{scale}](../benchmarks/results/peers-x{scale}.svg)"]
     return "\n".join(lines)
 
 
-def stream() -> str:
+def stream(project: Path) -> str:
     """Images of mixed sizes: until the first result, until the last one, and once everything is warm."""
-    result = _load("peers-stream.json")
+    result = load_if_there(folder(project) / "peers-stream.json")
     if result is None:
         return NOT_MEASURED
     base = _row(result, *OURS)
@@ -83,29 +80,30 @@ def stream() -> str:
     ]
     for row in result["rows"]:
         low, high = row["quartiles_s"]
+        ratio = row["median_s"] / base["median_s"]
         lines.append(
-            f"| {row['network']} | {row['contestant']} | {first_result(row):.1f} s | {whole_stream(row):.1f} s | "
-            f"{row['median_s']:.2f} s | {low:.2f} to {high:.2f} | {row['median_s'] / base['median_s']:.2f} |"
+            f"| {row['network']} | {title(row['contestant'])} | {first_result(row):.1f} s | "
+            f"{whole_stream(row):.1f} s | {row['median_s']:.2f} s | {low:.2f} to {high:.2f} | {ratio:.2f} |"
         )
     plot = "![images done against time](../benchmarks/results/peers-stream.svg)"
     return "\n".join([*lines, "", f"Sizes: {', '.join(result['sizes'])}. {measured_on(result)}", "", plot])
 
 
-def first_result(row: Row) -> float:
+def first_result(row: Content) -> float:
     """Seconds from the network in memory to its first result."""
     return float(row["ready_s"] + row["first_s"][0])
 
 
-def whole_stream(row: Row) -> float:
+def whole_stream(row: Content) -> float:
     """Seconds from the network in memory to the last image's result."""
     return float(row["ready_s"] + sum(row["first_s"]))
 
 
-def claims() -> str:
+def claims(project: Path) -> str:
     """What was claimed before anything was measured, and whether it holds on every machine that measured it."""
-    machines = _machines()
-    tables = [list(_claims(folder)) for folder in machines]
-    names = [result["machine"]["cpu"] for folder in machines if (result := _load("peers-x4.json", folder))]
+    machines = _machines(folder(project))
+    tables = [list(_claims(place)) for place in machines]
+    names = [load(place / "peers-x4.json")["machine"]["cpu"] for place in machines]
     lines = [f"| claim | at least | {' | '.join(names)} | |", "|---|---|" + "---|" * (len(names) + 1)]
     for on_machines in zip(*tables, strict=True):
         claim, least, _ = on_machines[0]
@@ -117,14 +115,14 @@ def claims() -> str:
     return "\n".join(lines)
 
 
-def _claims(folder: Path) -> Iterator[tuple[str, float, float | None]]:
+def _claims(place: Path) -> Iterator[tuple[str, float, float | None]]:
     """Each claim, the least ratio that it names, and the measured one."""
-    fixed, mixed = _load("peers-x4.json", folder), _load("peers-stream.json", folder)
+    fixed, mixed = (load_if_there(place / f"peers-{what}.json") for what in ("x4", "stream"))
     for peer, name, eager, best in (("swinir-light", "SwinIR-light", 17, 5), ("elan-light", "ELAN-light", 12, 3.5)):
         ratio = _ratio(fixed, (OURS[0], OURS[1] + AS_INSTALLED), (peer, "PyTorch eager" + AS_INSTALLED), "median_s")
         yield f"fused DITN-Real is faster than {name} in eager PyTorch, both as installed", eager, ratio
         ratio = _ratio(fixed, OURS, (peer, "PyTorch eager"), "median_s")
-        yield "... if both processes keep their freed memory", eager, ratio
+        yield "... both with freed memory kept", eager, ratio
         yield f"... than {name} in its fastest runtime", best, _ratio(fixed, OURS, (peer, None), "median_s")
         ratio = _ratio(fixed, OURS, (peer, None), "extra_bytes")
         yield f"... takes less peak memory than {name} in its leanest runtime", 4, ratio
@@ -138,10 +136,8 @@ def _claims(folder: Path) -> Iterator[tuple[str, float, float | None]]:
     yield "mixed sizes: all results before `torch.compile` of DITN-Real has its first one", 1, waited
 
 
-def _ratio(
-    result: dict[str, Any] | None, ours: tuple[str, str], theirs: tuple[str, str | None], what: str
-) -> float | None:
-    """Their least value, over all contestants of the network or one, over ours; None if one is missing."""
+def _ratio(result: Content | None, ours: tuple[str, str], theirs: tuple[str, str | None], what: str) -> float | None:
+    """Their least value, over all providers of the network or one, over ours; None if one is missing."""
     if result is None:
         return None
     values = [r[what] for r in result["rows"] if r["network"] == theirs[0] and theirs[1] in (None, r["contestant"])]
@@ -149,9 +145,9 @@ def _ratio(
     return float(min(values) / own[what]) if values and own else None
 
 
-def paper() -> str:
+def paper(project: Path) -> str:
     """The poster's figures at fixed sizes, each network relative to DITN-Real, beside ours."""
-    results = dict(_fixed())
+    results = dict(_fixed(folder(project)))
     scales = (2, 3, 4)
     lines = [
         "| poster, TensorRT | nearest here | "
@@ -171,58 +167,29 @@ def paper() -> str:
             cells.append(f"{milliseconds[index]} ms, {ratio:.2f} | {ours}")
         best = _best(results.get(4), NEAREST[name])
         memory = f"{best['extra_bytes'] / 2**20:.0f}" if best else ""
-        what = f"{NEAREST[name]}, {best['contestant']}" if best else NEAREST[name]
+        what = f"{NEAREST[name]}, {title(best['contestant'])}" if best else NEAREST[name]
         lines.append(f"| {name} | {what} | {' | '.join(cells)} | {gigabytes[2]} | {memory} |")
     here = measured_on(results[4]) if 4 in results else NOT_MEASURED
     return "\n".join([*lines, "", "The second number is relative to DITN-Real. " + here])
 
 
-def roofline() -> str:
-    """Each operator's rate on a CPU against the lower of two roofs that were measured in the same run."""
-    result = _load("ops-cpu.json")
-    if result is None:
-        return "Not measured yet: `python -m benchmarks.ops --device cpu` writes it."
-    machine, roof = result["machine"], result["roof"]
-    lines = [
-        "| operator | size | median | multiply-adds per byte | GFLOP/s | of the roof |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        if row["backend"] == "cpu" and row["direction"] == "forward":
-            lines.append(
-                f"| {operator_name(row)} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
-                f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"
-            )
-    flops = roof["matmul_tflop_per_s"]["torch.float32"] * 1e3
-    where = f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}"
-    roofs = f"a copy moves {roof['copy_gb_per_s']:.1f} GB/s, multiply-adds in registers make {flops:.0f} GFLOP/s"
-    plot = "![operators under their roofs](../benchmarks/results/ops-cpu.svg)"
-    return "\n".join([*lines, "", f"Roofs: {roofs}. Measured on: {where}, {result['rounds']} rounds.", "", plot])
-
-
-def operator_name(row: Row) -> str:
-    """With its options: the norm, and 8 for patches or 0 for the whole map."""
-    return " ".join([row["operator"], *(str(value) for value in row["options"].values())])
-
-
-def _best(result: dict[str, Any] | None, network: str) -> Row | None:
+def _best(result: Content | None, network: str) -> Content | None:
     rows = [row for row in result["rows"] if row["network"] == network] if result else []
     return min(rows, key=lambda row: float(row["median_s"]), default=None)
 
 
-def _fixed(folder: Path = RESULTS) -> Iterator[tuple[int, dict[str, Any]]]:
+def _fixed(place: Path) -> Iterator[tuple[int, Content]]:
     for scale in (4, 3, 2):
-        result = _load(f"peers-x{scale}.json", folder)
+        result = load_if_there(place / f"peers-x{scale}.json")
         if result is not None:
             yield scale, result
 
 
-def _row(result: dict[str, Any], network: str, contestant: str) -> Row:
-    rows: list[Row] = result["rows"]
-    return next((row for row in rows if (row["network"], row["contestant"]) == (network, contestant)), {})
+def _row(result: Content, network: str, provider: str) -> Content:
+    return find(result, network=network, contestant=provider)
 
 
-def measured_on(result: dict[str, Any]) -> str:
+def measured_on(result: Content) -> str:
     machine = result["machine"]
     used = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino") if name in machine)
     chip = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
@@ -230,15 +197,7 @@ def measured_on(result: dict[str, Any]) -> str:
     return f"Measured on: {chip}, {used}, {machine['date']}, {result['rounds']} rounds.{failed}"
 
 
-def _machines() -> list[Path]:
+def _machines(results: Path) -> list[Path]:
     """The folders with the results of CPUs: the first machine's, then one for each of the others."""
-    found = (path.parent for path in [RESULTS / "peers-x4.json", *sorted(RESULTS.glob("*/peers-x4.json"))])
-    return [folder for folder in found if (result := _load("peers-x4.json", folder)) and result["device"] == "cpu"]
-
-
-def _load(name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    path = folder / name
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    found = [results / "peers-x4.json", *sorted(results.glob("*/peers-x4.json"))]
+    return [path.parent for path in found if path.exists() and load(path)["device"] == "cpu"]

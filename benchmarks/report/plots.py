@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.performance import operator_name, whole_stream
+from benchmarks.harness import providers
+from benchmarks.report.operators import operator_name
+from benchmarks.report.peers import whole_stream
 
 # Okabe and Ito's colours, which everybody can tell apart.
 COLOURS = {
@@ -62,7 +64,7 @@ def roofs(result: dict[str, Any], figure: Any) -> None:
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float], title: str) -> None:
-    labels = [f"{row['network']}, {row['contestant']}" for row in rows]
+    labels = [f"{row['network']}, {providers.title(row['contestant'])}" for row in rows]
     drawn = axes.barh(labels, [value(row) for row in rows], color=[COLOURS[row["network"]] for row in rows])
     axes.bar_label(drawn, fmt="%.3g", fontsize=6, padding=2)
     axes.margins(x=0.15)

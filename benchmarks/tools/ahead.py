@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the Triton kernels ahead, on all cores at once, so that no test and no timing waits for a compiler.
 
-    python -m benchmarks.ahead [--dtypes float16] [--ops gated_ffn]
+    python -m benchmarks.tools.ahead [--dtypes float16] [--ops gated_ffn]
 
 Every launch of every operator with Triton kernels, forward and backward, for this GPU: the operators' samples, the
 layers of DITN-Real x4 on pictures of 960 x 540 and 320 x 180, and on a batch of training crops. Triton keeps on disk
@@ -26,9 +26,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from benchmarks import cases
-from benchmarks import gpu_timing as gpu
-from benchmarks.resources import Case
+from benchmarks.harness import cases
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.tools.resources import Case
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel of this package under Nsight Compute: what of the GPU it keeps busy, one line each.
 
-    python -m benchmarks.counters [--ops gated_ffn] [--dtype float16]
+    python -m benchmarks.tools.counters [--ops gated_ffn] [--dtype float16]
 
 DITN-Real x4's layers on a map of 960 x 544, by Triton and by CUDA C++, forward and backward. The clocks are left alone
 (`--clock-control none`), so that times are those that a user sees. Exit code 0, as is said, if `ncu` is not installed.
@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases
-from benchmarks import gpu_timing as gpu
+from benchmarks.harness import cases
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.harness.outputs import PROJECT
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 
@@ -109,8 +110,17 @@ def main() -> int:
         return 0
     command = [program, "--clock-control", "none", "--csv", "--page", "details", "--profile-from-start", "off"]
     command += [option for section in SECTIONS for option in ("--section", section)] + ["--kernel-name", OURS]
-    command += [sys.executable, "-m", "benchmarks.counters", "--inside", "--ops", *args.ops, "--dtype", args.dtype]
-    result = subprocess.run(command, cwd=gpu.PROJECT, stdout=subprocess.PIPE, text=True)
+    command += [
+        sys.executable,
+        "-m",
+        "benchmarks.tools.counters",
+        "--inside",
+        "--ops",
+        *args.ops,
+        "--dtype",
+        args.dtype,
+    ]
+    result = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         print(result.stdout)
         raise SystemExit(f"ncu failed with exit code {result.returncode}")

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import sass
-from benchmarks.sass import Count
+from benchmarks.harness.outputs import PROJECT
+from benchmarks.tools import sass
+from benchmarks.tools.sass import Count
 
-PROJECT = Path(__file__).parent.parent
 SOURCE = PROJECT / "csrc" / "cuda" / "kernels.cu"
 NVCC = shutil.which("nvcc")
 # nvcc 13 knows no sm_70. Its code becomes PTX as for the next chip, which is relabelled and assembled by the ptxas of

@@ -2,7 +2,7 @@
 """What `make gpu` finds on the machine: versions, the GPU, the assembler, and what can run. With `--build` it builds
 the compiled libraries in the source tree if they do not load.
 
-    python -m benchmarks.gpu_environment [--build]
+    python -m benchmarks.tools.gpu_environment [--build]
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 
-from benchmarks import gpu_timing as gpu
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.harness.outputs import PROJECT
 from ditn_kernels import __main__ as table
 from ditn_kernels import _assembler, _native
 from ditn_kernels._triton import why_missing
@@ -30,7 +31,7 @@ def build() -> int:
     capability = gpu.capability()
     wanted = {"DITN_BUILD": "cuda" if nvcc else "auto", "DITN_CUDA_ARCHS": f"{capability // 10}.{capability % 10}"}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    code = subprocess.run(command, cwd=gpu.PROJECT, env=wanted | os.environ).returncode
+    code = subprocess.run(command, cwd=PROJECT, env=wanted | os.environ).returncode
     print("building failed" if code else f"built {'with CUDA' if nvcc else 'without CUDA: there is no nvcc'}")
     return code
 

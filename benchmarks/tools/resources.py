@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernels for GPUs take of a chip: compiled for it and counted, without a GPU.
 
-    python -m benchmarks.resources [--json benchmarks/results/resources.json]
-    python -m benchmarks.resources --backend cuda [--json benchmarks/results/resources-cuda.json]
+    python -m benchmarks.tools.resources [--json benchmarks/results/resources.json]
+    python -m benchmarks.tools.resources --backend cuda [--json benchmarks/results/resources-cuda.json]
 
 Triton's by default: every launch of every operator, forward and backward; of CUDA C++ those that cuda_code.py lists.
 For DITN-Real x4's layers on a map of 960 x 544: registers per thread, bytes of shared memory, bytes of stack (spilled
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks import cases, cuda_code, outputs, sass
+from benchmarks.harness import cases, outputs
+from benchmarks.tools import cuda_code, sass
 from ditn_kernels import REGISTRY, _assembler
 from ditn_kernels._op import Sample
 from ditn_kernels._triton import interpreted

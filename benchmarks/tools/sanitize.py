@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every kernel for GPUs once, on a small sample, under NVIDIA's compute-sanitizer: accesses out of bounds, races.
 
-    python -m benchmarks.sanitize
+    python -m benchmarks.tools.sanitize
 
 Exit code 0 if nothing was found, or, as is said, if compute-sanitizer is not installed.
 """
@@ -17,8 +17,9 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks import cases
-from benchmarks import gpu_timing as gpu
+from benchmarks.harness import cases
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.harness.outputs import PROJECT
 from ditn_kernels import REGISTRY, Op, compilations
 from ditn_kernels._dispatch import reasons_against
 
@@ -58,9 +59,9 @@ def main() -> int:
     failed = []
     for tool in TOOLS:
         command = [program, "--tool", tool, "--error-exitcode", str(FOUND_SOMETHING)]
-        command += [sys.executable, "-m", "benchmarks.sanitize", "--inside"]
+        command += [sys.executable, "-m", "benchmarks.tools.sanitize", "--inside"]
         print(f"compute-sanitizer, {tool}:", flush=True)
-        if subprocess.run(command, cwd=gpu.PROJECT, env=environment).returncode:
+        if subprocess.run(command, cwd=PROJECT, env=environment).returncode:
             failed.append(tool)
     print(f"found something: {', '.join(failed)}" if failed else "found nothing")
     return int(bool(failed))

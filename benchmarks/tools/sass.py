@@ -24,13 +24,14 @@ import networkx
 import torch
 import triton
 
+from benchmarks.harness.outputs import PROJECT
 from ditn_kernels import _assembler
 from ditn_kernels.triton._compile import compiled, source
 from ditn_kernels.triton._launch import Launch
 
 # What is compiled here is not what a user waits for.
 logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
-CACHE = Path(__file__).parent.parent / "build" / "sass"
+CACHE = PROJECT / "build" / "sass"
 _OWN_SOURCE = Path(__file__).read_bytes()
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the launch configurations of the Triton kernels, `ditn_kernels/triton/configs/<kernel>.json`.
 
-    python -m benchmarks.tune                 on a GPU: measures
-    python -m benchmarks.tune --count         anywhere: compiles for every chip and counts (`benchmarks.sass`)
-    python -m benchmarks.tune --mend          the same, only for lines that spill or do not fit
+    python -m benchmarks.tools.tune             on a GPU: measures
+    python -m benchmarks.tools.tune --count     anywhere: compiles for every chip and counts (sass.py)
+    python -m benchmarks.tools.tune --mend      the same, only for lines that spill or do not fit
 
 Candidates are all the block sizes that a kernel's file names in CANDIDATES, with several numbers of warps and stages,
 and what the tables hold already.
@@ -24,11 +24,12 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
-from benchmarks import ahead, cases, outputs
-from benchmarks import gpu_timing as gpu
-from benchmarks.tune_count import count, mend
-from benchmarks.tune_measure import measure
-from benchmarks.tuning import FOLDER, SHAPES, tasks, write
+from benchmarks.harness import cases, outputs
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.tools import ahead
+from benchmarks.tools.tune_count import count, mend
+from benchmarks.tools.tune_measure import measure
+from benchmarks.tools.tuning import FOLDER, SHAPES, tasks, write
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._triton import interpreted
 from ditn_kernels.triton._config import Row

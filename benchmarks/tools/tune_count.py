@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses configurations by what the compiled code takes (`benchmarks.sass`), for chips that are not here."""
+"""Chooses configurations by what the compiled code takes (`benchmarks.tools.sass`), for chips that are not here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 import triton
 
-from benchmarks import cases, sass
-from benchmarks.tuning import Task, patch, short, tasks
+from benchmarks.harness import cases
+from benchmarks.tools import sass
+from benchmarks.tools.tuning import Task, patch, short, tasks
 from ditn_kernels import Op
 from ditn_kernels.triton._config import Config, Row, lookup
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import triton
 
-from benchmarks import cases
-from benchmarks import gpu_timing as gpu
-from benchmarks.tolerance import assert_as_good
-from benchmarks.tuning import Task, short, tasks
+from benchmarks.harness import cases
+from benchmarks.harness import gpu_timing as gpu
+from benchmarks.oracle.tolerance import assert_as_good
+from benchmarks.tools.tuning import Task, short, tasks
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels.triton._config import Config, Row
 from ditn_kernels.triton._launch import configured

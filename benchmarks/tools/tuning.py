@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ditn_kernels.triton
-from benchmarks import cases, sass
+from benchmarks.harness import cases
+from benchmarks.tools import sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 from ditn_kernels.triton._config import Config, Row, nearest, table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch configurations: a pure function over the tables in `configs/`, which `benchmarks/tune.py` writes."""
+"""Launch configurations: a pure function over the tables in `configs/`, which `benchmarks/tools/tune.py` writes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.peers.layout import from_windows, padded, to_windows
+from benchmarks.harness.peers.layout import from_windows, padded, to_windows
 
 # What the published code adds to scores across a seam: after softmax nothing is left of them.
 BLOCKED = -100.0

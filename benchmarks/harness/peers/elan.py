@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from benchmarks.peers.layout import from_windows, padded, to_windows
+from benchmarks.harness.peers.layout import from_windows, padded, to_windows
 
 WINDOWS = (4, 8, 16)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.peers.elan import ELAN
-from benchmarks.peers.swinir import SwinIR
+from benchmarks.harness.peers.elan import ELAN
+from benchmarks.harness.peers.swinir import SwinIR
 
 PEERS: Mapping[str, Callable[[int], SwinIR | ELAN]] = {
     "swinir-light": SwinIR,

@@ -6,8 +6,8 @@
     python -m benchmarks.peers --device cuda           # the same in float16
 
 Needs `pip install .[bench]`. The peers have random weights and their best settings: batch norms folded, position biases
-and masks kept, the faster memory layout. Every contestant is a process of its own, checked against its network in
-float64 (shape, finite, error) before `benchmarks.contest` times it. At a fixed size, contestants may optimise for it.
+and masks kept, the faster memory layout. Every provider is a process of its own, checked against its network in
+float64 (shape, finite, error) before `harness/contest.py` times it. At a fixed size, providers may optimise for it.
 In a stream they may not, and beside the passes over warm code the first one is told with everything that it waited for:
 export, compilation, recompilation, warm-up. Written to `benchmarks/results/` after each part: `peers-x<scale>.json` and
 `peers-stream.json`, on a GPU in its folder.
@@ -24,12 +24,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_timing, outputs
-from benchmarks.contest import PROJECT, contest, versions
-from benchmarks.contestants import AS_INSTALLED, INFERENCE, RUNTIMES, Published
-from benchmarks.model import MODELS, machine
-from benchmarks.peers import PEERS, REDUCED
-from benchmarks.processes import Job, new_network
+from benchmarks.harness import gpu_timing, outputs
+from benchmarks.harness.contest import contest
+from benchmarks.harness.machine import machine, versions
+from benchmarks.harness.networks import MODELS, new_network
+from benchmarks.harness.outputs import PROJECT, RESULTS
+from benchmarks.harness.peers import PEERS, REDUCED
+from benchmarks.harness.processes import Job
+from benchmarks.harness.providers import AS_INSTALLED, INFERENCE, RUNTIMES, Published, title
 from ditn_kernels import _native
 
 # Inputs that give 1280x720; at x3 a column too many.
@@ -66,7 +68,7 @@ def stream_sizes(images: int = 20, sides: tuple[int, int] = (32, 160)) -> tuple[
 
 
 def entrants(device: str, *, stream: bool, scale: int) -> list[tuple[str, str]]:
-    """(network, contestant), in the order of the tables. All of them at x4; in the stream all of DITN-Real's."""
+    """(network, provider), in the order of the tables. All of them at x4; in the stream all of DITN-Real's."""
     peers = [name for name in PEERS if name not in REDUCED or (scale == 4 and not stream)]
     if device == "cuda":
         found = [(peer, runtime) for peer in peers for runtime in RUNTIMES[device]]
@@ -99,9 +101,9 @@ def part(args: argparse.Namespace, scale: int, sizes: tuple[str, ...]) -> dict[s
     """One contest, as it is written down."""
     stream = len(sizes) > 1
     chosen = [
-        (network, contestant)
-        for network, contestant in entrants(args.device, stream=stream, scale=scale)
-        if (not args.networks or network in args.networks) and (not args.only or contestant in args.only)
+        (network, provider)
+        for network, provider in entrants(args.device, stream=stream, scale=scale)
+        if (not args.networks or network in args.networks) and (not args.only or provider in args.only)
     ]
     jobs = [Job(*entrant, scale, sizes, args.threads, device=args.device) for entrant in chosen]
     found = contest(
@@ -118,9 +120,9 @@ def part(args: argparse.Namespace, scale: int, sizes: tuple[str, ...]) -> dict[s
         "upscale": scale,
         "sizes": list(sizes),
         "networks": {name: facts(name, scale, sizes[0]) for name in dict.fromkeys(network for network, _ in chosen)},
-        "rounds": max(len(contestant.passes) for contestant in found),
-        "rows": [contestant.row() for contestant in found if not contestant.failure],
-        "failed": {str(contestant): contestant.failure for contestant in found if contestant.failure},
+        "rounds": max(len(entrant.passes) for entrant in found),
+        "rows": [entrant.row() for entrant in found if not entrant.failure],
+        "failed": {str(entrant): entrant.failure for entrant in found if entrant.failure},
     }
 
 
@@ -131,7 +133,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {name}: {about['parameters']:,} parameters, {about['macs'] / 1e9:.1f} GMAC for {sizes[0]}")
     for row in result["rows"]:
         low, high = row["quartiles_s"]
-        line = f"  {row['network']:16}{row['contestant']:28}{row['median_s']:8.3f} s ({low:.3f}..{high:.3f})"
+        line = f"  {row['network']:16}{title(row['contestant']):44}{row['median_s']:8.3f} s ({low:.3f}..{high:.3f})"
         line += f"{len(sizes) / row['median_s']:8.1f} per s{row['extra_bytes'] / 2**20:8.0f} MiB"
         print(f"{line}, ready after {row['ready_s']:.1f} s, cold {sum(row['first_s']):.2f} s", flush=True)
 
@@ -145,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--minutes", type=float, default=3, help="of rounds in each part, at least three (default 3)")
     parser.add_argument("--networks", nargs="+", choices=[*PEERS, *MODELS], help="default all")
-    parser.add_argument("--only", nargs="+", metavar="CONTESTANT", help="of each network; default all")
+    parser.add_argument("--only", nargs="+", metavar="PROVIDER", help="of each network; default all")
     parser.add_argument("--quick", action="store_true", help="tiny images: whether it works, not how fast")
     parser.add_argument("--results", type=outputs.folder, help="folder (benchmarks/results, or the GPU's there)")
     args = parser.parse_args(arguments)
@@ -155,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif reason := _native.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:
-        folder = args.results or PROJECT / "benchmarks" / "results"
+        folder = args.results or RESULTS
     fixed = args.scales if args.scales is not None else [] if args.stream else [4, 3, 2]
     parts: dict[str, tuple[int, tuple[str, ...]]] = {
         f"peers-x{scale}.json": (scale, ("17x9" if args.quick else SIZES[scale],)) for scale in fixed

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that ship: their scores, and how they were trained."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from safetensors import safe_open
+
+from benchmarks.report.results import Content, folder, load
+from ditn.recipe import load_recipe
+from ditn.scores import overview
+
+
+def quality(project: Path) -> str:
+    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how the weights came about; of images
+    degraded as photographs are in a table of their own."""
+    rows = [load(path) for path in sorted(folder(project).glob("evaluate-*.json"))]
+    rows.sort(key=lambda row: (row["scale"], row["model"] == "bicubic", row["model"]))
+    photos = [row for row in rows if row["degradation"] == "photo"]
+    blocks = [_scores(project, [row for row in rows if row not in photos])]
+    if photos:
+        blocks += [
+            "The low-resolution images blurred, noisy and compressed (`--degradation photo`):",
+            _scores(project, photos),
+        ]
+    return "\n\n".join(blocks)
+
+
+def _scores(project: Path, rows: list[Content]) -> str:
+    return overview(rows, {"trained": [_training(project, row["model"]) for row in rows]})
+
+
+def _training(project: Path, name: str) -> str:
+    """How weights came about, from their recipe, its log and the file's metadata."""
+    recipe_file = project / "recipes" / f"{name}.toml"
+    if not recipe_file.exists():
+        return ""
+    recipe = load_recipe(recipe_file)
+    with recipe_file.with_suffix(".log.csv").open(newline="") as file:
+        minutes = float(list(csv.DictReader(file))[-1]["seconds"]) / 60
+    with safe_open(project / "ditn" / "weights" / f"{name}.safetensors", framework="pt") as weights:
+        hardware = weights.metadata().get("hardware", "CPU")
+    start = f"from {recipe.init}" if recipe.init else "from an interpolation" if recipe.interpolation_start else ""
+    what = f"{recipe.steps:,} steps of {recipe.batch} x {recipe.patch}x{recipe.patch}"
+    return f"{what} {start}, {minutes:.0f} min on {hardware}"
