@@ -5,9 +5,9 @@
 
 The name follows from the run: ditn-real-x4, or ditn-real-photo-x4 for one that was trained on degraded photographs.
 Written are ditn/weights/<name>.safetensors, ATTRIBUTION.tsv and SHA256SUMS, recipes/<name>.toml (unless it says the
-same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>.json, which README's table is made of, with
-bicubic's scores under the same conditions beside it; then README. Files are bfloat16, which costs a thousandth of a dB
-and compresses better than float16.
+same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>.json, which the tables of models are made of,
+with bicubic's scores under the same conditions beside it; then README and docs/. Files are bfloat16, which costs a
+thousandth of a dB and compresses better than float16.
 """
 
 from __future__ import annotations

@@ -33,7 +33,10 @@ from ditn_kernels import _native, info
 from ditn_kernels._native import runs_on
 
 PROJECT = Path(__file__).parent.parent
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+README, MODELS, SUPPORT, TRAINING = (
+    (PROJECT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "docs/models.md", "docs/support.md", "docs/training.md")
+)
 EXAMPLE = PROJECT / "examples" / "spiral.png"
 LIBRARY = "ditn_kernels/_C.so"
 # Turing to Blackwell, Thor, and what may follow.
@@ -63,29 +66,37 @@ def test_a_number_that_was_not_measured_is_found(tmp_path) -> None:
     measured = next(results.glob("evaluate-*.json"))
     measured.write_text(re.sub(r'"psnr_y": \d+', '"psnr_y": 99', measured.read_text()))
     assert pages.main(["--check"], tmp_path) == 1
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
+    assert (tmp_path / "docs/models.md").read_text(encoding="utf-8") == MODELS
     assert pages.main([], tmp_path) == 0
-    assert "99." in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "99." in (tmp_path / "docs/models.md").read_text(encoding="utf-8")
     assert pages.main(["--check"], tmp_path) == 0
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ditn (.+)$", README, re.MULTILINE))
-def test_commands_of_the_readme_are_understood(line, monkeypatch) -> None:
+@pytest.mark.parametrize("line", re.findall(r"^ditn (.+)$", README + TRAINING, re.MULTILINE))
+def test_commands_of_readme_and_training_are_understood(line, monkeypatch) -> None:
     arguments = shlex.split(line, comments=True)
     module, _ = cli.COMMANDS[arguments[0]]
     monkeypatch.setattr(importlib.import_module(module), "run", lambda args: 0)
     assert cli.main(arguments) == 0
 
 
-def test_every_environment_variable_is_in_the_readme() -> None:
+def test_every_environment_variable_is_documented() -> None:
     patterns = ("ditn/**/*.py", "ditn_kernels/**/*.py", "csrc/**/*.cpp", "setup.py", "tests/conftest.py")
     sources = [path.read_text(encoding="utf-8") for pattern in patterns for path in PROJECT.glob(pattern)]
     used = {name for source in sources for name in re.findall(r'"(DITN_[A-Z_]+)"', source)}
     assert "DITN_BACKEND" in used
-    assert used == set(re.findall(r"^\| `(DITN_[A-Z_]+)` \|", README, re.MULTILINE))
+    assert used == set(re.findall(r"^\| `(DITN_[A-Z_]+)` \|", SUPPORT, re.MULTILINE))
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "examples/README.md", "docs/deployment.md"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "examples/README.md",
+        *(f"docs/{page.name}" for page in (PROJECT / "docs").glob("*.md")),
+    ],
+)
 def test_links_lead_to_files(document) -> None:
     path = PROJECT / document
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))

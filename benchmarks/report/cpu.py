@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness.providers import AS_INSTALLED, title
-from benchmarks.report.results import NOT_MEASURED, Content, find, folder, load, side_by_side
+from benchmarks.report.results import NOT_MEASURED, Content, bullet, find, folder, load, side_by_side
 
 EAGER, FUSED = "PyTorch eager, published", "fused float32"
 HEADLINE = ("ditn-real", 4, "320x180", 2)  # model, scale, size, threads
@@ -26,8 +26,8 @@ def headline(project: Path) -> str:
     times = [f"{_row(run, FUSED)['median_s']:.2f}" for run in found]
     kept, installed, fastest = (_range([of(run) for run in found]) for of in (_kept, _installed, _fastest_ratio))
     cpus = dict.fromkeys(result["machine"]["cpu"] for result in _results(project))
-    return (
-        f"- **CPU** (float32, {HEADLINE[3]} threads): DITN-Real x4 enlarges {HEADLINE[2]} in "
+    return bullet(
+        f"**CPU** (float32, {HEADLINE[3]} threads): DITN-Real x4 enlarges {HEADLINE[2]} in "
         f"{min(times)} to {max(times)} s. That is {kept} times as fast as the published formula in eager PyTorch "
         f"with freed memory kept, {installed} times with PyTorch as installed, and {fastest} times as fast as the "
         f"fastest other runtime ({', '.join(cpus)})."

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.report.results import Content, find, folder, load
+from benchmarks.report.results import Content, bullet, find, folder, load
 
 BASE = "published, eager"
 HEADLINE = "960x540"
@@ -25,7 +25,7 @@ def _headline(results: list[Content]) -> str:
     fastest = min(rows, key=lambda row: float(row["median_ms"]))
     name = fastest["contestant"].replace("fused, cuda", "CUDA C++").replace("fused, triton", "Triton")
     text = (
-        f"- **GPU** ({result['machine']['gpu']}, {result['dtype']}): DITN-Real x4 enlarges {HEADLINE} in "
+        f"**GPU** ({result['machine']['gpu']}, {result['dtype']}): DITN-Real x4 enlarges {HEADLINE} in "
         f"{fastest['median_ms']:.2f} ms ({name.replace(', graph', ' in a CUDA graph')}), "
         f"{base / fastest['median_ms']:.1f} times as fast as the published formula in eager PyTorch."
     )
@@ -34,7 +34,7 @@ def _headline(results: list[Content]) -> str:
     eager = [row["median_ms"] for row in steps if row["contestant"] == BASE]
     if fused and eager:
         text += f" A training step takes {min(fused) / eager[0]:.1f} times as long as eager."
-    return text
+    return bullet(f"{text} Measured once, on {result['machine']['date']}, at {result['machine']['commit'][:7]}.")
 
 
 def summary(project: Path) -> str:

@@ -38,22 +38,22 @@ def _speed(project: Path) -> str:
 # The blocks of each page.
 PAGES: dict[str, dict[str, Block]] = {
     "README.md": {
-        "quality": quality.quality,
+        "quality": quality.at_x4,
         "speed": _speed,
-        "claims": peers.claims,
-        "cpu": cpu.ratios,
-        "gpu": gpu.summary,
-        "support": operators.support,
     },
+    "docs/models.md": {"quality": quality.quality},
+    "docs/support.md": {"support": operators.support},
     "docs/performance.md": {
         "networks": peers.networks,
         "claims": peers.claims,
         "peers": peers.peers,
+        "cpu": cpu.ratios,
         "contest": cpu.every_provider,
         "one-process": cpu.in_one_process,
         "stream": peers.stream,
         "paper": peers.paper,
         "roofline": operators.roofline,
+        "gpu": gpu.summary,
         "gpu-networks": gpu.networks,
         "gpu-operators": gpu.operators,
     },

@@ -13,11 +13,15 @@ from ditn.recipe import load_recipe
 from ditn.scores import overview
 
 
+def at_x4(project: Path) -> str:
+    """The scores alone, at x4, of clean images."""
+    return overview([row for row in _rows(project) if row["scale"] == 4 and row["degradation"] != "photo"])
+
+
 def quality(project: Path) -> str:
     """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how the weights came about; of images
     degraded as photographs are in a table of their own."""
-    rows = [load(path) for path in sorted(folder(project).glob("evaluate-*.json"))]
-    rows.sort(key=lambda row: (row["scale"], row["model"] == "bicubic", row["model"]))
+    rows = _rows(project)
     photos = [row for row in rows if row["degradation"] == "photo"]
     blocks = [_scores(project, [row for row in rows if row not in photos])]
     if photos:
@@ -26,6 +30,12 @@ def quality(project: Path) -> str:
             _scores(project, photos),
         ]
     return "\n\n".join(blocks)
+
+
+def _rows(project: Path) -> list[Content]:
+    rows = [load(path) for path in sorted(folder(project).glob("evaluate-*.json"))]
+    rows.sort(key=lambda row: (row["scale"], row["model"] == "bicubic", row["model"]))
+    return rows
 
 
 def _scores(project: Path, rows: list[Content]) -> str:

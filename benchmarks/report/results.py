@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def find(result: Content, **wanted: object) -> Content:
     """The first row with these values; empty if there is none."""
     rows: list[Content] = result["rows"]
     return next((row for row in rows if all(row[name] == value for name, value in wanted.items())), {})
+
+
+def bullet(text: str) -> str:
+    """A point of a list in Markdown, wrapped."""
+    return textwrap.fill(text, 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def side_by_side(
