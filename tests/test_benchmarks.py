@@ -129,6 +129,48 @@ def test_readme_has_the_ratios_of_every_run() -> None:
     )
 
 
+def test_the_line_about_cpus_is_a_range_over_machines(tmp_path) -> None:
+    """The one size and number of threads that README quotes; of the fastest others, those as installed do not count."""
+    for name, scale in (("first", 1.0), ("second", 2.0)):
+        seconds = {
+            "PyTorch eager, published": 0.8 * scale,
+            "ONNX Runtime, folded": 0.4,
+            "OpenVINO bf16, folded": 0.01,
+            "fused float32": 0.2,
+            "PyTorch eager, published, as installed": 0.3 * scale,
+            "fused float32, as installed": 0.1,
+        }
+        rows = [{"contestant": provider, "median_s": value} for provider, value in seconds.items()]
+        run = {"task": "inference", "size": "320x180", "threads": 2, "rows": rows}
+        others = [run | {"size": "8x8", "rows": []}, run | {"threads": 1, "rows": []}]
+        content = {"machine": {"cpu": name}, "model": "ditn-real", "upscale": 4, "runs": [*others, run]}
+        folder = tmp_path / "benchmarks" / "results" / name
+        folder.mkdir(parents=True)
+        (folder / "cpu-ditn-real-x4.json").write_text(json.dumps(content))
+    assert " ".join(cpu_report.headline(tmp_path).split()) == (
+        "- **CPU** (float32, 2 threads): DITN-Real x4 enlarges 320x180 in 0.20 to 0.20 s. That is 4.0 to 8.0 times as "
+        "fast as the published formula in eager PyTorch with freed memory kept, 3.0 to 6.0 times with PyTorch as "
+        "installed, and 2.0 to 2.0 times as fast as the fastest other runtime (first, second)."
+    )
+
+
+def test_the_line_about_a_gpu_names_the_fastest_and_the_training_step(tmp_path) -> None:
+    machine = {"gpu": "NVIDIA T4", "commit": "0123456789", "date": "2027-01-02"}
+    inference = {gpu.BASE: 8.0, "fused, triton": 4.0, "fused, cuda, graph": 2.0}
+    training = {gpu.BASE: 3.0, "folded, eager": 1.0, "fused": 6.0}
+    folder = tmp_path / "benchmarks" / "results" / "nvidia-t4"
+    folder.mkdir(parents=True)
+    for name, what, times in (("", "960x540", inference), ("-training", "step 16x64", training)):
+        rows = [{"what": what, "contestant": provider, "median_ms": value} for provider, value in times.items()]
+        content = {"machine": machine, "model": "ditn-real", "upscale": 4, "dtype": "float16", "rows": rows}
+        (folder / f"ditn-real-x4-float16{name}.json").write_text(json.dumps(content))
+    assert " ".join(gpu_report.headline(tmp_path).split()) == (
+        "- **GPU** (NVIDIA T4, float16): DITN-Real x4 enlarges 960x540 in 2.00 ms (CUDA C++ in a CUDA graph), 4.0 "
+        "times as fast as the published formula in eager PyTorch. A training step takes 2.0 times as long as eager. "
+        "Measured once, on 2027-01-02, at 0123456."
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which they run")
 @pytest.mark.parametrize("module", [gpu, ops, sanitize], ids=lambda module: module.__name__)
 def test_gpu_benchmarks_say_that_they_need_one(module, monkeypatch) -> None:

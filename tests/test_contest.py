@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import compare, peers
-from benchmarks.harness import contest, processes, providers
+from benchmarks.harness import contest, processes, providers, runtimes
 from benchmarks.harness.processes import Job
 from ditn_kernels import _native
 
@@ -127,8 +127,8 @@ def test_graphs_of_a_stream_get_whole_windows(tmp_path) -> None:
         return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     images = [torch.rand(1, 3, 9, 17), torch.rand(1, 3, 8, 8)]
-    task = providers.Task(images, None, 2, 8, 1, tmp_path)
-    result = providers._on_grid(graph, task)(images[0])
+    task = runtimes.Task(images, None, 2, 8, 1, tmp_path)
+    result = runtimes._on_grid(graph, task)(images[0])
     assert seen == [(1, 3, 16, 24)]
     assert torch.equal(result, images[0].repeat_interleave(2, 2).repeat_interleave(2, 3))
 

@@ -8,7 +8,8 @@ From the second pass on, the C library keeps the memory that it was given back, 
 Otherwise the system takes the pages of every map away and clears new ones at the next call, which was 40 % of the time
 of SwinIR-light in eager PyTorch. "eager" alone therefore says too little: `providers.title`.
 
-`benchmarks.compare` runs this with packages of other commits, so nothing here imports more than their public names.
+`benchmarks.compare` runs this with packages of other commits, so only what is public is imported until a provider needs
+more.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 import ditn
-from benchmarks.harness import providers as known
+from benchmarks.harness import providers
 from benchmarks.harness.networks import new_network
 from benchmarks.harness.peers import PEERS
+from benchmarks.harness.runtimes import Call, Task
 from benchmarks.harness.timing import seconds
 
 # Largest difference to float64 over the largest value. float32: what a network of this depth loses, with room for the
@@ -62,7 +64,7 @@ class Job:
 
     @property
     def tolerance(self) -> float:
-        return TRAINING_TOLERANCE if self.training else TOLERANCE[known.dtype_of(self.provider, self.device)]
+        return TRAINING_TOLERANCE if self.training else TOLERANCE[providers.dtype_of(self.provider, self.device)]
 
 
 def prepare(job: Job, folder: Path) -> None:
@@ -78,14 +80,14 @@ def prepare(job: Job, folder: Path) -> None:
         batch, _, height, width = images[0].shape
         target = torch.rand(batch, 3, height * job.upscale, width * job.upscale)
     case = {"state": network.state_dict(), "images": images, "target": target}
-    exact = network if job.network in PEERS else known.Published(network)
+    exact = network if job.network in PEERS else providers.Published(network)
     exact = exact.double().requires_grad_(False)
     with torch.no_grad():
         if target is None:
             results = [exact(image.double()) for image in images]
         else:
-            task = known.Task([images[0].double()], target.double(), job.upscale, 8, job.threads, folder)
-            results = [known.training_step(exact, task)(images[0].double())]
+            task = Task([images[0].double()], target.double(), job.upscale, 8, job.threads, folder)
+            results = [providers.training_step(exact, task)(images[0].double())]
     torch.save(case, path)
     torch.save(results, folder / f"exact-{job.case}")
 
@@ -105,7 +107,7 @@ def main() -> int:
         before = _reset_peak(job.device)
         first = _pass(call, task.images)
         extra = _peak(job.device) - before
-        if not job.provider.endswith(known.AS_INSTALLED):
+        if not job.provider.endswith(providers.AS_INSTALLED):
             _keep_freed_memory()
         expected = torch.load(folder / f"exact-{job.case}", mmap=True)
         error = max(_error(call(image), exact) for image, exact in zip(task.images, expected, strict=True))
@@ -116,22 +118,22 @@ def main() -> int:
     return 0
 
 
-def _built(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, nn.Module, known.Task]:
+def _built(job: Job, case: Mapping[str, Any], folder: Path) -> tuple[Any, nn.Module, Task]:
     network = new_network(job.network, job.upscale)
     network.load_state_dict(case["state"])
     dtype = torch.float16 if job.device == "cuda" else torch.float32
     grid = network.config.grid if isinstance(network, ditn.DITN) else network.grid
     images = [image.to(job.device, dtype) for image in case["images"]]
-    task = known.Task(images, case["target"], job.upscale, grid, job.threads, folder)  # type: ignore[arg-type]
+    task = Task(images, case["target"], job.upscale, grid, job.threads, folder)  # type: ignore[arg-type]
     if job.network in PEERS:
         network.fold()  # type: ignore[operator]
-        table: Mapping[str, Any] = known.RUNTIMES[job.device]
+        table: Mapping[str, Any] = providers.RUNTIMES[job.device]
     else:
-        table = known.TRAINING if job.training else {**known.INFERENCE[job.device], **known.DEPLOYMENT}
+        table = providers.TRAINING if job.training else {**providers.INFERENCE[job.device], **providers.DEPLOYMENT}
     return table[job.provider], network.to(job.device, dtype), task
 
 
-def _pass(call: known.Call, images: Iterable[Tensor]) -> list[float]:
+def _pass(call: Call, images: Iterable[Tensor]) -> list[float]:
     """Seconds of each image."""
     return [seconds(lambda image=image: call(image)) for image in images]  # type: ignore[misc]
 

@@ -9,45 +9,29 @@ PyTorch, the fused operators.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import ditn
-from benchmarks.harness.peers.layout import padded
-from benchmarks.harness.timing import seconds
+from benchmarks.harness.runtimes import (
+    Call,
+    Runtime,
+    Task,
+    ahead_of_time,
+    compiled,
+    eager,
+    eager_in_best_layout,
+    in_inductor,
+    in_onnx_runtime,
+    in_openvino,
+    onnx_runtime,
+    openvino,
+    tuned,
+)
 from benchmarks.oracle import published
-from ditn_kernels import native_libraries, use_backend
+from ditn_kernels import use_backend
 
-Call = Callable[[Tensor], Tensor]
-# Pixels of a piece that is large enough to tell memory layouts apart.
-_SAMPLE = 128
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a network, which enlarges `scale` times and pads to multiples of `grid`, is to do with images [B, 3, H, W].
-
-    One image may be optimised for; several are a stream, in which the next one may have any size. `target` has the
-    result's shape, if there is training to do. `folder` is for files that providers make of themselves.
-    """
-
-    images: list[Tensor]
-    target: Tensor | None
-    scale: int
-    grid: int
-    threads: int
-    folder: Path
-
-    @property
-    def stream(self) -> bool:
-        return len(self.images) > 1
-
-
-Runtime = Callable[[nn.Module, Task], Call]
 OfDITN = Callable[[ditn.DITN, Task], Call]
 
 
@@ -69,74 +53,6 @@ def folded(model: ditn.DITN) -> ditn.DITN:
     network = ditn.DITN(config=model.config, fused=False).to(model.sft.weight)
     network.load_state_dict(model.state_dict())
     return network.train(model.training).requires_grad_(model.training)
-
-
-def eager(network: nn.Module, task: Task) -> Call:
-    network(task.images[0][..., :8, :8])  # loads oneDNN, which is no memory of the call
-    return network
-
-
-def eager_in_best_layout(network: nn.Module, task: Task) -> Call:
-    sample = task.images[0][..., :_SAMPLE, :_SAMPLE]
-    times = {layout: _best_time(network, sample, layout) for layout in (torch.channels_last, torch.contiguous_format)}
-    best = min(times, key=times.__getitem__)
-    network.to(memory_format=best)  # type: ignore[call-overload]
-    return lambda image: network(image.contiguous(memory_format=best))
-
-
-def compiled(network: nn.Module, task: Task) -> Call:
-    options: dict[str, Any] = {"freezing": True} if task.images[0].device.type == "cpu" else {}
-    call = torch.compile(network, fullgraph=True, dynamic=task.stream, options=options)
-    return _started(call, task)
-
-
-def tuned(network: nn.Module, task: Task) -> Call:
-    """Compiled with every choice measured, and replayed from a CUDA graph unless sizes change."""
-    mode = "max-autotune-no-cudagraphs" if task.stream else "max-autotune"
-    call = torch.compile(network, fullgraph=True, dynamic=task.stream, mode=mode)
-    # The next replay would overwrite the result.
-    return _started(call if task.stream else lambda image: call(image).clone(), task)
-
-
-def ahead_of_time(network: nn.Module, task: Task) -> Call:
-    example, sizes = _example(task)
-    program = torch.export.export(network, (example,), dynamic_shapes=sizes)
-    package = torch._inductor.aoti_compile_and_package(
-        program, package_path=str(task.folder / "network.pt2"), inductor_configs={"freezing": True}
-    )
-    return _started(torch._inductor.aoti_load_package(package), task)
-
-
-def onnx_runtime(network: nn.Module, task: Task) -> Call:
-    return _on_grid(_in_onnx_runtime(_onnx(network, task), task), task)
-
-
-def _in_onnx_runtime(path: str, task: Task) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = task.threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
-
-
-def openvino(precision: str) -> Runtime:
-    return lambda network, task: _on_grid(_in_openvino(_onnx(network, task), task, precision), task)
-
-
-def _in_openvino(path: str, task: Task, precision: str = "f32") -> Call:
-    import openvino
-
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    settings |= {"INFERENCE_NUM_THREADS": task.threads}
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda image: torch.from_numpy(next(iter(request.infer([image.numpy()]).values())))
-
-
-def _in_inductor(path: str, task: Task) -> Call:
-    native_libraries()
-    return torch._inductor.aoti_load_package(path)
 
 
 def exported(format: str, suffix: str, start: Callable[[str, Task], Call]) -> OfDITN:
@@ -241,13 +157,13 @@ INFERENCE: dict[str, dict[str, OfDITN]] = {
 # What `ditn export` is compared with: the plain graph at one size, and its own graph at one size.
 DEPLOYMENT: dict[str, OfDITN] = {
     "ONNX Runtime, published": INFERENCE["cpu"]["ONNX Runtime, published"],
-    "ONNX Runtime, exported": exported("onnx", ".onnx", _in_onnx_runtime),
+    "ONNX Runtime, exported": exported("onnx", ".onnx", in_onnx_runtime),
     "ONNX Runtime, exported, one size": lambda model, task: onnx_runtime(_portable(model), task),
     "OpenVINO f32, published": INFERENCE["cpu"]["OpenVINO f32, published"],
-    "OpenVINO f32, exported": exported("onnx", ".onnx", _in_openvino),
+    "OpenVINO f32, exported": exported("onnx", ".onnx", in_openvino),
     "OpenVINO f32, exported, one size": lambda model, task: openvino("f32")(_portable(model), task),
     "AOTInductor, published": INFERENCE["cpu"]["AOTInductor, published"],
-    "AOTInductor, exported": exported("aoti", ".pt2", _in_inductor),
+    "AOTInductor, exported": exported("aoti", ".pt2", in_inductor),
 }
 TRAINING: dict[str, OfDITN] = {
     "PyTorch eager, published": lambda model, task: training_step(Published(model), task),
@@ -267,42 +183,3 @@ def dtype_of(name: str, device: str) -> torch.dtype:
     if device == "cuda":
         return torch.float16
     return torch.bfloat16 if "bf16" in name or "bfloat16" in name else torch.float32
-
-
-def _best_time(network: nn.Module, image: Tensor, layout: torch.memory_format) -> float:
-    network.to(memory_format=layout)  # type: ignore[call-overload]
-    image = image.contiguous(memory_format=layout)
-    return min(seconds(lambda: network(image)) for _ in range(3))
-
-
-def _started(call: Call, task: Task) -> Call:
-    """For one size, whatever happens at the first call only has happened; in a stream it counts."""
-    if not task.stream:
-        call(task.images[0])
-    return _on_grid(call, task)
-
-
-def _on_grid(call: Call, task: Task) -> Call:
-    """For graphs of a stream, whose sizes are multiples of the network's grid: pad, call, crop."""
-
-    def run(image: Tensor) -> Tensor:
-        height, width = (task.scale * length for length in image.shape[2:])
-        return call(padded(image, task.grid))[:, :, :height, :width]
-
-    return run if task.stream else call
-
-
-def _example(task: Task) -> tuple[Tensor, Any]:
-    """The image to trace with, and its free sizes."""
-    if not task.stream:
-        return task.images[0], None
-    height, width = (task.grid * torch.export.Dim(name, min=2, max=512) for name in ("rows", "columns"))
-    return padded(task.images[0], task.grid), {"image": {2: height, 3: width}}
-
-
-def _onnx(network: nn.Module, task: Task) -> str:
-    path = str(task.folder / "network.onnx")
-    example, sizes = _example(task)
-    options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    torch.onnx.export(network, (example,), path, dynamic_shapes=sizes, **options)
-    return path
