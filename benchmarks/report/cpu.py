@@ -29,9 +29,9 @@ def headline(project: Path) -> str:
     kept, installed, fastest = (_range([of(run) for run in runs]) for of in (_kept, _installed, _fastest_ratio))
     return bullet(
         f"**CPU** (float32, {HEADLINE[4]} threads): DITN-Real x4 enlarges {HEADLINE[3]} in "
-        f"{min(times):.2f} to {max(times):.2f} s. That is {kept} times as fast as the published formula in eager PyTorch "
-        f"with freed memory kept, {installed} times with PyTorch as installed, and {fastest} times as fast as the "
-        f"fastest other runtime ({', '.join(cpus)})."
+        f"{min(times):.2f} to {max(times):.2f} s. That is {kept} times as fast as the published formula in eager "
+        f"PyTorch with freed memory kept, {installed} times with PyTorch as installed, and {fastest} times as fast as "
+        f"the fastest other runtime ({', '.join(cpus)})."
     )
 
 
