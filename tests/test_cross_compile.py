@@ -38,12 +38,12 @@ QUICK = [
     ("90", "float16 bfloat16", "network"),
 ]
 SLOW = [
-    ("80 90", "float16 bfloat16 float32", "all"),
-    ("86 89 100 120", "float16", "network"),
+    ("80 90", "float16", "all"),
     ("100", "float16 float32", "network"),
     ("80 90", "float16", "norms"),
 ]
 EXHAUSTIVE = [
+    ("80 90", "bfloat16 float32", "all"),
     ("86 89 100 120", "float16 bfloat16 float32", "all"),
     ("86 89 100 120", "float16", "norms"),
     ("80 86 89 90 100 120", "bfloat16 float32", "norms"),
