@@ -80,6 +80,7 @@ def test_too_many_outputs() -> None:
 
 
 @needs_gcc
+@pytest.mark.slow  # compiles all kernels twice
 @pytest.mark.parametrize("arch", [700, 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
