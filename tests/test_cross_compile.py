@@ -115,13 +115,19 @@ def test_shipped_configurations_everywhere(operator: str, build: tuple[str, str,
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the GPU's own configurations run")
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["small", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_other_chips_configurations_compute_the_operator(operator: str, dtype: torch.dtype, monkeypatch) -> None:
-    """Interpreted. `test_backends_forward` of test_ops.py has sm_90's."""
+def test_other_chips_configurations_compute_the_operator(
+    operator: str, dtype: torch.dtype, small: bool, monkeypatch
+) -> None:
+    """Interpreted; test_interpreted.py has sm_90's. No configuration depends on the map's size."""
     op = REGISTRY[operator]
     compared = 0
     for sample in (sample for sample in op.samples if sample.axes["B"]):
+        if small:  # two patches, or a few pixels
+            side = sample.options.get("patch_size", 0)
+            sample = cases.enlarged(sample, side or 3, 2 * side or 7)
         args = op.inputs(sample, dtype=dtype)
         if reasons_against(op, "triton", args):
             continue

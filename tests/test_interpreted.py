@@ -22,9 +22,9 @@ pytestmark = [
 WITH_KERNELS = [op for op in REGISTRY.values() if "triton" in op.backends]
 # The interpreter is slow: `make test` takes these samples on maps of this height and width, the smallest on which every
 # loop of the kernels goes round more than once. The one over tiles, which three programs share, does from four tiles
-# on: four patches, four rows of an image, eight of the gate's, 385 pixels of tanh_affine, 193 of layer_norm2d and of the
+# on: four patches, four rows of an image, eight of the gate's, 385 pixels of tanh_affine, 193 of layer_norm2d or of the
 # gate's gradient. Those inside a tile do with more channels, or in patches of 16 x 16, of which one suffices.
-# `make test-slow` takes the registry's samples as they are.
+# `make test-slow` takes the registry's samples as they are; their gradients, which are the longest, in float16.
 FORWARD = {
     "tanh_affine": {"odd": (13, 31)},
     "layer_norm2d": {"odd": (7, 31)},
@@ -43,8 +43,6 @@ BACKWARD = {
     "dilated_gate": {"odd channels": (8, 25)},
     "image_tail": {"x2": (4, 1)},
 }
-# The gradients of float16's kernels; `make test-slow` has other dtypes.
-BACKWARD_DTYPES = (torch.float16,)
 
 
 def samples(op: Op, dtype: torch.dtype, *, backward: bool) -> list[Sample]:
@@ -65,15 +63,18 @@ def quick_samples(op: Op, dtype: torch.dtype, *, backward: bool) -> list[Sample]
 
 
 def cases(*, backward: bool) -> list:
-    """Quick ones and, marked as slow, all."""
+    """The small maps and the whole ones, in every dtype."""
+    slow = [pytest.mark.slow]
     found = []
     for op, dtype in itertools.product((op for op in WITH_KERNELS if op.backward or not backward), DTYPES):
-        quick = [("small", sample) for sample in quick_samples(op, dtype, backward=backward)]
-        whole = [("whole", sample) for sample in samples(op, dtype, backward=backward)]
-        for kind, sample in quick + whole:
-            is_quick = kind == "small" and (dtype in BACKWARD_DTYPES or not backward)
-            marks = [] if is_quick else [pytest.mark.slow]
-            found.append(pytest.param(op, sample, dtype, id=f"{op.name}-{sample.name}-{kind}-{dtype}", marks=marks))
+        is_long = backward and dtype != torch.float16
+        kinds = {
+            "small": (quick_samples(op, dtype, backward=backward), slow if is_long else []),
+            "whole": (samples(op, dtype, backward=backward), [*slow, pytest.mark.exhaustive] if is_long else slow),
+        }
+        for kind, (chosen, marks) in kinds.items():
+            for sample in chosen:
+                found.append(pytest.param(op, sample, dtype, id=f"{op.name}-{sample.name}-{kind}-{dtype}", marks=marks))
     return found
 
 
