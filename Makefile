@@ -28,11 +28,12 @@ help:  ## this list
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-# What the tests and linters need besides: the package is there already, and only its extra is installed. The tests
-# import torch in many processes, which may not be allowed to keep what Python compiles.
+# What the tests and linters need besides: the package is there already, so that only its extra is installed. The tests
+# import torch in many processes, which may not be allowed to keep what Python compiles: that is done here, on all cores.
+# (Some of what is installed is meant for newer Pythons and does not compile.)
 .venv/developed: .venv/installed
-	$(BIN)/python -m pip install --quiet "$(TRITON)" 'ditn-kernels[dev]'
-	-$(BIN)/python -m compileall -qq --workers 0 .venv/lib/python3*/site-packages/torch
+	$(BIN)/python -m pip install --quiet --no-compile "$(TRITON)" 'ditn-kernels[dev]'
+	$(BIN)/python -m compileall -qq --workers 0 .venv/lib || true
 	touch $@
 
 demo: .venv/installed  ## upscale a photograph and a page and lay them beside bicubic interpolation
