@@ -116,7 +116,7 @@ def check_golden_network(shared, name: str, fused: bool) -> None:
 CHAINS = ("UFONE.0", "UFONE.0.ITLs", "UFONE.0.SALs")
 
 
-@ways()
+@ways(pytest.mark.slow)
 def test_golden_layers(shared, fused: bool) -> None:
     check_golden_modules(shared, fused, lambda name: name not in CHAINS)
 
