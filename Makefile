@@ -5,9 +5,9 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.*; platform_system == 'Linux'
 
-# Most of the tests' time goes into interpreted kernels, which take one core each. A file's tests stay together: they
-# share what they have compiled.
-SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Most of the tests' time goes into interpreted kernels, which take one core each. Every process begins with files of
+# its own, whose tests share what they have compiled; one that has finished takes over from the others.
+SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # On a machine with a GPU its own python runs, from the source tree: no environment, no network.
 ON_GPU := PYTHONPATH=. $(PYTHON)
@@ -19,12 +19,21 @@ BUILD = $(if $(shell command -v nvcc),cuda,auto)
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-# torch comes first and alone: what follows finds it installed, and --no-build-isolation keeps a second one out.
+# What running needs. torch comes first and alone: what follows finds it installed, and --no-build-isolation keeps a
+# second one out. Few of torch's modules are ever imported: Python compiles those when they are.
 .venv/installed: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel "$(TRITON)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+# What the tests and linters need besides: the package is there already, so that only its extra is installed. The tests
+# import torch in many processes, which may not be allowed to keep what Python compiles: that is done here, on all cores.
+# (Some of what is installed is meant for newer Pythons and does not compile.)
+.venv/developed: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-compile "$(TRITON)" 'ditn-kernels[dev]'
+	$(BIN)/python -m compileall -qq --workers 0 .venv/lib || true
 	touch $@
 
 demo: .venv/installed  ## upscale a photograph and a page and lay them beside bicubic interpolation
@@ -32,16 +41,16 @@ demo: .venv/installed  ## upscale a photograph and a page and lay them beside bi
 	$(BIN)/python examples/side_by_side.py demo/side-by-side.png \
 		examples/kitchen.jpg DITN=demo/kitchen.png examples/page.png DITN=demo/page.png
 
-test: .venv/installed  ## the tests that are quick
+test: .venv/developed  ## the tests that are quick
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'not slow'
 
-test-slow: .venv/installed  ## the slow tests, but for the longest
+test-slow: .venv/developed  ## the slow tests, but for the longest
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not exhaustive'
 
-test-all: .venv/installed  ## all tests
+test-all: .venv/developed  ## all tests
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-docs-test: .venv/installed  ## every command of docs/deployment.md (also part of test-all)
+docs-test: .venv/developed  ## every command of docs/deployment.md (also part of test-all)
 	$(BIN)/python -m pytest tests/test_docs.py
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
@@ -62,18 +71,18 @@ gpu-tune:  ## on a GPU: measure the network's launch configurations and write th
 	$(ON_GPU) -m benchmarks.tools.tune --shapes network --dtypes float16 --minutes 8 \
 		--ops inner_patch_stage gated_ffn dilated_gate image_tail inner_patch_attention image_head
 
-lint: .venv/installed  ## formatting, ruff, mypy
+lint: .venv/developed  ## formatting, ruff, mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.report --check
 
-format: .venv/installed  ## rewrite the code as `make lint` wants it, and README's tables from the results
+format: .venv/developed  ## rewrite the code as `make lint` wants it, and README's tables from the results
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m benchmarks.report
 
-wheel: .venv/installed  ## wheel and sdist in dist/, with CUDA C++ for every chip if nvcc is there
+wheel: .venv/developed  ## wheel and sdist in dist/, with CUDA C++ for every chip if nvcc is there
 	DITN_BUILD=$(BUILD) $(BIN)/python -m build --no-isolation
 
 clean:  ## remove what the other targets made

@@ -30,20 +30,22 @@ OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
 BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}
 # Bytes of stack that are excused: two registers of 255, where all other configurations spill more.
 EXCUSED = {("gated_ffn_fwd", "patch 16", "bfloat16", 80): 8}
-# (Chips, dtypes, samples). `make test` compiles what differs most in code, CI in addition every operator's samples, and
-# the network's layers with every norm, each of which is other code; `make test-all` the same for the other chips.
-QUICK = [
+# (Chips, dtypes, samples). `make test` compiles the network's layers for an H100, CI in addition those that differ most
+# from them in code, every operator's samples, and the network's layers with every norm, each of which is other code;
+# `make test-all` the same for the other chips and dtypes.
+QUICK = [("90", "float16", "network")]
+NETWORK = [
     ("75", "float16", "network"),
     ("80", "float16 float32", "network"),
-    ("90", "float16 bfloat16", "network"),
+    ("90", "bfloat16", "network"),
 ]
 SLOW = [
-    ("80 90", "float16 bfloat16 float32", "all"),
-    ("86 89 100 120", "float16", "network"),
+    ("80 90", "float16", "all"),
     ("100", "float16 float32", "network"),
     ("80 90", "float16", "norms"),
 ]
 EXHAUSTIVE = [
+    ("80 90", "bfloat16 float32", "all"),
     ("86 89 100 120", "float16 bfloat16 float32", "all"),
     ("86 89 100 120", "float16", "norms"),
     ("80 86 89 90 100 120", "bfloat16 float32", "norms"),
@@ -61,8 +63,14 @@ def compiled(chips: str, dtypes: str, samples: str) -> list[dict]:
     return found
 
 
-def quick() -> list[dict]:
-    return [result for build in QUICK for result in compiled(*build)]
+# What is asked of the network's layers beyond `check`.
+of_the_network = pytest.mark.parametrize(
+    "builds", [pytest.param(QUICK, id="quick"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
+)
+
+
+def results_of(operator: str, builds: list[tuple[str, str, str]]) -> list[dict]:
+    return [result for build in builds for result in compiled(*build) if result["operator"] == operator]
 
 
 def check(results: list[dict]) -> None:
@@ -79,9 +87,10 @@ def check(results: list[dict]) -> None:
                 assert launch["tensor_instructions"], what
 
 
+@of_the_network
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_shipped_configurations(operator: str) -> None:
-    found = [result for result in quick() if result["operator"] == operator]
+def test_shipped_configurations(operator: str, builds: list) -> None:
+    found = results_of(operator, builds)
     check(found)
     assert all(result["cycles"] is not None for result in found), "the loops are not those that the launch names"
 
@@ -106,13 +115,19 @@ def test_shipped_configurations_everywhere(operator: str, build: tuple[str, str,
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the GPU's own configurations run")
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.exhaustive)], ids=["small", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_other_chips_configurations_compute_the_operator(operator: str, dtype: torch.dtype, monkeypatch) -> None:
-    """Interpreted. `test_backends_forward` of test_ops.py has sm_90's."""
+def test_other_chips_configurations_compute_the_operator(
+    operator: str, dtype: torch.dtype, small: bool, monkeypatch
+) -> None:
+    """Interpreted; test_interpreted.py has sm_90's. No configuration depends on the map's size."""
     op = REGISTRY[operator]
     compared = 0
     for sample in (sample for sample in op.samples if sample.axes["B"]):
+        if small:  # two patches, or a few pixels
+            side = sample.options.get("patch_size", 0)
+            sample = cases.enlarged(sample, side or 3, 2 * side or 7)
         args = op.inputs(sample, dtype=dtype)
         if reasons_against(op, "triton", args):
             continue
@@ -137,21 +152,21 @@ def blocks(op: Op, sample: Sample, dtype: torch.dtype, chip: int) -> list[Mappin
 
 @pytest.mark.parametrize(("operator", "budget"), BUDGETS.items())
 def test_estimated_cycles_on_an_h100(operator: str, budget: int) -> None:
-    of_operator = [result for result in quick() if result["operator"] == operator and not result["backward"]]
-    found = [result for result in of_operator if (result["dtype"], result["capability"]) == ("float16", 90)]
+    found = [result for result in results_of(operator, QUICK) if not result["backward"]]
     assert found
     for result in found:
         assert result["cycles"] <= budget, result
 
 
+@of_the_network
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_no_work_is_lost_by_the_count(operator: str) -> None:
+def test_no_work_is_lost_by_the_count(operator: str, builds: list) -> None:
     """The products of matrices, by hand, are between 3 C^2 and all of the operator's work; tiles are larger than that
     by what pads channels, and by borders that neighbours share, which are a factor of 3 at most."""
     op = REGISTRY[operator]
-    for result in quick():
+    for result in results_of(operator, builds):
         launches = [launch for launch in result["launches"] if launch["has_dot"]]
-        if result["operator"] != operator or result["backward"] or not launches or result["capability"] < 80:
+        if result["backward"] or not launches or result["capability"] < 80:
             continue
         if result["dtype"] == "float32":
             continue  # several products for one

@@ -81,6 +81,7 @@ def test_too_many_outputs() -> None:
 
 
 @needs_gcc
+@pytest.mark.slow  # compiles all kernels twice
 @pytest.mark.parametrize("arch", [700, 750])
 @pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
@@ -122,7 +123,7 @@ def per_64_pixels(found: dict[cuda_code.Kernel, sass.Count], operator: str, patc
 
 
 @needs_nvcc
-@pytest.mark.parametrize("capability", [pytest.param(70, marks=pytest.mark.slow), 75, 80, 90])
+@pytest.mark.parametrize("capability", [*(pytest.param(chip, marks=pytest.mark.slow) for chip in (70, 75, 90)), 80])
 def test_machine_code_of_the_network(capability: int) -> None:
     """What DITN-Real's layers run: no warning of nvcc, no spill, tensor cores wherever matrices are multiplied."""
     for kernel, found in cuda_code.count(capability).items():

@@ -16,11 +16,11 @@ import tensor_core
 import torch
 import triton
 import triton.language as tl
+from test_interpreted import quick_samples, samples
 from test_ops import check_backward, check_forward
 
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
-from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
 from ditn_kernels.triton._launch import precision
 from ditn_kernels.triton._math import dot
@@ -41,7 +41,8 @@ chip = int(sys.argv[1])
 (launch,) = launches(image_head, sample, dtype=torch.float32, capability=chip)
 print(ptx(launch, chip).text)
 """
-# Their gradients on even the smallest map take many seconds.
+# Their gradients take many seconds on even the smallest map. On whole ones `make test-slow` has those of the samples
+# with LayerNorm, and `make test-all` the others.
 LONG = ("inner_patch_attention", "gated_ffn", "dilated_gate")
 
 
@@ -51,24 +52,18 @@ def truncating(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cases(*, backward: bool) -> list:
-    """Every sample that Triton takes. Slow but for each operator's smallest."""
+    """The small maps of test_interpreted.py, and the whole ones, which are slow."""
+    slow, exhaustive = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.exhaustive]
     found = []
     for op in (op for op in REGISTRY.values() if "triton" in op.backends and (op.backward or not backward)):
-        taken = [sample for sample in op.samples if sample.axes["B"] and is_taken(op, sample, backward=backward)]
-        for sample in taken:
-            is_quick = sample is min(taken, key=work) and not (backward and op.name in LONG)
-            marks = [] if is_quick else [pytest.mark.slow]
-            found.append(pytest.param(op, sample, id=f"{op.name}-{sample.name}", marks=marks))
+        is_long = backward and op.name in LONG
+        for sample in quick_samples(op, torch.float32, backward=backward):
+            marks = slow if is_long else []
+            found.append(pytest.param(op, sample, id=f"{op.name}-{sample.name}-small", marks=marks))
+        for sample in samples(op, torch.float32, backward=backward):
+            marks = exhaustive if is_long and sample.name != "layernorm" else slow
+            found.append(pytest.param(op, sample, id=f"{op.name}-{sample.name}-whole", marks=marks))
     return found
-
-
-def is_taken(op: Op, sample: Sample, *, backward: bool) -> bool:
-    args = op.inputs(sample, dtype=torch.float32, device="cpu")
-    return not reasons_against(op, "triton", args, backward=backward)
-
-
-def work(sample: Sample) -> int:
-    return sample.axes["B"] * sample.axes["H"] * sample.axes["W"] * sample.axes["C"]
 
 
 @pytest.mark.usefixtures("poisoned")

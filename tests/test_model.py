@@ -31,6 +31,10 @@ def fused(request) -> Iterator[bool]:
         yield request.param != "unfused"
 
 
+# What takes many minutes where Triton's kernels are interpreted.
+LONGEST = (pytest.mark.slow, pytest.mark.exhaustive)
+
+
 def ways(*marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
     """Every way to run a model; `marks` are those of the Triton kernels, which the interpreter makes slow."""
     triton = pytest.param("triton", marks=marks)
@@ -59,24 +63,43 @@ def small(model: type[ditn.DITN] = ditn.DITN_Real, **fields) -> ditn.DITN:
     return network.eval().requires_grad_(False)
 
 
-@ways(pytest.mark.slow)
+@ways(*LONGEST)
 def test_golden_images(shared, fused: bool, request) -> None:
     """All but the two largest where Triton's kernels are interpreted, which takes minutes for each of these."""
     patient = request.node.callspec.params["fused"] != "triton" or not interpreted()
-    model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
-    records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
-    cases = [key.removesuffix(".x") for key in records if key.endswith(".x")]
-    assert len(cases) == 6
-    for case in cases:
-        image = records[f"{case}.x"]
-        # The official code itself is within 8.3e-7 in float32.
-        if patient or image.numel() < 12_000:
-            torch.testing.assert_close(model(image), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
+    assert check_golden_images(shared, fused, largest=None if patient else 12_000) == (6 if patient else 4)
 
 
 @ways(pytest.mark.slow)
-@pytest.mark.parametrize("name", ["random_x2", "random_x3", "random_x4_3ufone_dim48", "random_x2_bias_patch4"])
+def test_smallest_golden_images(shared, fused: bool) -> None:
+    """8x8 and 5x23: one patch, and a row of three that had to be padded."""
+    assert check_golden_images(shared, fused, largest=400) == 2
+
+
+def check_golden_images(shared, fused: bool, largest: int | None) -> int:
+    """How many were compared; `largest` is a number of values."""
+    model = ditn.load(shared / "golden" / "DITN_Real_x4.pth", fused=fused)
+    records = load_file(shared / "golden" / "ditn_real_x4.io.safetensors")
+    images = {key.removesuffix(".x"): image for key, image in records.items() if key.endswith(".x")}
+    chosen = {case: image for case, image in images.items() if largest is None or image.numel() < largest}
+    for case, image in chosen.items():
+        # The official code itself is within 8.3e-7 in float32.
+        torch.testing.assert_close(model(image), records[f"{case}.y"], rtol=0, atol=2e-6, msg=case)
+    return len(chosen)
+
+
+@ways(*LONGEST)
+@pytest.mark.parametrize("name", ["random_x2", "random_x3", "random_x4_3ufone_dim48"])
 def test_golden_random_networks(shared, name: str, fused: bool) -> None:
+    check_golden_network(shared, name, fused)
+
+
+@ways(pytest.mark.slow)
+def test_golden_random_network_of_two_layers(shared, fused: bool) -> None:
+    check_golden_network(shared, "random_x2_bias_patch4", fused)
+
+
+def check_golden_network(shared, name: str, fused: bool) -> None:
     path = shared / "golden" / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         fields = {OFFICIAL_NAMES[key]: eval(value) for key, value in file.metadata().items()}
@@ -93,12 +116,12 @@ def test_golden_random_networks(shared, name: str, fused: bool) -> None:
 CHAINS = ("UFONE.0", "UFONE.0.ITLs", "UFONE.0.SALs")
 
 
-@ways()
+@ways(pytest.mark.slow)
 def test_golden_layers(shared, fused: bool) -> None:
     check_golden_modules(shared, fused, lambda name: name not in CHAINS)
 
 
-@ways(pytest.mark.slow)
+@ways(*LONGEST)
 def test_golden_chains(shared, fused: bool) -> None:
     check_golden_modules(shared, fused, lambda name: name in CHAINS)
 

@@ -223,6 +223,7 @@ def test_nan_stays_nan_and_stays_where_it_was() -> None:
 
 
 @needs_library
+@pytest.mark.slow
 @pytest.mark.parametrize("level", levels())
 def test_every_level_passes_the_operator_tests(level: str) -> None:
     code = (

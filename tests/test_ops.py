@@ -14,7 +14,9 @@ from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels._op import Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER
+from ditn_kernels._triton import interpreted
 
 pytestmark = pytest.mark.usefixtures("device")
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in REGISTRY.values() for sample in op.samples]
@@ -124,7 +126,12 @@ def test_definition_is_the_published_formula(op: Op, sample) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("op", "sample"), CASES)
 def test_backends_forward(op: Op, sample, dtype: torch.dtype) -> None:
-    check_forward(op, sample, dtype, list(op.backends))
+    check_forward(op, sample, dtype, compiled_backends(op))
+
+
+def compiled_backends(op: Op) -> list[str]:
+    """Without Triton where it is interpreted, which is slow: test_interpreted.py has it."""
+    return [backend for backend in op.backends if backend != "triton" or not interpreted()]
 
 
 def check_forward(op: Op, sample, dtype: torch.dtype, backends: list[str]) -> None:
@@ -152,7 +159,7 @@ def gradients_by(op: Op, backend: str, grad: Tensor, args: list[Tensor], options
 def test_backends_backward(op: Op, sample, dtype: torch.dtype) -> None:
     if not sample.axes["B"]:
         pytest.skip("an empty batch has no gradient to compare; shapes are tested by opcheck")
-    check_backward(op, sample, dtype, list(op.backends))
+    check_backward(op, sample, dtype, compiled_backends(op))
 
 
 def check_backward(op: Op, sample, dtype: torch.dtype, backends: list[str]) -> None:
@@ -191,16 +198,21 @@ def check_backward(op: Op, sample, dtype: torch.dtype, backends: list[str]) -> N
 @pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.backward], ids=lambda op: op.name)
 def test_backward_is_deterministic(op: Op, device: torch.device) -> None:
     """The same bits twice, though threads and programs share the sums over pixels. (Plain PyTorch promises nothing.)"""
-    # Triton's interpreter is slow and takes one program after the other: there the smallest map does.
-    filled = [sample for sample in op.samples if sample.axes["B"]]
-    small = min(filled, key=lambda sample: sample.axes["C"] * sample.axes["H"] * sample.axes["W"])
-    args, options = arguments(op, small if device.type == "cpu" else op.samples[0], torch.float32)
-    grad = torch.randn_like(op.reference(*args, **options))
     for backend in op.backends:
+        args, options = arguments(op, sample_for(op, backend), torch.float32)
+        grad = torch.randn_like(op.reference(*args, **options))
         if backend == "torch" or reasons_against(op, backend, op.named(args, options), backward=True):
             continue
         first, second = (gradients_by(op, backend, grad, args, options) for _ in range(2))
         assert all(map(torch.equal, first, second)), f"{op.name} {backend}"
+
+
+def sample_for(op: Op, backend: str) -> Sample:
+    """Triton's interpreter is slow and takes one program after the other: the smallest map does."""
+    if backend != "triton" or not interpreted():
+        return op.samples[0]
+    filled = [sample for sample in op.samples if sample.axes["B"]]
+    return min(filled, key=lambda sample: sample.axes["C"] * sample.axes["H"] * sample.axes["W"])
 
 
 @pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.backward], ids=lambda op: op.name)
@@ -240,9 +252,9 @@ def test_opcheck(op: Op, sample) -> None:
 
 @pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
 def test_strides_do_not_matter(op: Op) -> None:
-    args, options = arguments(op, op.samples[0], torch.float32)
-    expected = op(*args, **options)
     for backend in op.backends:
+        args, options = arguments(op, sample_for(op, backend), torch.float32)
+        expected = op(*args, **options)
         if reasons_against(op, backend, op.named(args, options)):
             continue
         strided = [_strided(arg) for arg in args]

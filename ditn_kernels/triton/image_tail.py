@@ -164,4 +164,4 @@ def in_order(weight: Tensor, pixels: int) -> Tensor:
     """[..., channels * pixels] as pixel_shuffle takes it -> [..., pixels * channels] as they are stored. With the
     number of channels in the place of that of pixels, the way back."""
     groups: Tensor = weight.unflatten(-1, (-1, pixels))
-    return groups.transpose(-1, -2).reshape(weight.shape)
+    return groups.transpose(-1, -2).reshape(weight.shape).contiguous()  # of a single channel reshape makes a view
