@@ -7,7 +7,7 @@ how long choosing takes. Writes `results/auto.json`, of which `benchmarks.report
 
 The pictures are the evaluation sets' (`--data`, with Set5, Set14 and BSD100 in it); high and low resolution alike are
 taken as what a user might bring. Thresholds were not chosen on them but on photographs for training, of which
-`--measurements` prints what `ditn.judge` measures.
+`--measurements` prints what `ditn.inference.judge` measures.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from ditn.accelerate import accelerate
-from ditn.checkpoint import CheckpointError, load, models, save
-from ditn.config import DITNConfig
-from ditn.export import export
-from ditn.formats import ExportError
-from ditn.model import DITN, DITN_Real, DITN_Tiny
-from ditn.upscale import Upscaler
+from ditn.export.export import export
+from ditn.export.formats import ExportError
+from ditn.inference.upscaler import Upscaler
+from ditn.model.accelerate import accelerate
+from ditn.model.checkpoint import CheckpointError, load, models, save
+from ditn.model.config import DITNConfig
+from ditn.model.network import DITN, DITN_Real, DITN_Tiny
 
 __all__ = [
     "DITN",

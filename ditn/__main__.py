@@ -3,6 +3,6 @@
 
 import sys
 
-from ditn.cli import main
+from ditn.commands.cli import main
 
 sys.exit(main())

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditn import tiling
+from ditn.inference import tiles
 from ditn_kernels import tensorrt_plugins
 
 
@@ -35,7 +35,7 @@ def facts_of(path: Path) -> dict[str, str]:
 
 def largest_input(facts: Mapping[str, str], tile: int) -> int:
     """Pixels a side of what a tile needs to see."""
-    return tiling.round_up(tile, int(facts["grid"])) + 2 * int(facts["overlap"])
+    return tiles.round_up(tile, int(facts["grid"])) + 2 * int(facts["overlap"])
 
 
 def graph_of(path: Path, plugins: str) -> bytes:
@@ -102,20 +102,20 @@ def build(graph: bytes, facts: Mapping[str, str], tile: int) -> Callable[[Tensor
 def upscale(run: Callable[[Tensor], Tensor], image: Tensor, facts: Mapping[str, str], tile: int) -> Tensor:
     """image [1, C, H, W] -> [1, C, H * s, W * s], tile by tile, as `run` would do it at once."""
     scale, grid, overlap = (int(facts[key]) for key in ("scale", "grid", "overlap"))
-    (height, width), tile = image.shape[-2:], tiling.round_up(tile, grid)
-    rows, columns = tiling.round_up(height, grid), tiling.round_up(width, grid)
+    (height, width), tile = image.shape[-2:], tiles.round_up(tile, grid)
+    rows, columns = tiles.round_up(height, grid), tiles.round_up(width, grid)
     for axis, size, padded in ((2, height, rows), (3, width, columns)):
-        image = image.index_select(axis, torch.from_numpy(tiling.reflected(size, 0, padded)).to(image.device))
+        image = image.index_select(axis, torch.from_numpy(tiles.reflected(size, 0, padded)).to(image.device))
     large = image.new_empty(*image.shape[:2], rows * scale, columns * scale)
-    for region in tiling.cut(rows, columns, tile, grid):
+    for region in tiles.cut(rows, columns, tile, grid):
         seen = region.grown(overlap, rows, columns)
         enlarged = run(_part(image, seen).contiguous())
-        inner = tiling.Region(region.top - seen.top, region.left - seen.left, region.height, region.width)
+        inner = tiles.Region(region.top - seen.top, region.left - seen.left, region.height, region.width)
         _part(large, region, scale).copy_(_part(enlarged, inner, scale))
     return large[..., : height * scale, : width * scale]
 
 
-def _part(image: Tensor, region: tiling.Region, scale: int = 1) -> Tensor:
+def _part(image: Tensor, region: tiles.Region, scale: int = 1) -> Tensor:
     rows = slice(region.top * scale, (region.top + region.height) * scale)
     return image[..., rows, region.left * scale : (region.left + region.width) * scale]
 

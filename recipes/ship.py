@@ -71,7 +71,7 @@ def main() -> None:
         "steps": str(checkpoint["step"]),
         "hardware": args.hardware,
         "data": f"{len(images)} photographs of ATTRIBUTION.tsv, every {recipe.held_out}th held out"
-        + (f"; {recipe.drawn:.0%} of the crops drawn by ditn.drawn" if recipe.drawn else ""),
+        + (f"; {recipe.drawn:.0%} of the crops drawn by ditn.training.drawn" if recipe.drawn else ""),
         "licence": LICENCE,
     }
     # Twice: the scores are those of the rounded weights.

@@ -101,7 +101,7 @@ def test_same_module_same_keys_other_forward(cls, fields) -> None:
 def test_it_runs_the_fused_operators(monkeypatch) -> None:
     module = ditn.accelerate(outside())
     called = []
-    monkeypatch.setattr("ditn.model.image_head", lambda *args: called.append("head") or args[0])
+    monkeypatch.setattr("ditn.model.network.image_head", lambda *args: called.append("head") or args[0])
     with pytest.raises(Exception):  # noqa: B017, PT011 - three channels in place of the stream's go wrong later on
         module(torch.rand(1, 3, 8, 8))
     assert called == ["head"]
@@ -174,4 +174,4 @@ def test_what_differs_is_said() -> None:
 def test_the_official_weights(shared) -> None:
     state = torch.load(shared / "golden" / "DITN_Real_x4.pth", weights_only=True)
     module = ditn.accelerate(DITN_Real(state).requires_grad_(False))
-    assert_right(module, drawn_picture(37, 51))
+    assert_right(module, sample_image(37, 51))

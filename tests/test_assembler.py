@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ditn import cli
+from ditn.commands import cli
 from ditn_kernels import REGISTRY, _assembler
 from ditn_kernels import __main__ as command
 from ditn_kernels._assembler import Assembler, AssemblerError, select

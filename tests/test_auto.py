@@ -155,7 +155,7 @@ def test_wrong_samples_are_named() -> None:
 
 
 def test_every_variant_ships_and_has_its_scale() -> None:
-    table = variants.variants()
+    table = chooser.variants()
     assert {2, 3, 4} <= set(table)
     assert "photo" in table[4]
     for scale, names in table.items():
@@ -164,7 +164,7 @@ def test_every_variant_ships_and_has_its_scale() -> None:
 
 @pytest.mark.parametrize(("factor", "scale"), [(0.5, 2), (2, 2), (2.1, 3), (3.5, 4), (4, 4), (11, 4)])
 def test_the_smallest_scale_that_is_enough(factor: float, scale: int) -> None:
-    assert variants.scale_for(factor) == scale
+    assert chooser.scale_for(factor) == scale
 
 
 def test_auto_takes_the_model_that_suits(clean) -> None:
@@ -196,7 +196,7 @@ def test_options_reach_both_models(clean) -> None:
 
 
 def test_models_are_loaded_when_they_are_needed(clean, monkeypatch) -> None:
-    from ditn import upscale
+    from ditn.inference import upscaler
 
     loaded: list[str] = []
 
@@ -204,7 +204,7 @@ def test_models_are_loaded_when_they_are_needed(clean, monkeypatch) -> None:
         loaded.append(name)
         return ditn.load(name, **options)
 
-    monkeypatch.setattr(upscale, "load", watched)
+    monkeypatch.setattr(upscaler, "load", watched)
     upscaler = ditn.Upscaler("auto", scale=4)
     for picture in (clean, clean, jpeg(clean, 50), jpeg(clean, 40)):
         upscaler.suited(picture)
@@ -213,7 +213,7 @@ def test_models_are_loaded_when_they_are_needed(clean, monkeypatch) -> None:
 
 def test_a_scale_without_a_model_for_photographs_says_so(clean, monkeypatch) -> None:
     shipped = [name for name in ditn.models() if name != "ditn-real-photo-x4"]
-    monkeypatch.setattr(variants, "models", lambda: shipped)
+    monkeypatch.setattr(chooser, "models", lambda: shipped)
     _, choice = ditn.Upscaler("auto", scale=4).suited(jpeg(clean, 50))
     assert choice.model == "ditn-tiny-x4"
     assert choice.reason.startswith("JPEG of quality")
@@ -274,7 +274,7 @@ def test_a_flavor_needs_a_file(tmp_path, capsys) -> None:
 
 def test_info_shows_the_table(capsys) -> None:
     assert main(["info", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["auto"]["4"] == variants.variants()[4]
+    assert json.loads(capsys.readouterr().out)["auto"]["4"] == chooser.variants()[4]
     assert main(["info"]) == 0
     assert "ditn-tiny-x4 for clean pictures, ditn-real-photo-x4 for photographs" in capsys.readouterr().out
 

@@ -18,9 +18,9 @@ from PIL import Image
 from test_model import small
 
 import ditn
-from ditn import jobs
-from ditn.cli import main
-from ditn.jobs import parse_bytes
+from ditn.commands import upscale as command
+from ditn.commands.cli import main
+from ditn.commands.upscale import parse_bytes
 
 PROJECT = Path(__file__).parent.parent
 
@@ -188,7 +188,7 @@ def test_options_reach_the_upscaler(folder, weights, tmp_path, monkeypatch) -> N
             seen.update(options, dtype=model.sft.weight.dtype)
             super().__init__(model, **options)
 
-    monkeypatch.setattr(jobs, "Upscaler", Spy)
+    monkeypatch.setattr(command, "Upscaler", Spy)
     options = ["--tile", "32", "--max-memory", "2G", "--self-ensemble", "--dtype", "bfloat16"]
     assert upscale(weights, folder / "a.png", "-o", tmp_path / "a.png", *options) == 0
     assert (seen["tile"], seen["max_memory"], seen["self_ensemble"]) == (32, 2 * 2**30, True)
@@ -269,7 +269,7 @@ def test_verify_passes_and_notices(weights, capsys, monkeypatch) -> None:
         ["torch", "float16"],
         ["torch", "bfloat16"],
     ]
-    from ditn import verify
+    from ditn.commands import verify
 
     monkeypatch.setattr(verify, "EXPECTED_DB", {torch.float32: 400.0})
     assert main(["verify", "--model", weights]) == 1

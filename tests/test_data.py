@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ditn.data import PairedImages, batches, list_images, to_pixels, to_tensor
-from ditn.recipe import Recipe
-from ditn.resize import downscale
+from ditn.imaging.resize import downscale
+from ditn.training.data import PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.training.recipe import Recipe
 
 
 @pytest.fixture

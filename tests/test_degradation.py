@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ditn import degradation
-from ditn.degradation import blur_kernel, photo, sinc_kernel
+from ditn.training import degradation
+from ditn.training.degradation import blur_kernel, photo, sinc_kernel
 
 
 @pytest.fixture

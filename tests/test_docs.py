@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import ditn
-from ditn.formats import FORMATS
+from ditn.export.formats import FORMATS
 from ditn_kernels import _native
 
 PROJECT = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ditn import drawn
-from ditn.data import PairedImages, batches
-from ditn.drawn import drawing, extreme
-from ditn.recipe import Recipe
-from ditn.trainer import consistency_loss
+from ditn.training import drawn
+from ditn.training.data import PairedImages, batches
+from ditn.training.drawn import drawing, extreme
+from ditn.training.recipe import Recipe
+from ditn.training.trainer import consistency_loss
 
 
 def _random(seed: int) -> np.random.Generator:

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 import ditn
-from ditn.ensemble import self_ensemble
-from ditn.evaluate import add_arguments, evaluate, run, upscaler
-from ditn.resize import downscale
+from ditn.commands.evaluate import add_arguments, evaluate, run, upscaler
+from ditn.imaging.resize import downscale
+from ditn.inference.ensemble import self_ensemble
 
 
 def _run(*flags: str | Path) -> int:
@@ -152,7 +152,7 @@ def test_several_models_make_a_table(
 
 
 def test_a_wrong_name_is_said_before_anything_is_evaluated(photos: Path, weights: Path, monkeypatch) -> None:
-    monkeypatch.setattr("ditn.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    monkeypatch.setattr("ditn.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         _run("--model", weights, "--model", "nowhere", "--data", photos, "--device", "cpu")
 

@@ -108,7 +108,7 @@ def test_every_operator_of_a_model_has_a_kernel() -> None:
         assert explain(op, *args.values()).chosen != "torch", explain(op, *args.values())
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*runs as plain PyTorch")
-        ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)(drawn_picture().to("cuda", torch.float16))
+        ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)(sample_image().to("cuda", torch.float16))
 
 
 def test_the_cuda_library_is_there_where_it_was_built() -> None:
@@ -193,5 +193,5 @@ def test_kernels_are_proved_on_the_gpu(monkeypatch, tmp_path) -> None:
     model = ditn.load("ditn-real-x4", device="cuda", dtype=torch.float16)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        model(drawn_picture().to("cuda", torch.float16))
+        model(sample_image().to("cuda", torch.float16))
     assert len(list((tmp_path / "ditn-kernels").glob("*.json"))) > len(found)

@@ -12,7 +12,7 @@ import triton
 from test_model import small
 
 import ditn
-from ditn.cli import main
+from ditn.commands.cli import main
 from ditn_kernels import _compiling
 
 

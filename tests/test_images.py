@@ -16,8 +16,8 @@ from PIL import Image, ImageCms
 from test_model import small
 
 import ditn
-from ditn.cli import main
-from ditn.warm_start import start_at_interpolation
+from ditn.commands.cli import main
+from ditn.training.warm_start import start_at_interpolation
 
 RANDOM = np.random.default_rng(0)
 

@@ -15,24 +15,25 @@ import ditn_kernels
 from ditn_kernels import REGISTRY
 
 PROJECT = Path(ditn_kernels.__file__).parent.parent
-# Who may import whom, most basic first: a module imports only from its own line or from lines above it.
-LAYERS = [
-    ["ditn.config", "ditn.resize", "ditn.metrics", "ditn.images", "ditn.tiling", "ditn.ensemble", "ditn.device"],
-    ["ditn.drawn", "ditn.guard"],
-    ["ditn.compression"],
-    ["ditn.judge"],
-    ["ditn.degradation", "ditn.recipe", "ditn.scores", "ditn.sheet", "ditn.world"],
-    ["ditn.folding"],
-    ["ditn.modules"],
-    ["ditn.model"],
-    ["ditn.checkpoint", "ditn.warm_start", "ditn.memory", "ditn.data", "ditn.graphs", "ditn.portable", "ditn.plugins"],
-    ["ditn.variants"],
-    ["ditn.trainer", "ditn.upscale", "ditn.accelerate", "ditn.formats"],
-    ["ditn.train_log"],
-    ["ditn.jobs", "ditn.info", "ditn.verify", "ditn.warmup", "ditn.train", "ditn.evaluate", "ditn.export"],
-    ["ditn.cli"],
-    ["ditn.__main__"],
-]
+# The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
+ROOMS = {
+    "imaging": ["files", "resize", "metrics", "contact_sheet", "sample"],
+    "model": ["config", "folding", "layers", "network", "checkpoint", "accelerate"],
+    "inference": [
+        *("tiles", "memory", "graphs", "ensemble", "guard"),
+        *("compression", "judge", "chooser", "upscaler"),
+    ],
+    "training": [
+        *("degradation", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
+        *("log", "train"),
+    ],
+    "export": ["portable", "plugins", "formats", "export"],
+    "commands": [
+        *("device", "scores", "upscale", "export", "info", "verify", "warmup", "train", "evaluate"),
+        "cli",
+    ],
+}
+RANK = {name: number for number, name in enumerate(f"ditn.{room}.{file}" for room in ROOMS for file in ROOMS[room])}
 
 
 def imports(path: Path) -> set[str]:
@@ -59,21 +60,27 @@ def test_import_is_lean() -> None:
 
 def test_model_code_uses_public_kernel_names_only() -> None:
     public = {f"ditn_kernels.{name}" for name in ditn_kernels.__all__} | {"ditn_kernels"}
-    for path in (PROJECT / "ditn").glob("*.py"):
+    for path in (PROJECT / "ditn").rglob("*.py"):
         used = {name for name in imports(path) if name.split(".")[0] == "ditn_kernels"}
-        assert used <= public, f"{path.name} imports {used - public}"
+        assert used <= public, f"{path} imports {used - public}"
         assert not any(name.split(".")[0] == "triton" for name in imports(path)), path
 
 
-def test_model_code_points_downwards() -> None:
-    rank = {name: level for level, names in enumerate(LAYERS) for name in names}
-    for path in (PROJECT / "ditn").glob("*.py"):
-        name = f"ditn.{path.stem}"
-        if path.stem == "__init__":
-            continue
-        assert name in rank, f"{name} has no place in LAYERS"
-        for other in imports(path) & rank.keys():
-            assert rank[other] <= rank[name], f"{name} imports {other}, which stands above it"
+def test_rooms_point_downwards() -> None:
+    folder = PROJECT / "ditn"
+    files = {f"ditn.{path.parent.name}.{path.stem}": path for path in folder.glob("*/*.py") if path.stem != "__init__"}
+    assert files.keys() == RANK.keys()
+    for name, path in files.items():
+        for other in imports(path) & RANK.keys():
+            assert RANK[other] < RANK[name], f"{name} imports {other}, which stands above it"
+
+
+def test_every_room_says_what_is_in_it() -> None:
+    for room in ROOMS:
+        path = PROJECT / "ditn" / room / "__init__.py"
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), f"{path} says nothing"
+        assert len(tree.body) == 1, f"{path} does more than say what is in the room"
 
 
 def test_definitions_import_no_backend() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ditn.metrics import as_rgb, luma, psnr_y, ssim_y
+from ditn.imaging.metrics import as_rgb, luma, psnr_y, ssim_y
 
 Image = npt.NDArray[np.uint8]
 

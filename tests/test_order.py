@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import PROJECT
 
-import ditn.info
 import ditn_kernels.__main__
 from benchmarks import ops
 from benchmarks import order as measuring
-from ditn.cli import main
+from ditn.commands import info
+from ditn.commands.cli import main
 from ditn_kernels import REGISTRY, _dispatch, _order, explain
 from ditn_kernels._op import Op
 from ditn_kernels._order import Line, order
@@ -166,7 +166,7 @@ def test_info_of_a_machine_with_a_gpu(monkeypatch, capsys) -> None:
     there = {"device_count": lambda: 1, "get_device_name": lambda index: "NVIDIA H200", "is_available": lambda: True}
     for name, value in (there | {"get_device_capability": lambda device=None: (9, 0)}).items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(ditn.info, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(info, "choose_device", lambda name: torch.device("cpu"))
     assert main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"  {'gated_ffn forward':30} cuda, triton, torch ({H200})" in lines[lines.index("order on sm_90, float16") :]

@@ -20,8 +20,8 @@ from test_model import small
 from torch import Tensor
 
 import ditn
-from ditn import cli
-from ditn.plugins import open_reference
+from ditn.commands import cli
+from ditn.export.plugins import open_reference
 from ditn_kernels import REGISTRY, BackendError
 
 absent = [name for name in ("onnx", "onnxscript") if not find_spec(name)]

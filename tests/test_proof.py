@@ -495,7 +495,7 @@ def test_what_is_to_be_proved(proving, device, monkeypatch) -> None:
 
 
 def test_verify_prints_a_table(monkeypatch, capsys) -> None:
-    from ditn import verify
+    from ditn.commands import verify
 
     fault = "computes wrongly: dx has an error of 0.3"
     found = [

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from ditn.resize import bicubic, crop_to_multiple, downscale
+from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 
 # Keys' kernel, a = -0.5, at 0.25, 0.75, 1.25 and 1.75 pixels, in 128ths.
 IMPULSE = np.array([111, 29, -9, -3])

@@ -16,8 +16,8 @@ from test_model import MODELS, small
 from test_upscaler import without_guard
 
 import ditn
-from ditn.memory import FIXED, bytes_per_pixel, predicted_peak
-from ditn.tiling import Region, cut, reflected
+from ditn.inference.memory import FIXED, bytes_per_pixel, predicted_peak
+from ditn.inference.tiles import Region, cut, reflected
 from ditn_kernels import REGISTRY, explain, use_backend
 
 
@@ -127,7 +127,7 @@ def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
         import sys
         sys.path.insert(0, "tests")
         import torch
-        from ditn.memory import bytes_per_pixel
+        from ditn.inference.memory import bytes_per_pixel
         from test_model import MODELS, small
 
         def status(key):

@@ -20,14 +20,15 @@ from PIL import Image
 from safetensors import safe_open
 
 import ditn
-from ditn import train
-from ditn.data import Batch, PairedImages, batches, list_images, to_pixels, to_tensor
-from ditn.metrics import psnr_y
-from ditn.recipe import Recipe, load_recipe
-from ditn.resize import bicubic
-from ditn.train_log import Log
-from ditn.trainer import Trainer, pixel_loss
-from ditn.warm_start import start_at_interpolation, take_weights
+from ditn.commands import train
+from ditn.imaging.metrics import psnr_y
+from ditn.imaging.resize import bicubic
+from ditn.training.data import Batch, PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.training.log import Log
+from ditn.training.recipe import Recipe, load_recipe
+from ditn.training.train import read_checkpoint
+from ditn.training.trainer import Trainer, pixel_loss
+from ditn.training.warm_start import start_at_interpolation, take_weights
 
 SMALL = ("--batch", "1", "--patch", "8", "--held-out", "3", "--warmup", "2")
 
@@ -62,7 +63,7 @@ def _batch(trainer: Trainer) -> Batch:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    return train._read_checkpoint(folder)
+    return read_checkpoint(folder)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -107,7 +108,7 @@ def test_a_killed_run_goes_on_exactly(pictures: Path, tmp_path: Path, number: si
         env={
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(Path(train.__file__).parents[1]),
+            "PYTHONPATH": str(Path(ditn.__file__).parents[1]),
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
         },
     )
@@ -408,7 +409,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(train.__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda path: path.stem
+    "path", sorted((Path(ditn.__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda path: path.stem
 )
 def test_recipes_are_understood(path: Path) -> None:
     recipe = load_recipe(path)

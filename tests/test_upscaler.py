@@ -16,8 +16,8 @@ from PIL import Image
 from test_model import small
 
 import ditn
-from ditn import memory
-from ditn.upscale import bleed
+from ditn.inference import memory
+from ditn.inference.upscaler import bleed
 
 RANDOM = np.random.default_rng(0)
 
@@ -200,7 +200,7 @@ def test_a_hard_memory_limit_is_kept() -> None:
         import numpy as np, torch
         torch.set_num_threads(1)
         import ditn
-        from ditn.memory import predicted_peak
+        from ditn.inference.memory import predicted_peak
         from test_model import small
         model = small(ditn.DITN_Real, dim=16)
         image = np.random.default_rng(0).integers(0, 256, (3000, 3600, 3), dtype=np.uint8)

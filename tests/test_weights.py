@@ -21,9 +21,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 import ditn
-from ditn import CheckpointError, checkpoint
-from ditn.evaluate import evaluate, upscaler
-from ditn.recipe import Recipe
+from ditn import CheckpointError
+from ditn.commands.evaluate import evaluate, upscaler
+from ditn.model import checkpoint
+from ditn.training.recipe import Recipe
 
 WEIGHTS = Path(ditn.__file__).parent / "weights"
 RECIPES = Path(ditn.__file__).parents[1] / "recipes"

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ditn import cli, train
-from ditn.data import PairedImages, list_images
-from ditn.recipe import Recipe
-from ditn.trainer import Trainer
-from ditn.world import World
+import ditn
+from ditn.commands import cli
+from ditn.training.data import PairedImages, list_images
+from ditn.training.process_group import World
+from ditn.training.recipe import Recipe
+from ditn.training.train import read_checkpoint
+from ditn.training.trainer import Trainer
 
 # The gradient is not clipped and the weights do not move far, so that the optimiser's memory tells the gradient.
 FLAGS = ("--upscale", "2", "--patch", "16", "--held-out", "2", "--clip", "1e9", "--decay", "0", "--warmup", "1000")
@@ -39,14 +41,14 @@ def _train(processes: int, pictures: Path, output: Path, *flags: str) -> None:
         assert cli.main(arguments) == 0
         return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(train.__file__).parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ditn.__file__).parents[1])}
     command = [sys.executable, *launcher, "-m", "ditn", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def _optimizer(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = train._read_checkpoint(folder)["optimizer"]["state"]
+    state: dict[str, Any] = read_checkpoint(folder)["optimizer"]["state"]
     return state
 
 
@@ -60,7 +62,7 @@ def test_two_processes_have_the_gradient_of_the_doubled_batch(pictures: Path, tm
         a, b = two[key]["exp_avg"], one[key]["exp_avg"]
         # Sums of float32 in another order, through some 40 layers.
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-9
-    metadata = train._read_checkpoint(tmp_path / "two")
+    metadata = read_checkpoint(tmp_path / "two")
     assert metadata["step"] == 1
 
 
@@ -69,7 +71,7 @@ def test_two_processes_go_on_exactly(pictures: Path, tmp_path: Path) -> None:
     _train(2, pictures, tmp_path / "whole", "--batch", "2", "--steps", "2")
     _train(2, pictures, tmp_path / "parts", "--batch", "2", "--steps", "1")
     _train(2, pictures, tmp_path / "parts", "--steps", "2", "--resume")
-    whole, parts = (train._read_checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    whole, parts = (read_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, parts["model"][name]), name
     assert whole["step"] == parts["step"] == 2

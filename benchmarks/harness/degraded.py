@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from ditn.degradation import photo
-from ditn.resize import crop_to_multiple
+from ditn.imaging.resize import crop_to_multiple
+from ditn.training.degradation import photo
 
 Pixels = npt.NDArray[np.uint8]
 Random = np.random.Generator

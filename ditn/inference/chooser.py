@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ditn.checkpoint import models
-from ditn.judge import Kind, Pixels, judge
+from ditn.inference.judge import Kind, Pixels, judge
+from ditn.model.checkpoint import models
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Chooser(Generic[T]):
         self._made: dict[str, T] = {}
 
     def __call__(self, pixels: Pixels) -> tuple[T, Choice]:
-        """For [H, W, bands] samples (see `ditn.judge`)."""
+        """For [H, W, bands] samples (see `ditn.inference.judge`)."""
         choice = choose(pixels, self._names)
         if choice.model not in self._made:
             self._made[choice.model] = self._make(choice.model)
@@ -71,7 +71,7 @@ class Chooser(Generic[T]):
 
 
 def choose(pixels: Pixels, names: dict[Kind, str]) -> Choice:
-    """The variant that suits [H, W, bands] samples (see `ditn.judge`)."""
+    """The variant that suits [H, W, bands] samples (see `ditn.inference.judge`)."""
     found = judge(pixels)
     if found.kind in names:
         return Choice(names[found.kind], found.reason)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ditn import folding
-from ditn.config import DITNConfig
-from ditn.modules import UFONE, Operands, UFONEOperands, conv2d, implementation
+from ditn.model import folding
+from ditn.model.config import DITNConfig
+from ditn.model.layers import UFONE, Operands, UFONEOperands, conv2d, implementation
 from ditn_kernels import image_head, image_tail
 
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ditn.checkpoint import load
-from ditn.device import choose_device
-from ditn.guard import GUARDS, Finding
-from ditn.images import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
-from ditn.memory import predicted_peak
-from ditn.upscale import Pixels, Upscaler
-from ditn.variants import AUTO, scale_for
+from ditn.commands.device import choose_device
+from ditn.imaging.files import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
+from ditn.inference.chooser import AUTO, scale_for
+from ditn.inference.guard import GUARDS, Finding
+from ditn.inference.memory import predicted_peak
+from ditn.inference.upscaler import Pixels, Upscaler
+from ditn.model.checkpoint import load
 from ditn_kernels import REGISTRY, explain, use_backend
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ditn.model import DITN
+from ditn.model.network import DITN
 from ditn_kernels import explain, spatial_stage
 
 # Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the picture.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ditn.compression import Grid, Marks, Plane, dct_basis, jpeg_grid, mosquito_noise, webp_grid
+from ditn.inference.compression import Grid, Marks, Plane, dct_basis, jpeg_grid, mosquito_noise, webp_grid
 
 Pixels = npt.NDArray[Any]
 Kind = Literal["clean", "photo"]

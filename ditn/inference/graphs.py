@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ditn.model import DITN
+from ditn.model.network import DITN
 
 # Kernels are compiled, and libraries choose their algorithms, before anything is recorded.
 _WARM_UPS = 3

@@ -3,7 +3,7 @@
 
 A data set is a folder with `HR/<name>.png` and, if its low-resolution images are published,
 `LR_bicubic/X<s>/<name>x<s>.png`; or simply a folder of images in high resolution, of which the low ones are then made
-(see `ditn.resize` and `ditn.degradation`).
+(see `ditn.imaging.resize` and `ditn.training.degradation`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ditn import sheet
-from ditn.checkpoint import load, models
-from ditn.data import Pixels, list_images
-from ditn.degradation import photo
-from ditn.metrics import as_rgb, psnr_y, ssim_y
-from ditn.resize import bicubic, crop_to_multiple, downscale
-from ditn.scores import Report, Result, Score, as_csv, as_json, overview, table
-from ditn.upscale import Upscaler
+from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
+from ditn.imaging import contact_sheet
+from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
+from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
+from ditn.inference.upscaler import Upscaler
+from ditn.model.checkpoint import load, models
+from ditn.training.data import Pixels, list_images
+from ditn.training.degradation import photo
 from ditn_kernels import use_backend
 
 BICUBIC = "bicubic"
@@ -120,12 +120,12 @@ class _Sheet:
                 panels = {}
                 for who, what in ((BICUBIC, bicubic(low, *high.shape[:2])), (self._caption, output)):
                     panels[f"{who}, {psnr_y(what, high, shave=self._scale):.2f} dB"] = as_rgb(what)
-                self._rows.append(sheet.row(name, as_rgb(high), panels))
+                self._rows.append(contact_sheet.row(name, as_rgb(high), panels))
 
         return observe
 
     def save(self, path: Path) -> None:
-        sheet.save(sheet.stack(self._rows), path)
+        contact_sheet.save(contact_sheet.stack(self._rows), path)
 
 
 def _write(path: Path, text: str) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as fx_config
 
-from ditn.model import DITN
-from ditn.plugins import PluginGraph, open_reference
-from ditn.portable import Portable
+from ditn.export.plugins import PluginGraph, open_reference
+from ditn.export.portable import Portable
+from ditn.model.network import DITN
 from ditn_kernels import lower_to_native, native_libraries
 
 OPSETS = range(20, 24)  # from the first that has Gelu to the last that torch's exporter writes

@@ -14,14 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ditn.checkpoint import load
-from ditn.ensemble import self_ensemble as average_orientations
-from ditn.graphs import Captured
-from ditn.guard import BLOCK, GUARDS, Finding, Guard, compare, repaired, within_neighbours
-from ditn.memory import FIXED, bytes_per_pixel, free_memory
-from ditn.model import DITN
-from ditn.tiling import Region, cut, reflected, round_up
-from ditn.variants import AUTO, Choice, Chooser, of_scale
+from ditn.inference.chooser import AUTO, Choice, Chooser, of_scale
+from ditn.inference.ensemble import self_ensemble as average_orientations
+from ditn.inference.graphs import Captured
+from ditn.inference.guard import BLOCK, GUARDS, Finding, Guard, compare, repaired, within_neighbours
+from ditn.inference.memory import FIXED, bytes_per_pixel, free_memory
+from ditn.inference.tiles import Region, cut, reflected, round_up
+from ditn.model.checkpoint import load
+from ditn.model.network import DITN
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -60,9 +60,9 @@ class Upscaler:
                 most of their time; on a CUDA device only
     self_ensemble   the mean over eight flips and rotations: eight times the time, a little better
     guard       what becomes of places whose enlargement, averaged back to the input's size, is not the input, as
-                happens to text and hard edges with weights trained on photographs alone (see `ditn.guard`): "repair"
-                takes them from a bounded interpolation and warns once, "warn" only warns, "off" does not look. Alpha is
-                always repaired.
+                happens to text and hard edges with weights trained on photographs alone (see `ditn.inference.guard`):
+                "repair" takes them from a bounded interpolation and warns once, "warn" only warns, "off" does not look.
+                Alpha is always repaired.
     progress    called after each tile with the share that is done, 0..1
 
     Raises ValueError or TypeError that names the value; MemoryError if `max_memory` is too little for any tile.

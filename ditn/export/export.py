@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn export`: a model as one file for other runtimes, at any size, tried out before it is kept."""
+"""A model as one file for other runtimes, at any size, tried out before it is kept."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -17,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditn.checkpoint import check_fit, load, models
-from ditn.formats import FORMATS, OPSETS, ExportError, Job, Run
-from ditn.model import DITN
-from ditn.verify import drawn_picture
+from ditn.export.formats import FORMATS, OPSETS, ExportError, Job, Run
+from ditn.imaging.sample import sample_image
+from ditn.model.checkpoint import check_fit, load, models
+from ditn.model.network import DITN
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Five sizes that a file is tried at, none of which it was traced at, and two batches.
@@ -55,7 +54,7 @@ def export(
 ) -> Exported:
     """Write a model (or the shipped one or file of that name) for inference elsewhere, its affine maps folded.
 
-    format   "onnx" (default for that suffix), "trt-onnx", "pt2" or "aoti", see `ditn.formats`
+    format   "onnx" (default for that suffix), "trt-onnx", "pt2" or "aoti", see `ditn.export.formats`
     dtype    float32, float16 or bfloat16, of weights, image and result; bfloat16 in ONNX is for OpenVINO alone
     uint8    the graph takes and gives uint8 [B, H, W, C] instead of `dtype` [B, C, H, W] in 0..1
     opset    of ONNX
@@ -150,7 +149,7 @@ def _largest_error(run: Run, exact: DITN, job: Job) -> float:
     largest = 0.0
     for height, width in SIZES:
         for batch in BATCHES:
-            image = _pictures(batch, exact.config.in_channels, height, width)
+            image = _images(batch, exact.config.in_channels, height, width)
             given = (image * 255).round().to(torch.uint8) if job.bytes_inside else image.to(parameter.dtype)
             exactly, plainly = (given / 255 if job.bytes_inside else given for _ in range(2))
             expected, usual = exact(exactly.double()), plain(plainly.to(parameter)).double().cpu()
@@ -171,38 +170,7 @@ def _largest_error(run: Run, exact: DITN, job: Job) -> float:
     return largest
 
 
-def _pictures(batch: int, channels: int, height: int, width: int) -> Tensor:
-    """Different pictures [batch, channels, height, width] in 0..1."""
-    picture = drawn_picture(height, width)[:, torch.arange(channels) % 3]
-    return torch.cat([picture.roll(shift, 1) for shift in range(batch)])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    formats = "; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items())
-    parser.add_argument("model", help="a shipped model or a file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--format", choices=FORMATS, help=f"{formats} (default: by the suffix of FILE)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, image and result (%(default)s)")
-    parser.add_argument("--uint8", action="store_true", help="take and give uint8 [B, H, W, C]")
-    parser.add_argument("--opset", type=int, default=OPSETS[0], help="of ONNX (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where a .pt2 is to run (%(default)s)")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the file with the float64 reference")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-
-
-def run(args: argparse.Namespace) -> int:
-    done = export(
-        args.model,
-        args.output,
-        format=args.format,
-        dtype=DTYPES[args.dtype],
-        uint8=args.uint8,
-        opset=args.opset,
-        device=args.device,
-        verify=not args.no_verify,
-        overwrite=args.overwrite,
-    )
-    sizes = ", ".join(f"{height}x{width}" for height, width in SIZES)
-    checked = "not checked" if done.error is None else f"checked at {sizes}: largest error {done.error:.1e}"
-    print(f"{done.path}: {done.size / 1e6:.1f} MB, {checked}")
-    return 0
+def _images(batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Different images [batch, channels, height, width] in 0..1."""
+    image = sample_image(height, width)[:, torch.arange(channels) % 3]
+    return torch.cat([image.roll(shift, 1) for shift in range(batch)])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ditn_kernels
-from ditn.model import DITN, crop, pad_to_grid
+from ditn.model.network import DITN, crop, pad_to_grid
 from ditn_kernels import REGISTRY, BackendError
 
 DOMAIN = "ditn"

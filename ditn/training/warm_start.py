@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditn import folding
-from ditn.model import DITN, pad_to_grid
-from ditn.modules import ITL, SAL, UFONE, conv2d
+from ditn.model import folding
+from ditn.model.layers import ITL, SAL, UFONE, conv2d
+from ditn.model.network import DITN, pad_to_grid
 from ditn_kernels import dilated_gate, gated_ffn, image_head, inner_patch_attention
 
 Pairs = Iterable[tuple[Tensor, Tensor]]

@@ -24,8 +24,8 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
-from ditn.config import DITNConfig
-from ditn.model import DITN
+from ditn.model.config import DITNConfig
+from ditn.model.network import DITN
 
 _WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _FLAVORS = ("official", "neosr")

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ditn.checkpoint import load
-from ditn.data import Batch, PairedImages, to_pixels, to_tensor
-from ditn.metrics import psnr_y
-from ditn.model import DITN, DITN_Real, DITN_Tiny
-from ditn.recipe import Recipe
-from ditn.warm_start import blended, start_at_interpolation, take_weights
-from ditn.world import World
+from ditn.imaging.metrics import psnr_y
+from ditn.model.checkpoint import load
+from ditn.model.network import DITN, DITN_Real, DITN_Tiny
+from ditn.training.data import Batch, PairedImages, to_pixels, to_tensor
+from ditn.training.process_group import World
+from ditn.training.recipe import Recipe
+from ditn.training.warm_start import blended, start_at_interpolation, take_weights
 
 _MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
 _MAX_BAD_STEPS = 5

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ditn import sheet
-from ditn.data import PairedImages
-from ditn.resize import bicubic
-from ditn.trainer import Trainer
+from ditn.imaging import contact_sheet
+from ditn.imaging.resize import bicubic
+from ditn.training.data import PairedImages
+from ditn.training.trainer import Trainer
 
 _SAMPLES = 3
 
@@ -73,5 +73,5 @@ def samples(trainer: Trainer, images: PairedImages) -> Image.Image:
     rows = []
     for number, (high, low) in zip(range(_SAMPLES), images, strict=False):
         by_bicubic = bicubic(low, *high.shape[:2])
-        rows.append(sheet.row(str(number), high, {"bicubic": by_bicubic, "ours": trainer.enlarge(low)}))
-    return sheet.stack(rows)
+        rows.append(contact_sheet.row(str(number), high, {"bicubic": by_bicubic, "ours": trainer.enlarge(low)}))
+    return contact_sheet.stack(rows)

@@ -11,9 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ditn.checkpoint import check_fit, infer_config
-from ditn.config import DITNConfig
-from ditn.model import DITN
+from ditn.model.checkpoint import check_fit, infer_config
+from ditn.model.config import DITNConfig
+from ditn.model.network import DITN
 
 # Patch sizes that are looked for where a module's results are not those of the one it names.
 _PATCH_SIZES = (2, 4, 8, 16, 32)

@@ -11,11 +11,11 @@ import operator
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from ditn.checkpoint import load
-from ditn.device import choose_device
-from ditn.model import DITN
+from ditn.commands.device import choose_device
+from ditn.imaging.sample import sample_image
+from ditn.model.checkpoint import load
+from ditn.model.network import DITN
 from ditn_kernels import BackendError, info, prove, use_backend
 
 # What each dtype keeps of the picture, in dB against float64, below which something is wrong: measured on photos with
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model)
     device = choose_device(args.device)
     failed = not _proved(device)
-    image = drawn_picture()
+    image = sample_image()
     reference = _reference(model)(image.double())
     for backend in (None, *_backends(str(device))):
         for dtype, expected in EXPECTED_DB.items():
@@ -71,14 +71,6 @@ def _proved(device: torch.device) -> bool:
         for proof in faults:
             print(f"  {proof.sample}: {proof.fault}")
     return right
-
-
-def drawn_picture(height: int = 45, width: int = 66) -> Tensor:
-    """A small picture with edges, a gradient and texture, [1, 3, height, width] in 0..1; not on the patch grid."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    rings = 0.5 + 0.5 * torch.sin(60 * ((x - 0.4) ** 2 + (y - 0.6) ** 2))
-    stripes = ((x + 2 * y) * 9 % 1 > 0.5).float()
-    return torch.stack([rings, 0.3 * stripes + 0.6 * x, y])[None]
 
 
 def _reference(model: DITN) -> DITN:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from ditn.checkpoint import models
-from ditn.device import choose_device
-from ditn.judge import Kind
-from ditn.variants import variants
+from ditn.commands.device import choose_device
+from ditn.inference.chooser import variants
+from ditn.inference.judge import Kind
+from ditn.model.checkpoint import models
 from ditn_kernels import info
 
 _PICTURES: dict[Kind, str] = {"clean": "clean pictures", "photo": "photographs"}

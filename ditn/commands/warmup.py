@@ -9,8 +9,8 @@ import time
 
 import torch
 
-from ditn.checkpoint import load
-from ditn.device import choose_device
+from ditn.commands.device import choose_device
+from ditn.model.checkpoint import load
 from ditn_kernels import compilations
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ditn.degradation import photo
-from ditn.drawn import drawing, extreme
-from ditn.recipe import Recipe
-from ditn.resize import crop_to_multiple, downscale
+from ditn.imaging.resize import crop_to_multiple, downscale
+from ditn.training.degradation import photo
+from ditn.training.drawn import drawing, extreme
+from ditn.training.recipe import Recipe
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 Pixels = npt.NDArray[np.uint8]
@@ -143,7 +143,7 @@ class PairedImages(Sequence[Pair]):
     ) -> tuple[Tensor, Tensor]:
         """The crops of one training step: low [size, patch, patch, 3] and high [size, s * patch, s * patch, 3], uint8,
         each flipped and rotated at random and, with `shuffle`, its colours exchanged. A share `drawn` of them is drawn
-        by code instead of cut from an image (see `ditn.drawn`). `part` takes some of them.
+        by code instead of cut from an image (see `ditn.training.drawn`). `part` takes some of them.
 
         A function of seed and step alone, so a run that is resumed, or has other workers, sees what an unbroken one
         would have seen. Images are chosen in proportion to their pixels. Raises ValueError if an image is smaller than
@@ -155,8 +155,8 @@ class PairedImages(Sequence[Pair]):
         return torch.tensor(np.stack(lows)), torch.tensor(np.stack(highs))
 
     def extreme(self, step: int, *, seed: int, side: int) -> Tensor:
-        """The image without a target of one training step, [1, side, side, 3] uint8 (see `ditn.drawn.extreme`); a
-        function of seed and step alone."""
+        """The image without a target of one training step, [1, side, side, 3] uint8, a function of seed and step
+        alone (see `ditn.training.drawn.extreme`)."""
         random = np.random.default_rng((seed, step, _EXTREME))
         low, _, top, left = self._place(random, side)
         return torch.tensor(extreme(side, random, low[top : top + side, left : left + side]))[None]

@@ -14,8 +14,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ditn import folding
-from ditn.config import DITNConfig
+from ditn.model import folding
+from ditn.model.config import DITNConfig
 from ditn_kernels import Op, image_head, inner_patch_stage, spatial_stage
 
 Operands = tuple[Tensor, ...]

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditn.model import DITN, crop, pad_to_grid
-from ditn.modules import Operands
+from ditn.model.layers import Operands
+from ditn.model.network import DITN, crop, pad_to_grid
 
 _BLOCK = 8
 _DILATION = 3

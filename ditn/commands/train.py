@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ditn train`: from a folder of images to weights (see `ditn.training.train`). torchrun starts it on several GPUs or
+machines."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from ditn.training.data import PairedImages, list_images
+from ditn.training.process_group import World, joined, local_rank
+from ditn.training.recipe import add_recipe_arguments, read_recipe
+from ditn.training.train import read_checkpoint, train
+from ditn.training.trainer import Trainer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", type=Path, help="a TOML file with any of the recipe's names")
+    parser.add_argument("--data", nargs="+", required=True, help="folders of images, or images")
+    parser.add_argument("--output", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--cache", type=Path, help="where decoded images are kept (default: the run's folder)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument(
+        "--time-limit", type=float, default=math.inf, metavar="MINUTES", help="save and stop after this"
+    )
+    parser.add_argument("--save-every", type=float, default=5, metavar="MINUTES", help="checkpoint timer (%(default)s)")
+    parser.add_argument("--report-every", type=int, default=500, metavar="STEPS", help="validate and log (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that make batches; 0 leaves it to the trainer (%(default)s)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files, too")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True, help="train on fused operators")
+    add_recipe_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`ditn train`. 0 when the recipe is finished, 3 when stopped before (go on with --resume).
+
+    Raises FileExistsError, FileNotFoundError or ValueError for arguments that cannot be followed, RuntimeError if
+    training diverges.
+    """
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local_rank())
+    with joined(device) as world:
+        return _run(args, device, world)
+
+
+def _run(args: argparse.Namespace, device: torch.device, world: World) -> int:
+    folder: Path = args.output
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists() and not args.resume:
+        raise FileExistsError(f"{checkpoint} exists; go on with --resume or choose another --output")
+    if args.resume and not checkpoint.exists():
+        raise FileNotFoundError(f"{checkpoint} does not exist; there is nothing to resume")
+    state = read_checkpoint(folder) if args.resume else None
+    recipe = read_recipe(args, args.config, state["recipe"] if state else {})
+    paths = list_images(args.data)
+    held_out = paths[:: recipe.held_out] if recipe.held_out else []
+    rest = [path for path in paths if path not in held_out]
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = args.cache or folder
+    with world.one_first():
+        validation = PairedImages(held_out, recipe.upscale, cache, recipe.degradation) if held_out else None
+        images = PairedImages(rest, recipe.upscale, cache, recipe.degradation)
+    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state, world=world)
+    if world.first:
+        if not state:
+            print(f"start: {trainer.origin}")
+        name = f"{recipe.model} x{recipe.upscale}"
+        print(f"{name}: {len(images)} images, {len(held_out)} held out, from step {trainer.step}")
+    finished = train(
+        trainer,
+        validation,
+        folder,
+        time_limit=args.time_limit,
+        save_every=args.save_every,
+        report_every=args.report_every,
+        workers=args.workers,
+        tensorboard=args.tensorboard,
+    )
+    return 0 if finished else 3

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from its first step, or the one where it stopped, to its weights.
+
+It lives in a folder: `checkpoint.pt` and `optimizer-STEP.pt` (everything needed to go on), `log.csv`, `samples.png`,
+and `weights.safetensors`, the moving average of the weights. Batches are a function of the seed and the step, so a run
+that was stopped goes on exactly as an unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ditn.imaging import contact_sheet
+from ditn.model.checkpoint import save
+from ditn.training.data import PairedImages, batches
+from ditn.training.log import Log, samples
+from ditn.training.trainer import Trainer
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them, so that a step can end and be saved."""
+    received: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda signum, _: received.append(signum))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _save_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """The optimiser's state, most of it all, has a file of its own; the checkpoint, which names it, counts from when it
+    is in place."""
+    state = trainer.state()
+    optimizer = folder / f"optimizer-{trainer.step}.pt"
+    for path, content in (
+        (optimizer, state.pop("optimizer")),
+        (folder / "checkpoint.pt", {**state, "optimizer_file": optimizer.name}),
+    ):
+        partial = path.with_suffix(".partial")
+        torch.save(content, partial)
+        os.replace(partial, path)
+    for path in folder.glob("optimizer-*.pt"):
+        if path != optimizer:
+            path.unlink()
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state of the run in a folder, for `Trainer`."""
+    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    optimizer = folder / state.pop("optimizer_file")
+    return {**state, "optimizer": torch.load(optimizer, map_location="cpu", weights_only=True)}
+
+
+def train(
+    trainer: Trainer,
+    held_out: PairedImages | None,
+    folder: Path,
+    *,
+    time_limit: float = math.inf,
+    save_every: float = 5,
+    report_every: int = 500,
+    workers: int = 0,
+    tensorboard: bool = False,
+) -> bool:
+    """Run until the recipe is finished (true), or until the time limit, SIGINT or SIGTERM (false); the run's folder
+    then holds a checkpoint of exactly that step.
+
+    time_limit, save_every   minutes, until the run stops and between checkpoints
+    report_every   steps between validations on the images held out, each with a row in the log
+    workers        processes that make batches; 0 leaves it to this one
+    tensorboard    write TensorBoard's files, too
+    """
+    recipe, world, losses = trainer.recipe, trainer.world, []
+    started = saved = time.monotonic()
+    source = batches(
+        trainer.images,
+        recipe,
+        start=trainer.step,
+        part=slice(world.rank, None, world.size),
+        workers=workers,
+        pin=trainer.device.type == "cuda",
+    )
+    bar = tqdm(
+        total=None if recipe.minutes else recipe.steps,
+        initial=trainer.step,
+        unit="step",
+        disable=None if world.first else True,
+    )
+    log = Log(folder, trainer.step, tensorboard=tensorboard) if world.first else None
+    with _stop_signals() as signals, log or nullcontext(), bar:
+        while trainer.share < 1:
+            rate = trainer.rate
+            losses.append(trainer.train_step(next(source)))
+            bar.update()
+            now = time.monotonic()
+            (stop,) = world.total(bool(signals) or now - started > time_limit * 60)
+            last = trainer.share == 1 or stop > 0
+            if log and (last or now - saved > save_every * 60):
+                _save_checkpoint(trainer, folder)
+                saved = now
+            if log and (last or trainer.step % report_every == 0):
+                psnr = trainer.validate(held_out) if held_out else math.nan
+                loss = sum(losses) / len(losses)
+                log.write(trainer.step, rate, loss, psnr)
+                if held_out:
+                    picture = samples(trainer, held_out)
+                    contact_sheet.save(picture, folder / "samples.png")
+                    log.picture(trainer.step, picture)
+                said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
+                bar.set_postfix_str(said)
+                if bar.disable:
+                    print(f"step {trainer.step}: {said}", flush=True)
+                losses = []
+            if last:
+                break
+    if world.first:
+        save(trainer.result(), folder / "weights.safetensors", metadata=trainer.metadata(), overwrite=True)
+    # Nobody leaves before the files are written: torchrun ends the others as soon as one is gone.
+    world.total(0)
+    return trainer.share == 1
