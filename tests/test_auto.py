@@ -187,11 +187,11 @@ def test_auto_takes_the_model_that_suits(clean) -> None:
 
 def test_options_reach_both_models(clean) -> None:
     shares: list[float] = []
-    upscaler = ditn.Upscaler("auto", scale=4, tile=32, dtype=torch.bfloat16, progress=shares.append)
+    upscaler = ditn.Upscaler("auto", scale=4, tile=32, dtype=torch.bfloat16)
     for picture in (clean, jpeg(clean, 50)):
         chosen = upscaler.suited(picture)[0]
         assert (chosen.tile, chosen.dtype, chosen.model.sft.weight.dtype) == (32, torch.bfloat16, torch.bfloat16)
-    upscaler(clean[:40, :40])
+    upscaler(clean[:40, :40], progress=shares.append)
     assert shares[-1] == 1
 
 

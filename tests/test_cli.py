@@ -147,6 +147,20 @@ def test_report_says_what_ran(folder, weights, tmp_path) -> None:
     assert picture["predicted_peak_bytes"] > 0
 
 
+def test_free_memory_is_read_once_for_each_image(folder, weights, tmp_path, monkeypatch) -> None:
+    """A second look could find other free memory, and other tiles than the report names."""
+    read: list[torch.device] = []
+
+    def watched(device: torch.device) -> int:
+        read.append(device)
+        return 2**40
+
+    monkeypatch.setattr("ditn.inference.plan.free_memory", watched)
+    report = tmp_path / "report.json"
+    assert upscale(weights, folder, "-o", tmp_path / "out", "--recursive", "--json", report) == 0
+    assert len(read) == len(json.loads(report.read_text())["pictures"]) == 3
+
+
 def test_dry_run_does_nothing(folder, weights, tmp_path, capsys) -> None:
     assert upscale(weights, folder, "-o", tmp_path / "out", "--dry-run") == 0
     assert f"{folder / 'a.png'} -> {tmp_path / 'out' / 'a.png'}" in capsys.readouterr().out

@@ -20,7 +20,7 @@ ROOMS = {
     "imaging": ["files", "resize", "metrics", "contact_sheet", "sample"],
     "model": ["config", "folding", "layers", "network", "checkpoint", "accelerate"],
     "inference": [
-        *("tiles", "memory", "graphs", "ensemble", "guard"),
+        *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
     "training": [
@@ -29,7 +29,7 @@ ROOMS = {
     ],
     "export": ["portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "scores", "upscale", "export", "info", "verify", "warmup", "train", "evaluate"),
+        *("device", "scores", "jobs", "upscale", "export", "info", "verify", "warmup", "train", "evaluate"),
         "cli",
     ],
 }

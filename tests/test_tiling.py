@@ -57,7 +57,7 @@ def test_tiled_equals_whole(name: str) -> None:
     whole = without_guard(model, tile=0)(image)
     for tile in (100, 168):
         upscaler = without_guard(model, tile=tile)
-        assert len(upscaler.plan(331, 203)) > 1
+        assert len(upscaler.plan(331, 203).regions) > 1
         np.testing.assert_allclose(upscaler(image), whole, rtol=0, atol=1e-5)
 
 
@@ -151,10 +151,24 @@ def test_auto_keeps_max_memory() -> None:
     model = small()
     budget = FIXED + 300 * 300 * bytes_per_pixel(model)
     upscaler = without_guard(model, max_memory=budget)
-    regions = upscaler.plan(3000, 2000)
+    regions = upscaler.plan(3000, 2000).regions
     assert len(regions) > 1
     largest = max(region.grown(model.config.overlap, 3000, 2000).pixels for region in regions)
     assert predicted_peak(model, largest) <= budget
-    assert len(upscaler.plan(200, 200)) == 1
+    assert len(upscaler.plan(200, 200).regions) == 1
     with pytest.raises(MemoryError, match="the smallest tile needs"):
         without_guard(model, max_memory=FIXED).plan(100, 100)
+
+
+@pytest.mark.parametrize("tile", ["auto", 0, 16])
+def test_a_plan_knows_the_largest_image_that_the_network_gets(tile: int | str) -> None:
+    """The image is padded to the grid before it is cut: 203 x 33 pixels become 208 x 40."""
+    upscaler = without_guard(small(), tile=tile, max_memory=FIXED + 208 * 40 * bytes_per_pixel(small()))
+    plan, given = upscaler.plan(203, 33), []
+    run = upscaler._run
+    upscaler._run = lambda image: given.append(image.shape[-2] * image.shape[-1]) or run(image)
+    upscaler.stream(np.zeros((203, 33, 3), np.uint8), lambda top, left, part: None, plan=plan)
+    assert len(plan.regions) == len(given) == (39 if tile == 16 else 1)
+    assert plan.predicted_peak == FIXED + max(given) * bytes_per_pixel(upscaler.model)
+    with pytest.raises(ValueError, match="the plan is for an image of 203x33, this one has 33x203"):
+        upscaler.stream(np.zeros((33, 203, 3), np.uint8), lambda top, left, part: None, plan=plan)

@@ -17,7 +17,7 @@ from test_model import small
 
 import ditn
 from ditn.inference import memory
-from ditn.inference.upscaler import bleed
+from ditn.inference.alpha import bleed
 
 RANDOM = np.random.default_rng(0)
 
@@ -137,6 +137,16 @@ def test_tensors() -> None:
     result = without_guard(model)(image)
     torch.testing.assert_close(result, model(image), rtol=0, atol=1e-5)
     assert without_guard(model)(image[:0]).shape == (0, 3, 18, 16)
+
+
+def test_progress_is_of_one_call() -> None:
+    """Three tiles of an image, then two images of a batch."""
+    upscaler, shares, others = without_guard(small(), tile=8), [], []
+    upscaler(np.zeros((24, 8, 3), np.uint8), progress=shares.append)
+    assert shares == [1 / 3, 2 / 3, 1]
+    upscaler(torch.zeros(2, 3, 8, 16), progress=others.append)
+    assert others == [1 / 4, 1 / 2, 3 / 4, 1]
+    assert len(shares) == 3
 
 
 def test_self_ensemble_is_the_mean_over_flips_and_rotations() -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,39 +24,16 @@ import torch
 from tqdm import tqdm
 
 from ditn.commands.device import choose_device
-from ditn.imaging.files import MAX_PIXELS, SUFFIXES, ImageError, page_count, read, target_notes, write_raw
+from ditn.commands.jobs import Job, plan_jobs
+from ditn.imaging.files import MAX_PIXELS, SUFFIXES, read, target_notes, write_raw
 from ditn.inference.chooser import AUTO, scale_for
-from ditn.inference.guard import GUARDS, Finding
-from ditn.inference.memory import predicted_peak
-from ditn.inference.upscaler import Pixels, Upscaler
+from ditn.inference.guard import GUARDS
+from ditn.inference.tile_loop import Pixels
+from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
 from ditn_kernels import REGISTRY, explain, use_backend
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-@dataclass
-class Job:
-    """One picture (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
-    model it went through, and why if that was chosen; the tiles in which the guard found its output wrong."""
-
-    input: str
-    output: str
-    page: int = 0
-    status: str = "planned"
-    reason: str = ""
-    notes: list[str] = field(default_factory=list)
-    guard: list[Finding] = field(default_factory=list)
-    model: str = ""
-    model_reason: str = ""
-    input_size: tuple[int, int] | None = None
-    output_size: tuple[int, int] | None = None
-    tiles: int = 0
-    predicted_peak_bytes: int = 0
-    seconds: float = 0.0
-
-    def fail(self, reason: object) -> None:
-        self.status, self.reason = "failed", str(reason) or type(reason).__name__
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--flavor says whose weights a file holds; name that file with --model")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json {args.json}: {args.json.parent} is no folder")
-    jobs = plan(args)
+    jobs = plan_jobs(args)
     if args.dry_run:
         for job in jobs:
             print(
@@ -137,92 +113,6 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or not jobs else 0
 
 
-def plan(args: argparse.Namespace) -> list[Job]:
-    """A job for every page of every picture, some of which have failed or been skipped already."""
-    single = len(args.inputs) == 1 and args.output.suffix.lower() in SUFFIXES and not Path(args.inputs[0]).is_dir()
-    if args.output.suffix and not single and args.output.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{args.output} names one picture, but there are several inputs; name a folder")
-    jobs: list[Job] = []
-    taken: dict[str, str] = {}
-    for path, relative in _inputs(args):
-        if isinstance(relative, str):
-            jobs.append(Job(str(path), "", status="failed", reason=relative))
-            continue
-        for job in _pages(path, args.output if single else _output(args, relative)):
-            _settle(job, taken, args)
-            jobs.append(job)
-    return jobs
-
-
-def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Each picture with its place in the output folder; or, where there is none, with the reason."""
-    for given in args.inputs:
-        path = Path(given)
-        if path.is_dir():
-            yield from _walk(path, path, args)
-        elif path.exists():
-            yield path, Path(path.name)
-        elif found := sorted(glob.glob(given, recursive=True)):
-            yield from ((Path(name), Path(Path(name).name)) for name in found if Path(name).is_file())
-        else:
-            yield path, "does not exist"
-
-
-def _walk(folder: Path, root: Path, args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Without hidden files, which are no pictures (macOS' ._ twins, our own unfinished ones); without linked folders,
-    which may lead in circles; without the output folder, whose pictures would be enlarged again."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        yield folder, f"cannot be listed: {error.strerror}"
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        # os.path, unlike pathlib, takes a file that may not be looked at for a file: reading it gives the reason.
-        if os.path.isdir(entry):
-            if args.recursive and not os.path.islink(entry) and entry.resolve() != args.output.resolve():
-                yield from _walk(entry, root, args)
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry, entry.relative_to(root)
-
-
-def _output(args: argparse.Namespace, relative: Path) -> Path:
-    suffix = f".{args.format}" if args.format else relative.suffix.lower()
-    # GIF and the like can be read but not written.
-    folder: Path = args.output
-    return folder / relative.with_name(f"{relative.stem}{args.suffix}{suffix if suffix in SUFFIXES else '.png'}")
-
-
-def _pages(path: Path, output: Path) -> Iterator[Job]:
-    try:
-        pages = page_count(path)
-    except (ImageError, OSError) as error:
-        job = Job(str(path), str(output))
-        job.fail(error)
-        yield job
-        return
-    for page in range(pages):
-        place = output.with_name(f"{output.stem}-page{page + 1}{output.suffix}") if pages > 1 else output
-        yield Job(str(path), str(place), page=page)
-
-
-def _settle(job: Job, taken: dict[str, str], args: argparse.Namespace) -> None:
-    """Fail or skip a job whose output is taken, by another job or by a file."""
-    if job.status != "planned":
-        return
-    key = os.path.abspath(job.output)
-    if key in taken:
-        job.fail(f"would be written to {job.output}, as {taken[key]} is already; use --suffix or --format")
-    elif os.path.exists(job.output) and os.path.samefile(job.output, job.input):
-        job.fail("would overwrite itself; choose another --output or a --suffix")
-    elif os.path.exists(job.output) and args.skip_existing:
-        job.status, job.reason = "skipped", f"{job.output} exists"
-    elif os.path.exists(job.output) and not args.overwrite:
-        job.fail(f"{job.output} exists; use --overwrite or --skip-existing")
-    taken.setdefault(key, job.input)
-
-
 def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
     planned = [job for job in jobs if job.status == "planned"]
     forced = use_backend(args.backend) if args.backend else nullcontext()
@@ -233,12 +123,12 @@ def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
             bar.n = round(finished + share, 2)
             bar.refresh()
 
-        upscaler = _upscaler(args, advance)
+        upscaler = _upscaler(args)
         for job in planned:
             bar.set_description(Path(job.input).name)
             start = time.perf_counter()
             try:
-                _run_one(job, upscaler, args)
+                _run_one(job, upscaler, args, advance)
                 job.status = "done"
             except (OSError, ValueError, MemoryError, RuntimeError) as error:
                 job.fail(error)
@@ -247,7 +137,7 @@ def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
             advance(0)
 
 
-def _upscaler(args: argparse.Namespace, progress: Callable[[float], None]) -> Upscaler:
+def _upscaler(args: argparse.Namespace) -> Upscaler:
     """One for all pictures, so that every model is loaded once."""
     device, dtype = _where(args)
     options: dict[str, Any] = {
@@ -255,14 +145,13 @@ def _upscaler(args: argparse.Namespace, progress: Callable[[float], None]) -> Up
         "max_memory": args.max_memory,
         "self_ensemble": args.self_ensemble,
         "guard": args.guard,
-        "progress": progress,
     }
     if args.model == AUTO:
         return Upscaler(AUTO, scale=scale_for(args.scale or math.inf), device=device, dtype=dtype, **options)
     return Upscaler(load(args.model, flavor=args.flavor, device=device, dtype=dtype), **options)
 
 
-def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
+def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: Callable[[float], None]) -> None:
     """Read, enlarge into a file of raw samples beside the output, encode from there."""
     output = Path(job.output)
     picture = read(Path(job.input), page=job.page, max_pixels=args.max_pixels)
@@ -283,17 +172,17 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         width=job.output_size[0],
         height=job.output_size[1],
     )
-    regions = upscaler.plan(height, width)
-    config = upscaler.model.config
-    job.tiles = len(regions)
-    job.predicted_peak_bytes = predicted_peak(
-        upscaler.model, max(region.grown(config.overlap, height, width).pixels for region in regions)
-    )
+    plan = upscaler.plan(height, width)
+    job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
     output.parent.mkdir(parents=True, exist_ok=True)
     shape = (height * upscaler.scale, width * upscaler.scale, bands)
     with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.stem}.", suffix=".raw") as raw:
         raw.truncate(math.prod(shape) * picture.pixels.dtype.itemsize)
-        job.guard = upscaler.stream(picture.pixels, lambda top, left, part: _place(raw, shape, top, left, part))
+
+        def emit(top: int, left: int, part: Pixels) -> None:
+            _place(raw, shape, top, left, part)
+
+        job.guard = upscaler.stream(picture.pixels, emit, plan=plan, progress=progress)
         raw.flush()
         write_raw(Path(raw.name), shape, dtype, output, picture, size=job.output_size, quality=args.quality)
     if job.guard:

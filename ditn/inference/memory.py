@@ -39,6 +39,12 @@ def predicted_peak(model: DITN, pixels: int) -> int:
     return FIXED + pixels * bytes_per_pixel(model)
 
 
+def pixels_within(model: DITN, budget: int) -> int:
+    """The input pixels of the largest forward pass whose `predicted_peak` is at most `budget` bytes; negative if there
+    is none."""
+    return (budget - FIXED) // bytes_per_pixel(model)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on a device; on the CPU without driving anything else out of memory."""
     if device.type == "cuda":

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Into which tiles an image is cut, so that each fits into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ditn.inference.memory import free_memory, pixels_within, predicted_peak
+from ditn.inference.tiles import Region, cut, round_up
+from ditn.model.network import DITN
+
+_SHARE_OF_FREE_MEMORY = 0.5
+
+Tile = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The regions, without their overlap, that cover an image of height x width, row by row; and the bytes that the
+    forward pass of the largest, with its overlap, is predicted to take besides the weights."""
+
+    height: int
+    width: int
+    regions: tuple[Region, ...]
+    predicted_peak: int
+
+
+def plan_tiles(
+    model: DITN, height: int, width: int, *, tile: Tile, max_memory: int | None, device: torch.device
+) -> TilePlan:
+    """The tiles for an image of height x width: of side `tile`, rounded up to the grid (0: the whole image), or, with
+    "auto", the largest whose forward pass is predicted to take no more than `max_memory` bytes, by default half of
+    what is free on the device.
+
+    Raises ValueError for an image without pixels, MemoryError if the smallest tile would take more.
+    """
+    if height == 0 or width == 0:
+        raise ValueError(f"expected at least one pixel, got an image of {height}x{width}")
+    grid, overlap = model.config.grid, model.config.overlap
+    # The network is given the image padded to its grid.
+    padded = round_up(height, grid), round_up(width, grid)
+    whole = max(padded)
+
+    def largest(regions: list[Region]) -> int:
+        return max(region.grown(overlap, *padded).pixels for region in regions)
+
+    if tile != "auto":
+        regions = cut(*padded, round_up(tile, grid) or whole, grid)
+        return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions)))
+    budget = max_memory or int(_SHARE_OF_FREE_MEMORY * free_memory(device))
+    allowed = pixels_within(model, budget)
+    for side in range(whole, 0, -grid):
+        regions = cut(*padded, side, grid)
+        pixels = largest(regions)
+        if pixels <= allowed:
+            return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels))
+    raise MemoryError(
+        f"max_memory is {budget / 2**20:.0f} MiB, but the smallest tile needs "
+        f"{predicted_peak(model, pixels) / 2**20:.0f} MiB"
+    )
