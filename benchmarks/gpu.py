@@ -81,9 +81,9 @@ def providers(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, onl
         networks[f"{what}, torch.compile"] = torch.compile(network, dynamic=False)
         networks[f"{what}, max-autotune"] = torch.compile(network, dynamic=False, mode="max-autotune")
     if not only_cuda:
-        networks |= {"fused": model, "fused, graph": Captured(model)}
+        networks |= {"fused": model, "fused, graph": CudaGraphRunner(model)}
     if cuda:
-        networks |= {"fused, cuda": by_cuda(model), "fused, cuda, graph": by_cuda(Captured(model))}
+        networks |= {"fused, cuda": by_cuda(model), "fused, cuda, graph": by_cuda(CudaGraphRunner(model))}
     return {name: lambda network=network: network(image) for name, network in networks.items()}  # type: ignore[misc]
 
 

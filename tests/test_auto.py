@@ -155,7 +155,7 @@ def test_wrong_samples_are_named() -> None:
 
 
 def test_every_variant_ships_and_has_its_scale() -> None:
-    table = chooser.variants()
+    table = chooser.shipped_by_scale()
     assert {2, 3, 4} <= set(table)
     assert "photo" in table[4]
     for scale, names in table.items():
@@ -274,9 +274,9 @@ def test_a_flavor_needs_a_file(tmp_path, capsys) -> None:
 
 def test_info_shows_the_table(capsys) -> None:
     assert main(["info", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["auto"]["4"] == chooser.variants()[4]
+    assert json.loads(capsys.readouterr().out)["auto"]["4"] == chooser.shipped_by_scale()[4]
     assert main(["info"]) == 0
-    assert "ditn-tiny-x4 for clean pictures, ditn-real-photo-x4 for photographs" in capsys.readouterr().out
+    assert "ditn-tiny-x4 for clean images, ditn-real-photo-x4 for photographs" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # 400 pictures

@@ -189,7 +189,7 @@ def test_what_compiles_kernels_does_not_interpret_them(module, monkeypatch) -> N
 
 def test_cuda_is_a_provider_on_the_gpu(monkeypatch) -> None:
     """Beside the network as it chooses by itself, forced, and only where it can run."""
-    monkeypatch.setattr(gpu, "Captured", lambda model: model)
+    monkeypatch.setattr(gpu, "CudaGraphRunner", lambda model: model)
     model, image = ditn.DITN_Tiny(2).eval(), torch.rand(1, 3, 8, 8)
     names = [gpu.BASE, "folded, eager", "fused", "fused, graph"]
     assert list(gpu.providers(model, image, compiled="none", cuda=False, only_cuda=False)) == names

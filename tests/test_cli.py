@@ -107,7 +107,7 @@ def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> No
     report = tmp_path / "report.json"
     assert upscale(weights, folder, folder / "missing.png", "-o", tmp_path / "out", "--json", report) == 1
     errors = capsys.readouterr().err
-    for name in ("empty.png: is empty", "text.jpg: is no picture", "cut.jpg: ", "missing.png: does not exist"):
+    for name in ("empty.png: is empty", "text.jpg: is no image", "cut.jpg: ", "missing.png: does not exist"):
         assert name in errors
     assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
     pictures = {Path(entry["input"]).name: entry for entry in json.loads(report.read_text())["pictures"]}

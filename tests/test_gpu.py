@@ -140,7 +140,7 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
 def test_graphs_give_the_models_result() -> None:
     model = small().to("cuda")
     images = [torch.rand(1, 3, height, width, device="cuda") for height, width in ((16, 24), (9, 8), (16, 24))]
-    captured = Captured(model)
+    captured = CudaGraphRunner(model)
     results = [captured(image) for image in images]
     for image, result in zip(images, results, strict=True):
         assert_same(result, model(image))

@@ -183,7 +183,7 @@ def forged_png(path: Path, width: int, height: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("text", "is no picture that can be read"),
+        ("text", "is no image that can be read"),
         ("empty", "is empty"),
         ("truncated", "cannot be decoded"),
         ("bomb", "60000x50000 = 3,000,000,000 pixels, more than the limit of 268,435,456"),

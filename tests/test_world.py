@@ -17,7 +17,7 @@ from PIL import Image
 import ditn
 from ditn.commands import cli
 from ditn.training.data import PairedImages, list_images
-from ditn.training.process_group import World
+from ditn.training.process_group import ProcessGroup
 from ditn.training.recipe import Recipe
 from ditn.training.train import read_checkpoint
 from ditn.training.trainer import Trainer
@@ -80,4 +80,4 @@ def test_two_processes_go_on_exactly(pictures: Path, tmp_path: Path) -> None:
 def test_a_batch_must_be_shared_evenly(pictures: Path, tmp_path: Path) -> None:
     images = PairedImages(list_images([pictures]), 2, tmp_path)
     with pytest.raises(ValueError, match="a batch of 5 cannot be shared evenly by 2 processes"):
-        Trainer(Recipe(upscale=2, batch=5), images, device="cpu", fused=True, world=World(0, 2, 0))
+        Trainer(Recipe(upscale=2, batch=5), images, device="cpu", fused=True, processes=ProcessGroup(0, 2, 0))

@@ -12,11 +12,11 @@ from importlib import import_module
 from ditn_kernels import BackendError
 
 COMMANDS = {
-    "upscale": ("ditn.commands.upscale", "enlarge pictures"),
+    "upscale": ("ditn.commands.upscale", "enlarge images"),
     "export": ("ditn.commands.export", "write a model for ONNX Runtime, OpenVINO, torch.export or AOTInductor"),
     "info": ("ditn.commands.info", "versions, devices, models, backends and why each one can or cannot run"),
     "verify": ("ditn.commands.verify", "compare this machine's backends with the float64 reference"),
-    "warmup": ("ditn.commands.warmup", "compile the kernels that a model needs, before its first picture has to wait"),
+    "warmup": ("ditn.commands.warmup", "compile the kernels that a model needs, before its first image has to wait"),
     "train": ("ditn.commands.train", "train a model on a folder of images"),
     "evaluate": ("ditn.commands.evaluate", "PSNR and SSIM of a model on folders of images"),
 }

@@ -21,19 +21,20 @@ from PIL import Image
 
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
+from ditn.imaging.arrays import Pixels8
 from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
 from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load, models
-from ditn.training.data import Pixels, list_images
+from ditn.training.data import list_images
 from ditn.training.degradation import photo
 from ditn_kernels import use_backend
 
 BICUBIC = "bicubic"
 ALL = "all"
-Upscale = Callable[[Pixels], Pixels]
+Upscale = Callable[[Pixels8], Pixels8]
 # Called with an image's name, its low and high resolution and the output.
-Observe = Callable[[str, Pixels, Pixels, Pixels], None]
+Observe = Callable[[str, Pixels8, Pixels8, Pixels8], None]
 
 
 def upscaler(
@@ -91,7 +92,7 @@ def evaluate(
     return Result(folder.resolve().name, tuple(scores), tuple(errors))
 
 
-def _read_low(path: Path, high: Pixels, scale: int) -> Pixels:
+def _read_low(path: Path, high: Pixels8, scale: int) -> Pixels8:
     low = _read(path)
     if (low.shape[0] * scale, low.shape[1] * scale) != high.shape[:2]:
         expected = f"{high.shape[1] // scale}x{high.shape[0] // scale}"
@@ -99,7 +100,7 @@ def _read_low(path: Path, high: Pixels, scale: int) -> Pixels:
     return low
 
 
-def _read(path: Path) -> Pixels:
+def _read(path: Path) -> Pixels8:
     """uint8 RGB, or gray if the file is."""
     with Image.open(path) as image:
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
@@ -115,7 +116,7 @@ class _Sheet:
     def of_dataset(self) -> Observe:
         end = len(self._rows) + self._images
 
-        def observe(name: str, low: Pixels, high: Pixels, output: Pixels) -> None:
+        def observe(name: str, low: Pixels8, high: Pixels8, output: Pixels8) -> None:
             if len(self._rows) < end:
                 panels = {}
                 for who, what in ((BICUBIC, bicubic(low, *high.shape[:2])), (self._caption, output)):

@@ -7,12 +7,10 @@ import argparse
 import json
 
 from ditn.commands.device import choose_device
-from ditn.inference.chooser import variants
-from ditn.inference.judge import Kind
+from ditn.inference.chooser import shipped_by_scale
 from ditn.model.checkpoint import models
+from ditn.model.variants import SUITED
 from ditn_kernels import info
-
-_PICTURES: dict[Kind, str] = {"clean": "clean pictures", "photo": "photographs"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    facts = info(choose_device(args.device)) | {"models": models(), "auto": variants()}
+    facts = info(choose_device(args.device)) | {"models": models(), "auto": shipped_by_scale()}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"assembler {chip}  {found['line']}")
     print(f"{'models':14} {', '.join(facts['models']) or 'none'}")
     for scale, names in facts["auto"].items():
-        chosen = ", ".join(f"{names.get(kind, 'none ships')} for {what}" for kind, what in _PICTURES.items())
+        chosen = ", ".join(f"{names.get(kind, 'none ships')} for {suited.images}" for kind, suited in SUITED.items())
         print(f"{f'auto at x{scale}':14} {chosen}")
     for operator, directions in facts["operators"].items():
         print(f"\n{operator}")

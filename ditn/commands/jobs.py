@@ -16,7 +16,7 @@ from ditn.inference.guard import Finding
 
 @dataclass
 class Job:
-    """One picture (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
+    """One image (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
     model it went through, and why if that was chosen; the tiles in which the guard found its output wrong."""
 
     input: str
@@ -39,10 +39,10 @@ class Job:
 
 
 def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """A job for every page of every picture, some of which have failed or been skipped already."""
+    """A job for every page of every image, some of which have failed or been skipped already."""
     single = len(args.inputs) == 1 and args.output.suffix.lower() in SUFFIXES and not Path(args.inputs[0]).is_dir()
     if args.output.suffix and not single and args.output.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{args.output} names one picture, but there are several inputs; name a folder")
+        raise ValueError(f"{args.output} names one image, but there are several inputs; name a folder")
     jobs: list[Job] = []
     taken: dict[str, str] = {}
     for path, relative in _inputs(args):
@@ -56,7 +56,7 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Each picture with its place in the output folder; or, where there is none, with the reason."""
+    """Each image with its place in the output folder; or, where there is none, with the reason."""
     for given in args.inputs:
         path = Path(given)
         if path.is_dir():
@@ -70,8 +70,8 @@ def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
 
 
 def _walk(folder: Path, root: Path, args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Without hidden files, which are no pictures (macOS' ._ twins, our own unfinished ones); without linked folders,
-    which may lead in circles; without the output folder, whose pictures would be enlarged again."""
+    """Without hidden files, which are no images (macOS' ._ twins, our own unfinished ones); without linked folders,
+    which may lead in circles; without the output folder, whose images would be enlarged again."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:

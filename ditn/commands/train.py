@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ditn.training.data import PairedImages, list_images
-from ditn.training.process_group import World, joined, local_rank
+from ditn.training.process_group import ProcessGroup, joined, local_rank
 from ditn.training.recipe import add_recipe_arguments, read_recipe
 from ditn.training.train import read_checkpoint, train
 from ditn.training.trainer import Trainer
@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank())
-    with joined(device) as world:
-        return _run(args, device, world)
+    with joined(device) as processes:
+        return _run(args, device, processes)
 
 
-def _run(args: argparse.Namespace, device: torch.device, world: World) -> int:
+def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup) -> int:
     folder: Path = args.output
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists() and not args.resume:
@@ -64,11 +64,11 @@ def _run(args: argparse.Namespace, device: torch.device, world: World) -> int:
     rest = [path for path in paths if path not in held_out]
     folder.mkdir(parents=True, exist_ok=True)
     cache = args.cache or folder
-    with world.one_first():
+    with processes.one_first():
         validation = PairedImages(held_out, recipe.upscale, cache, recipe.degradation) if held_out else None
         images = PairedImages(rest, recipe.upscale, cache, recipe.degradation)
-    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state, world=world)
-    if world.first:
+    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state, processes=processes)
+    if processes.first:
         if not state:
             print(f"start: {trainer.origin}")
         name = f"{recipe.model} x{recipe.upscale}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn upscale`: files, folders and globs in, larger pictures out."""
+"""`ditn upscale`: files, folders and globs in, larger images out."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from ditn.commands.device import choose_device
 from ditn.commands.jobs import Job, plan_jobs
+from ditn.imaging.arrays import Pixels
 from ditn.imaging.files import MAX_PIXELS, SUFFIXES, read, target_notes, write_raw
 from ditn.inference.chooser import AUTO, scale_for
 from ditn.inference.guard import GUARDS
-from ditn.inference.tile_loop import Pixels
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
 from ditn_kernels import REGISTRY, explain, use_backend
@@ -38,13 +38,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="pictures, folders or glob patterns")
-    add("-o", "--output", required=True, type=Path, help="a picture for one input, else a folder")
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders or glob patterns")
+    add("-o", "--output", required=True, type=Path, help="an image for one input, else a folder")
     add(
         "--model",
         default=AUTO,
-        help="a shipped model (see `ditn info`), a file of weights, or auto: for each picture the one for clean "
-        "pictures or the one for photographs, as its pixels suggest (%(default)s)",
+        help="a shipped model (see `ditn info`), a file of weights, or auto: for each image the one for clean "
+        "images or the one for photographs, as its pixels suggest (%(default)s)",
     )
     add("--flavor", choices=("official", "neosr"), help="whose weights a file holds, where the file does not say")
     add("--scale", type=float, help="any factor: the model's, then Lanczos resampling (default: the model's; 4)")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guard",
         choices=GUARDS,
         default="repair",
-        help="what becomes of places where the network's output has nothing to do with the picture: repair takes them "
+        help="what becomes of places where the network's output has nothing to do with the image: repair takes them "
         "from an interpolation and says so, warn only says so, off does not look (%(default)s)",
     )
     add("--self-ensemble", action="store_true", help="mean over eight flips and rotations: 8 times the time")
@@ -77,11 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist as they are")
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    add("--json", type=Path, metavar="REPORT", help="write a report of every picture")
+    add("--json", type=Path, metavar="REPORT", help="write a report of every image")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every picture that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why."""
+    """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why."""
     if not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
     if args.scale is not None and not 0 < args.scale < math.inf:
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
     planned = [job for job in jobs if job.status == "planned"]
     forced = use_backend(args.backend) if args.backend else nullcontext()
-    with forced, tqdm(total=len(planned), unit="picture", disable=None) as bar:
+    with forced, tqdm(total=len(planned), unit="image", disable=None) as bar:
         finished = 0
 
         def advance(share: float) -> None:
@@ -138,7 +138,7 @@ def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
 
 
 def _upscaler(args: argparse.Namespace) -> Upscaler:
-    """One for all pictures, so that every model is loaded once."""
+    """One for all images, so that every model is loaded once."""
     device, dtype = _where(args)
     options: dict[str, Any] = {
         "tile": args.tile,
@@ -154,9 +154,9 @@ def _upscaler(args: argparse.Namespace) -> Upscaler:
 def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: Callable[[float], None]) -> None:
     """Read, enlarge into a file of raw samples beside the output, encode from there."""
     output = Path(job.output)
-    picture = read(Path(job.input), page=job.page, max_pixels=args.max_pixels)
-    height, width, bands = picture.pixels.shape
-    upscaler, choice = upscaler.suited(picture.pixels)
+    page = read(Path(job.input), page=job.page, max_pixels=args.max_pixels)
+    height, width, bands = page.pixels.shape
+    upscaler, choice = upscaler.suited(page.pixels)
     job.model = args.model
     if choice:
         job.model, job.model_reason = choice.model, choice.reason
@@ -164,10 +164,10 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
     factor = args.scale or upscaler.scale
     job.input_size = (width, height)
     job.output_size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    dtype = picture.pixels.dtype.name
-    job.notes = picture.notes + target_notes(
+    dtype = page.pixels.dtype.name
+    job.notes = page.notes + target_notes(
         output.suffix.lower(),
-        depth=8 * picture.pixels.dtype.itemsize,
+        depth=8 * page.pixels.dtype.itemsize,
         alpha=bands in (2, 4),
         width=job.output_size[0],
         height=job.output_size[1],
@@ -177,21 +177,21 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
     output.parent.mkdir(parents=True, exist_ok=True)
     shape = (height * upscaler.scale, width * upscaler.scale, bands)
     with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.stem}.", suffix=".raw") as raw:
-        raw.truncate(math.prod(shape) * picture.pixels.dtype.itemsize)
+        raw.truncate(math.prod(shape) * page.pixels.dtype.itemsize)
 
         def emit(top: int, left: int, part: Pixels) -> None:
             _place(raw, shape, top, left, part)
 
-        job.guard = upscaler.stream(picture.pixels, emit, plan=plan, progress=progress)
+        job.guard = upscaler.stream(page.pixels, emit, plan=plan, progress=progress)
         raw.flush()
-        write_raw(Path(raw.name), shape, dtype, output, picture, size=job.output_size, quality=args.quality)
+        write_raw(Path(raw.name), shape, dtype, output, page, size=job.output_size, quality=args.quality)
     if job.guard:
         more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
-        tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the picture")
+        tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image")
 
 
 def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pixels) -> None:
-    """Write a part of the picture into the file, row by row: plain writes, so that memory stays small."""
+    """Write a part of the image into the file, row by row: plain writes, so that memory stays small."""
     _, width, bands = shape
     pixel = bands * part.dtype.itemsize
     for row, samples in enumerate(np.ascontiguousarray(part), start=top):
@@ -201,7 +201,7 @@ def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pix
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that temporary files go and no half picture stays."""
+    """SIGTERM unwinds as Ctrl-C does, so that temporary files go and no half image stays."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn warmup`: compile ahead what the first picture would wait for."""
+"""`ditn warmup`: compile ahead what the first image would wait for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from ditn.commands.device import choose_device
 from ditn.model.checkpoint import load
+from ditn.model.variants import DEFAULT_WEIGHTS
 from ditn_kernels import compilations
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -18,7 +19,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default="ditn-real-x4", help="a shipped model (see `ditn info`) or a file of weights (%(default)s)")
+    add("--model", default=DEFAULT_WEIGHTS, help="a shipped model (see `ditn info`) or a file of weights (%(default)s)")
     add("--dtype", nargs="+", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
     add("--size", nargs="+", type=_size, default=[(960, 540)], metavar="WIDTHxHEIGHT", help="(default: 960x540)")
     add("--training", action="store_true", help="also what training needs")

@@ -113,7 +113,7 @@ def _facts(model: DITN, dtype: torch.dtype, source: str, *, uint8: bool) -> dict
     config = model.config
     return {
         "scale": str(config.upscale),
-        "reach": str(config.reach),
+        "reach": str(config.receptive_radius),
         "grid": str(config.grid),
         "overlap": str(config.overlap),
         "config": json.dumps(asdict(config)),

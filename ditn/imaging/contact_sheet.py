@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture to judge a model by: for each image the whole, and one detail of it enlarged by every contestant."""
+"""An image to judge a model by: for each image the whole, and one detail of it enlarged by every contestant."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = npt.NDArray[np.uint8]
+from ditn.imaging.arrays import Pixels8
 
 _PANEL, _CAPTION, _GAP, _FONT = 240, 20, 6, 13
 _FRAME = (230, 40, 40)
 
 
-def most_telling(target: Pixels, plain: Pixels, side: int) -> tuple[int, int]:
+def most_telling(target: Pixels8, plain: Pixels8, side: int) -> tuple[int, int]:
     """Top and left of the square, on a grid of half its side, in which `plain` is furthest from `target` (squared
     error): where there is something to win."""
     error = ((target.astype(np.float64) - plain) ** 2).sum(axis=2)
@@ -33,7 +32,7 @@ def most_telling(target: Pixels, plain: Pixels, side: int) -> tuple[int, int]:
     return int(tops[row]), int(lefts[column])
 
 
-def row(name: str, target: Pixels, contestants: Mapping[str, Pixels], *, side: int = 80) -> Image.Image:
+def row(name: str, target: Pixels8, contestants: Mapping[str, Pixels8], *, side: int = 80) -> Image.Image:
     """One image: the target, then the detail of `side` pixels by each contestant and in the target, pixels magnified.
 
     All are uint8 RGB of the same size; the first contestant decides on the detail (see `most_telling`). Captions are

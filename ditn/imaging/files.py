@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures from and to files, keeping what they are: depth, gray, alpha, colour profile, EXIF, resolution.
+"""Images from and to files, keeping what they are: depth, gray, alpha, colour profile, EXIF, resolution.
 
-libvips reads and writes PNG, JPEG, WebP and TIFF, as a stream where the picture is larger than memory; BMP, which it
+libvips reads and writes PNG, JPEG, WebP and TIFF, as a stream where the image is larger than memory; BMP, which it
 lacks, goes through Pillow.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from ditn.imaging.arrays import Pixels
 
 if TYPE_CHECKING:
     import pyvips
 
-Pixels = npt.NDArray[Any]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 2**28  # 268 megapixels: beyond any camera, below what a forged header claims
@@ -33,11 +33,11 @@ _VIPS_FORMAT = {"uint8": "uchar", "uint16": "ushort"}
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written as asked. The message says what it is and what would do."""
+    """An image that cannot be read or written as asked. The message says what it is and what would do."""
 
 
 @dataclass
-class Picture:
+class Page:
     """One page: pixels [H, W, bands], uint8 or uint16; bands are gray, gray and alpha, RGB, or RGB and alpha.
 
     `metadata` is an empty libvips image that carries the profile, EXIF and resolution. `notes` says what was changed on
@@ -62,10 +62,10 @@ def page_count(path: Path) -> int:
     return pages
 
 
-def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
-    """One page of a picture, upright: EXIF's orientation is applied and removed.
+def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Page:
+    """One page of an image, upright: EXIF's orientation is applied and removed.
 
-    Palettes become colours, 1-bit pictures 8-bit gray, CMYK and Lab become sRGB (noted). Raises ImageError, before
+    Palettes become colours, 1-bit images 8-bit gray, CMYK and Lab become sRGB (noted). Raises ImageError, before
     anything is decoded, for more than `max_pixels`, float samples, more than four channels; and for damaged files.
     """
     import pyvips
@@ -84,11 +84,11 @@ def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Picture:
         raise ImageError(f"cannot be decoded: {_reason(error)}") from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    return Picture(pixels, image, notes)
+    return Page(pixels, image, notes)
 
 
 def target_notes(suffix: str, *, depth: int, alpha: bool, width: int, height: int) -> list[str]:
-    """What a format cannot keep, in words. Raises ImageError if it cannot hold the picture at all."""
+    """What a format cannot keep, in words. Raises ImageError if it cannot hold the image at all."""
     limit = _MAX_SIDE.get(suffix)
     if limit and max(width, height) > limit:
         raise ImageError(
@@ -109,13 +109,13 @@ def write_raw(
     shape: tuple[int, int, int],
     dtype: str,
     path: Path,
-    picture: Picture,
+    page: Page,
     *,
     size: tuple[int, int],
     quality: int,
 ) -> None:
-    """Encode a file of raw samples [H, W, bands] as the picture at `path`, resampled to `size` (width, height) if that
-    differs, with the metadata of `picture`.
+    """Encode a file of raw samples [H, W, bands] as the image at `path`, resampled to `size` (width, height) if that
+    differs, with the metadata of `page`.
 
     Streams from disk to disk, and renames the finished file into place. Raises ImageError with libvips' reason.
     """
@@ -124,7 +124,7 @@ def write_raw(
     suffix = path.suffix.lower()
     options: dict[str, Any] = {"Q": quality} if suffix in (".jpg", ".jpeg", ".webp") else {}
     try:
-        image = _with_metadata(_encodable(raw, shape, dtype, suffix, size), picture.metadata)
+        image = _with_metadata(_encodable(raw, shape, dtype, suffix, size), page.metadata)
         if suffix in (".tif", ".tiff"):
             big = image.width * image.height * image.bands * np.dtype(dtype).itemsize > 3 * 2**30
             options = {"compression": "lzw", "predictor": "horizontal", "bigtiff": big}
@@ -168,7 +168,7 @@ def _renamed_into_place(path: Path) -> Iterator[Path]:
 
 
 def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Image:
-    """The header of a picture, its pixels to be decoded later; but a BMP of at most `max_pixels` whole."""
+    """The header of an image, its pixels to be decoded later; but a BMP of at most `max_pixels` whole."""
     import pyvips
 
     if path.stat().st_size == 0:
@@ -179,7 +179,7 @@ def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Ima
         options = {"page": page} if page else {}
         return pyvips.Image.new_from_file(str(path), fail_on="truncated", **options)
     except pyvips.Error as error:
-        raise ImageError(f"is no picture that can be read: {_reason(error)}") from error
+        raise ImageError(f"is no image that can be read: {_reason(error)}") from error
 
 
 def _open_bmp(path: Path, max_pixels: int) -> pyvips.Image:

@@ -8,17 +8,18 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]
+from ditn.imaging.arrays import Pixels8
+
 _SIGMA, _WINDOW = 1.5, 11
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
-def luma(image: Image) -> npt.NDArray[np.float64]:
+def luma(image: Pixels8) -> npt.NDArray[np.float64]:
     """Y of BT.601 in studio range (16..235), not rounded, of a uint8 RGB [H, W, 3] image."""
     return np.asarray(image @ np.array([65.481, 128.553, 24.966]) / 255 + 16)
 
 
-def psnr_y(image: Image, target: Image, *, shave: int) -> float:
+def psnr_y(image: Pixels8, target: Pixels8, *, shave: int) -> float:
     """Peak signal-to-noise ratio in dB of the luma, `shave` pixels cut from every side; inf where both agree.
 
     image, target: uint8 RGB [H, W, 3] or gray [H, W]. Two gray images are compared as they are, 0..255; one beside an
@@ -30,7 +31,7 @@ def psnr_y(image: Image, target: Image, *, shave: int) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def ssim_y(image: Image, target: Image, *, shave: int) -> float:
+def ssim_y(image: Pixels8, target: Pixels8, *, shave: int) -> float:
     """Mean structural similarity of the luma (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, inside only.
 
     Arguments as `psnr_y`. Raises ValueError as it does, and if less than a window is left after shaving.
@@ -45,7 +46,7 @@ def ssim_y(image: Image, target: Image, *, shave: int) -> float:
     return float(np.mean(likeness / ((mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2))))
 
 
-def _pair(image: Image, target: Image, shave: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _pair(image: Pixels8, target: Pixels8, shave: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     if image.shape[:2] != target.shape[:2]:
         raise ValueError(f"images of {image.shape[:2]} and {target.shape[:2]} pixels cannot be compared")
     if image.ndim == target.ndim == 2:
@@ -56,7 +57,7 @@ def _pair(image: Image, target: Image, shave: int) -> tuple[npt.NDArray[np.float
     return a[inside, inside], b[inside, inside]
 
 
-def as_rgb(image: Image) -> Image:
+def as_rgb(image: Pixels8) -> Pixels8:
     """A gray [H, W] image as [H, W, 3]; another as it is."""
     return image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
 

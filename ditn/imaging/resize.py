@@ -13,11 +13,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ditn.imaging.arrays import Pixels8
+
 Border = Literal["symmetric", "replicate"]
-Image = npt.NDArray[np.uint8]
 
 
-def bicubic(image: Image, height: int, width: int, *, border: Border = "symmetric") -> Image:
+def bicubic(image: Pixels8, height: int, width: int, *, border: Border = "symmetric") -> Pixels8:
     """Resample a uint8 [H, W, C] (or [H, W]) image to ``height`` x ``width`` pixels.
 
     ``border`` says what lies outside: "symmetric" mirrors the image (newer MATLAB), "replicate" repeats its edge
@@ -35,19 +36,19 @@ def bicubic(image: Image, height: int, width: int, *, border: Border = "symmetri
     return np.ascontiguousarray(_resample_rows(rows.swapaxes(0, 1), width, border).swapaxes(0, 1))
 
 
-def downscale(image: Image, scale: int, *, border: Border = "symmetric") -> Image:
+def downscale(image: Pixels8, scale: int, *, border: Border = "symmetric") -> Pixels8:
     """The low-resolution partner of ``image``: cropped to a multiple of ``scale``, then shrunk by it."""
     image = crop_to_multiple(image, scale)
     return bicubic(image, image.shape[0] // scale, image.shape[1] // scale, border=border)
 
 
-def crop_to_multiple(image: Image, scale: int) -> Image:
+def crop_to_multiple(image: Pixels8, scale: int) -> Pixels8:
     """``image`` without the rows at the bottom and columns at the right that exceed a multiple of ``scale``."""
     height, width = (size - size % scale for size in image.shape[:2])
     return image[:height, :width]
 
 
-def _resample_rows(image: Image, size: int, border: Border) -> Image:
+def _resample_rows(image: Pixels8, size: int, border: Border) -> Pixels8:
     indices, weights = _taps(image.shape[0], size, border)
     total = np.zeros((size, *image.shape[1:]))
     column = (slice(None), *(None,) * (image.ndim - 1))
@@ -60,8 +61,8 @@ def _taps(length: int, size: int, border: Border) -> tuple[npt.NDArray[np.intp],
     """For each of ``size`` outputs the source indices and weights [size, taps], the weights summing to 1."""
     shrink = min(size / length, 1.0)
     centre = (np.arange(size) + 0.5) * (length / size) - 0.5
-    reach = 2.0 / shrink
-    indices = np.floor(centre - reach).astype(np.intp)[:, None] + np.arange(int(np.ceil(2 * reach)) + 2)
+    radius = 2.0 / shrink
+    indices = np.floor(centre - radius).astype(np.intp)[:, None] + np.arange(int(np.ceil(2 * radius)) + 2)
     weights = _cubic((centre[:, None] - indices) * shrink)
     weights /= weights.sum(axis=1, keepdims=True)
     if border == "symmetric":

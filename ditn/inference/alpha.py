@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Pixels = npt.NDArray[Any]
+from ditn.imaging.arrays import Pixels
 
 
 def split_alpha(pixels: Pixels) -> tuple[list[Pixels], Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the weights that ship suits which picture, at each scale."""
+"""Which of the weights that ship suits which image, at each scale."""
 
 from __future__ import annotations
 
@@ -7,38 +7,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ditn.inference.judge import Kind, Pixels, judge
+from ditn.imaging.arrays import Pixels
+from ditn.inference.judge import judge
 from ditn.model.checkpoint import models
+from ditn.model.variants import SUITED, Kind, weights_name
 
 T = TypeVar("T")
 
 AUTO = "auto"
 
-# The one table: for clean pictures and for photographs, as the names of the files at scale {scale}.
-NAMES: dict[Kind, str] = {"clean": "ditn-tiny-x{scale}", "photo": "ditn-real-photo-x{scale}"}
-
 
 @dataclass(frozen=True)
 class Choice:
-    """The name of the weights that suit a picture, and why, in words for the user."""
+    """The name of the weights that suit an image, and why, in words for the user."""
 
     model: str
     reason: str
 
 
-def variants() -> dict[int, dict[Kind, str]]:
-    """What ships, by scale: always a model for clean pictures, and one for photographs if there is one."""
+def shipped_by_scale() -> dict[int, dict[Kind, str]]:
+    """What ships, by scale: always a model for clean images, and one for photographs if there is one."""
     shipped = set(models())
-    found = {
-        scale: {kind: name.format(scale=scale) for kind, name in NAMES.items() if name.format(scale=scale) in shipped}
-        for scale in (1, 2, 3, 4)
-    }
+    found: dict[int, dict[Kind, str]] = {}
+    for scale in (1, 2, 3, 4):
+        names = {kind: weights_name(suited.weights, scale) for kind, suited in SUITED.items()}
+        found[scale] = {kind: name for kind, name in names.items() if name in shipped}
     return {scale: names for scale, names in found.items() if "clean" in names}
 
 
 def of_scale(scale: int | None) -> dict[Kind, str]:
-    """The variants at a scale, by default the largest. Raises ValueError, naming the scales, if none ships."""
-    table = variants()
+    """The weights at a scale, by default the largest. Raises ValueError, naming the scales, if none ships."""
+    table = shipped_by_scale()
     scale = max(table, default=None) if scale is None else scale
     if scale not in table:
         raise ValueError(f"scale is {scale}, but models ship for {', '.join(map(str, table)) or 'none'}")
@@ -48,14 +47,14 @@ def of_scale(scale: int | None) -> dict[Kind, str]:
 def scale_for(factor: float) -> int:
     """The smallest scale of a shipped model that enlarges at least `factor` times, or else the largest there is; the
     rest is resampling. Raises ValueError if nothing ships."""
-    scales = sorted(variants())
+    scales = sorted(shipped_by_scale())
     if not scales:
         raise ValueError("no model ships with this installation; name a file of weights")
     return next((scale for scale in scales if scale >= factor), scales[-1])
 
 
 class Chooser(Generic[T]):
-    """Maps a picture to what `make` makes of the name of the weights that suit it, once for each name when it is first
+    """Maps an image to what `make` makes of the name of the weights that suit it, once for each name when it is first
     needed."""
 
     def __init__(self, names: dict[Kind, str], make: Callable[[str], T]) -> None:
@@ -71,7 +70,7 @@ class Chooser(Generic[T]):
 
 
 def choose(pixels: Pixels, names: dict[Kind, str]) -> Choice:
-    """The variant that suits [H, W, bands] samples (see `ditn.inference.judge`)."""
+    """The weights that suit [H, W, bands] samples (see `ditn.inference.judge`)."""
     found = judge(pixels)
     if found.kind in names:
         return Choice(names[found.kind], found.reason)

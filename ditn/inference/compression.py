@@ -7,7 +7,7 @@ they are not. "Nearly" zero: decoding rounds to whole levels, which leaves about
 zeros come from drawn patterns, which have grids of their own, and from blocks that vary in one direction only; they
 count for nothing, and a block with many of them is left out.
 
-Tiles are luma [h, w] in 0..255 and lie at multiples of 8 pixels in their picture. A NaN is a pixel that says nothing,
+Tiles are luma [h, w] in 0..255 and lie at multiples of 8 pixels in their image. A NaN is a pixel that says nothing,
 and a block with one is left out: where decoding clipped at black or white, quantisation can no longer be seen.
 """
 
@@ -158,8 +158,8 @@ def _by_offset(counts: npt.NDArray[np.generic], side: int) -> npt.NDArray[np.int
     return np.asarray(counts.reshape(height // side, side, width // side, side).sum((0, 2), dtype=np.int64))
 
 
-def _spread(marks: Marks, reach: int) -> Marks:
-    """Marks grown by `reach` pixels to all sides."""
-    padded = np.pad(marks, reach)
-    rows = np.logical_or.reduce([padded[i : i + marks.shape[0]] for i in range(2 * reach + 1)])
-    return np.asarray(np.logical_or.reduce([rows[:, i : i + marks.shape[1]] for i in range(2 * reach + 1)]))
+def _spread(marks: Marks, radius: int) -> Marks:
+    """Marks grown by `radius` pixels to all sides."""
+    padded = np.pad(marks, radius)
+    rows = np.logical_or.reduce([padded[i : i + marks.shape[0]] for i in range(2 * radius + 1)])
+    return np.asarray(np.logical_or.reduce([rows[:, i : i + marks.shape[1]] for i in range(2 * radius + 1)]))

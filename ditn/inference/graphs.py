@@ -13,7 +13,7 @@ from ditn.model.network import DITN
 
 # Kernels are compiled, and libraries choose their algorithms, before anything is recorded.
 _WARM_UPS = 3
-# Tiles of one picture have up to nine shapes: corners, edges and the inside.
+# Tiles of one image have up to nine shapes: corners, edges and the inside.
 _KEPT = 9
 
 _Key = tuple[tuple[int, ...], torch.dtype]
@@ -26,7 +26,7 @@ class _Recorded:
     result: Tensor
 
 
-class Captured:
+class CudaGraphRunner:
     """A model on a CUDA device, for inference: the first call with an image of some shape records a CUDA graph, later
     ones replay it. The graphs share their memory; the nine shapes that were used last are kept. All are recorded anew
     after a parameter has changed.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a picture is clean or carries what photographs pick up on their way: compression, noise, blur.
+"""Whether an image is clean or carries what photographs pick up on their way: compression, noise, blur.
 
 A no-reference estimate from the pixels alone, whatever the file says: a PNG may have been a JPEG. It is made of a few
 measurements with a threshold each, so that it can say what it saw. Thresholds were chosen on photographs and drawings
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ditn.imaging.arrays import Pixels
 from ditn.inference.compression import Grid, Marks, Plane, dct_basis, jpeg_grid, mosquito_noise, webp_grid
+from ditn.model.variants import Kind
 
-Pixels = npt.NDArray[Any]
-Kind = Literal["clean", "photo"]
-
-# Of a picture with more pixels than the tiles hold, at most so many tiles are looked at; a multiple of 8 to a side.
+# Of an image with more pixels than the tiles hold, at most so many tiles are looked at; a multiple of 8 to a side.
 _SIDE, _LOOKED_AT, _BUSIEST = 72, 24, 4
 _RANGE = {"uint8": 1.0, "uint16": 257.0}
 
@@ -90,7 +89,7 @@ class _Tile:
 
 def judge(pixels: Pixels) -> Judgement:
     """Judge [H, W] or [H, W, 1 to 4] samples, uint8, uint16 or float in 0..1: gray, gray and alpha, RGB, RGB and alpha.
-    The same for the same pixels; pictures too small to tell are clean. Looks at no more than 125,000 pixels.
+    The same for the same pixels; images too small to tell are clean. Looks at no more than 125,000 pixels.
 
     Raises ValueError for another shape or no pixels, TypeError for other samples.
     """
@@ -165,7 +164,7 @@ def measure(pixels: Pixels) -> Measurements:
 
 
 def _tiles(pixels: Pixels) -> list[_Tile]:
-    """The picture as one tile; or, of a large one, tiles spread evenly over it."""
+    """The image as one tile; or, of a large one, tiles spread evenly over it."""
     height, width = pixels.shape[:2]
     if height * width <= _BUSIEST * _SIDE**2:
         return [_tile(pixels)]
@@ -223,7 +222,7 @@ def _sharpness(energies: Plane) -> tuple[float, float]:
     edges = low > 400
     if edges.sum() < 16:
         return 0.0, 0.0
-    # Of the sharpest tenth: a picture is blurred only if nothing in it is sharp. Along the axes, too, where edges are.
+    # Of the sharpest tenth: an image is blurred only if nothing in it is sharp. Along the axes, too, where edges are.
     ratio = energies[_EXTENT >= 6].mean(0)[edges] / energies[(_EXTENT >= 1) & (_EXTENT <= 2)].mean(0)[edges]
     spread = np.quantile(low, [0.1, 0.9])
     return 10 * float(np.log10(np.quantile(ratio, 0.9) + 1e-9)), float(spread[1] / max(spread[0], 1e-3))

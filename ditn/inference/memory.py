@@ -11,7 +11,7 @@ import torch
 from ditn.model.network import DITN
 from ditn_kernels import explain, spatial_stage
 
-# Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the picture.
+# Buffers and threads of the libraries underneath, and what the allocator keeps back, whatever the image.
 FIXED = 96 * 2**20
 
 _CGROUP = Path("/sys/fs/cgroup")

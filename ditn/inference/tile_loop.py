@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ditn.imaging.arrays import Pixels
 from ditn.inference.guard import BLOCK, Finding, Guard, compare, repaired, within_neighbours
 from ditn.inference.plan import TilePlan
 from ditn.inference.tiles import Region, reflected, round_up
 from ditn.model.config import DITNConfig
 
-Pixels = npt.NDArray[Any]
 # A finished part of the output: its top and left in output pixels, and its samples [h, w, bands].
 Emit = Callable[[int, int, Pixels], None]
 # The share that is done, 0..1.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles that give the whole image's output: cut on the patch grid, with the overlap that the network's reach needs."""
+"""Tiles that give the whole image's output: cut on the patch grid, overlapping by the network's receptive radius."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upscaler: pictures of any size through a model, in tiles that change nothing, within a bound of memory."""
+"""Upscaler: images of any size through a model, in tiles that change nothing, within a bound of memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditn.imaging.arrays import Pixels
 from ditn.inference.alpha import split_alpha, with_alpha
 from ditn.inference.chooser import AUTO, Choice, Chooser, of_scale
 from ditn.inference.ensemble import self_ensemble as average_orientations
-from ditn.inference.graphs import Captured
+from ditn.inference.graphs import CudaGraphRunner
 from ditn.inference.guard import GUARDS, Finding, Guard
 from ditn.inference.plan import Tile, TilePlan, plan_tiles
-from ditn.inference.tile_loop import Emit, Pixels, Progress, TileNetwork, enlarge_by_tiles
+from ditn.inference.tile_loop import Emit, Progress, TileNetwork, enlarge_by_tiles
 from ditn.model.checkpoint import load
 from ditn.model.network import DITN
 
@@ -29,26 +30,26 @@ if TYPE_CHECKING:
 class Upscaler:
     """Enlarges numpy arrays, PIL images and tensors by a model's factor, whatever their size.
 
-    `model` is a DITN, the name of one that ships, a file of weights, or "auto": then each picture is looked at and goes
-    through the model that suits it, the one for clean pictures or the one for photographs (see `suited`).
+    `model` is a DITN, the name of one that ships, a file of weights, or "auto": then each image is looked at and goes
+    through the model that suits it, the one for clean images or the one for photographs (see `suited`).
 
     Calling it gives back what came in: uint8, uint16 or float32 arrays [H, W] or [H, W, bands], PIL images, or float
     tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
     rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
-    back. Alpha, unless it is constant, goes through the model like a gray picture, so that its edges stay where the
+    back. Alpha, unless it is constant, goes through the model like a gray image, so that its edges stay where the
     colours' are, and is held within the range of the nearest 3 x 3 input pixels, so that no haze or ringing is left
     where it was constant; where it is 0 the colours are first taken from the visible pixels around, so that no dark
     fringe grows in.
 
     scale       of the model; with "auto", by default the largest that ships
-    tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole picture.
-                Tiles overlap by the model's reach and lie on its patch grid: the result is the whole picture's to
-                rounding.
+    tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole image.
+                Tiles overlap by the model's receptive radius and lie on its patch grid: the result is the whole
+                image's to rounding.
     max_memory  bytes that a forward pass may take (default: half of what is free on the device); "auto" chooses the
                 largest tile that is predicted to keep it. Running out of memory all the same halves the tile and
                 goes on.
     device, dtype   where to run, by default where the model is; the caller's model is left alone
-    cuda_graph  record the model's launches once for each shape of a tile and replay them, which saves small pictures
+    cuda_graph  record the model's launches once for each shape of a tile and replay them, which saves small images
                 most of their time; on a CUDA device only
     self_ensemble   the mean over eight flips and rotations: eight times the time, a little better
     guard       what becomes of places whose enlargement, averaged back to the input's size, is not the input, as
@@ -85,7 +86,7 @@ class Upscaler:
                 f"{config.in_channels} channels in and {config.out_channels} out"
             )
         if tile != "auto" and (not isinstance(tile, int) or tile < 0):
-            raise ValueError(f'tile is {tile!r}, must be "auto", a number of pixels, or 0 for the whole picture')
+            raise ValueError(f'tile is {tile!r}, must be "auto", a number of pixels, or 0 for the whole image')
         if max_memory is not None and max_memory <= 0:
             raise ValueError(f"max_memory is {max_memory}, must be a positive number of bytes")
         if guard not in GUARDS:
@@ -98,7 +99,7 @@ class Upscaler:
         self.model, self.scale = model, config.upscale
         self.tile, self.max_memory, self.guard = tile, max_memory, guard
         self._warned = False
-        run = Captured(model) if cuda_graph else model
+        run = CudaGraphRunner(model) if cuda_graph else model
         self._run = (lambda x: average_orientations(run, x)) if self_ensemble else run
         self._chooser = names and Chooser(
             names,
@@ -187,10 +188,7 @@ class Upscaler:
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise TypeError(f"expected a float tensor [B, 3, H, W], got {image.dtype} {list(image.shape)}")
         arrays = [
-            self(
-                one.detach().float().permute(1, 2, 0).cpu().numpy(),
-                progress=progress and (lambda share, done=done: progress((done + share) / len(image))),
-            )
+            self(one.detach().float().permute(1, 2, 0).cpu().numpy(), progress=_share_of(progress, done, len(image)))
             for done, one in enumerate(image)
         ]
         height, width = (size * self.scale for size in image.shape[2:])
@@ -216,3 +214,8 @@ class Upscaler:
             raise ValueError(f"expected [H, W] or [H, W, 1 to 4], got shape {list(pixels.shape)}")
         if pixels.dtype.name not in ("uint8", "uint16", "float32"):
             raise TypeError(f"expected uint8, uint16 or float32 samples, got {pixels.dtype}")
+
+
+def _share_of(progress: Progress | None, done: int, count: int) -> Progress | None:
+    """The progress of one of `count` images, of which `done` are finished, as a share of all."""
+    return progress and (lambda share: progress((done + share) / count))

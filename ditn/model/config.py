@@ -9,7 +9,7 @@ from dataclasses import dataclass
 # What the published code pads to, whatever the patch size is.
 _PADDING_GRID = 8
 # A pixel of a SAL sees 2 pixels further by dw5x5, 9 by the dilated dw7x7 and 1 by the FFN's dw3x3.
-_SAL_REACH = 2 + 9 + 1
+_SAL_RADIUS = 2 + 9 + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,21 @@ class DITNConfig:
         return math.lcm(_PADDING_GRID, self.patch_size)
 
     @property
-    def reach(self) -> int:
+    def receptive_radius(self) -> int:
         """How many input pixels away from its place an output pixel sees at most, followed from the output back to the
         image."""
-        reach = 2  # the tail's two 3x3 convolutions
+        radius = 2  # the tail's two 3x3 convolutions
         for _ in range(self.ufones):
-            reach += _SAL_REACH * self.sals + self.ufone_conv
+            radius += _SAL_RADIUS * self.sals + self.ufone_conv
             if self.itls:
-                reach = _round_up(reach, self.patch_size)  # whoever sees a pixel of a patch sees the patch
-        return reach + 1  # the head's 3x3 convolution
+                radius = _round_up(radius, self.patch_size)  # whoever sees a pixel of a patch sees the patch
+        return radius + 1  # the head's 3x3 convolution
 
     @property
     def overlap(self) -> int:
         """Input pixels, a multiple of `grid`, that a tile on the grid needs around it to give the same output as the
         whole image."""
-        return _round_up(self.reach, self.grid)
+        return _round_up(self.receptive_radius, self.grid)
 
 
 def _round_up(value: int, multiple: int) -> int:

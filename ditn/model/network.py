@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ditn.model import folding
 from ditn.model.config import DITNConfig
 from ditn.model.layers import UFONE, Operands, UFONEOperands, conv2d, implementation
+from ditn.model.variants import VARIANTS
 from ditn_kernels import image_head, image_tail
 
 
@@ -42,7 +43,7 @@ class DITN(nn.Module):
     Raises ValueError or TypeError that names the value, for a bad field, shape or dtype.
     """
 
-    defaults = DITNConfig()
+    defaults = VARIANTS["ditn"]
 
     def __init__(
         self, upscale: int | None = None, *, fused: bool = True, config: DITNConfig | None = None, **fields: Any
@@ -158,13 +159,13 @@ class DITN(nn.Module):
 class DITN_Tiny(DITN):
     """DITN-Tiny: one UFONE, LayerNorm. Otherwise as DITN."""
 
-    defaults = DITNConfig(ufones=1)
+    defaults = VARIANTS["ditn-tiny"]
 
 
 class DITN_Real(DITN):
     """DITN-Real: one UFONE, tanh and a 1x1 convolution for LayerNorm: the published code. Otherwise as DITN."""
 
-    defaults = DITNConfig(ufones=1, norm="tanh")
+    defaults = VARIANTS["ditn-real"]
 
 
 def pad_to_grid(image: Tensor, grid: int) -> Tensor:

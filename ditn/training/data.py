@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ditn.imaging.arrays import Pixels8
 from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.training.degradation import photo
 from ditn.training.drawn import drawing, extreme
 from ditn.training.recipe import Recipe
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-Pixels = npt.NDArray[np.uint8]
 
 # Of the drawn crops, those whose low-resolution partner is a mean over boxes.
 _BOX_SHARE = 0.4
@@ -38,8 +37,8 @@ _EXTREME = 2**31
 class Pair(NamedTuple):
     """A high-resolution image [sH, sW, 3] and its low-resolution partner [H, W, 3], both uint8 RGB."""
 
-    high: Pixels
-    low: Pixels
+    high: Pixels8
+    low: Pixels8
 
 
 class Batch(NamedTuple):
@@ -67,7 +66,7 @@ def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return sorted(found)
 
 
-def read_rgb(path: Path) -> Pixels:
+def read_rgb(path: Path) -> Pixels8:
     """An image file as uint8 RGB [H, W, 3]."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
@@ -127,7 +126,7 @@ class PairedImages(Sequence[Pair]):
         offset, high, low = self._shapes[index]
         middle, end = int(np.prod(high)), int(np.prod(high) + np.prod(low))
         # Mapped anew for each image, so that an instance can be sent to another process without the images.
-        pixels: Pixels = np.memmap(self._file, dtype=np.uint8, mode="r", offset=offset, shape=end)
+        pixels: Pixels8 = np.memmap(self._file, dtype=np.uint8, mode="r", offset=offset, shape=end)
         return Pair(pixels[:middle].reshape(high), pixels[middle:].reshape(low))
 
     def batch(
@@ -161,7 +160,7 @@ class PairedImages(Sequence[Pair]):
         low, _, top, left = self._place(random, side)
         return torch.tensor(extreme(side, random, low[top : top + side, left : left + side]))[None]
 
-    def _place(self, random: np.random.Generator, patch: int) -> tuple[Pixels, Pixels, int, int]:
+    def _place(self, random: np.random.Generator, patch: int) -> tuple[Pixels8, Pixels8, int, int]:
         """Some image, low and high, and the corner of a crop of `patch` low-resolution pixels in it."""
         high, low = self._cached(int(np.searchsorted(self._areas, random.random(), side="right")))
         if min(low.shape[:2]) < patch:
@@ -169,21 +168,21 @@ class PairedImages(Sequence[Pair]):
         top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
         return low, high, top, left
 
-    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Pixels, Pixels]:
+    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Pixels8, Pixels8]:
         if drawn and random.random() < drawn:
             return self._drawn(random, patch)
         low, high, top, left = self._place(random, patch)
         turns, mirrored = int(random.integers(4)), bool(random.integers(2))
         colours = random.permutation(3) if shuffle else np.arange(3)
 
-        def turned(image: Pixels, scale: int) -> Pixels:
+        def turned(image: Pixels8, scale: int) -> Pixels8:
             crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale, colours]
             return np.ascontiguousarray(np.rot90(crop[:, ::-1] if mirrored else crop, turns))
 
         large = turned(high, self.scale)
         return photo(large, self.scale, random) if self._photo else turned(low, 1), large
 
-    def _drawn(self, random: np.random.Generator, patch: int) -> tuple[Pixels, Pixels]:
+    def _drawn(self, random: np.random.Generator, patch: int) -> tuple[Pixels8, Pixels8]:
         """A drawing, made smaller as photographs are or, as one that had been drawn at the smaller size with smooth
         edges, by means over boxes; or degraded."""
         large = drawing(patch * self.scale, self.scale, random)
@@ -247,6 +246,6 @@ def to_tensor(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
-def to_pixels(image: Tensor) -> Pixels:
+def to_pixels(image: Tensor) -> Pixels8:
     """[3, H, W] in 0..1 -> uint8 [H, W, 3], clamped and rounded half to even."""
     return image.float().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

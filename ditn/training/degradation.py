@@ -12,13 +12,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-Pixels = npt.NDArray[np.uint8]
+from ditn.imaging.arrays import Pixels8
+
 Random = np.random.Generator
 
 _KERNEL_SIDES = range(7, 22, 2)
@@ -45,7 +45,7 @@ _SECOND = _Round(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2
 _JPEG_QUALITY = (30, 95)
 
 
-def photo(high: Pixels, scale: int, random: Random) -> Pixels:
+def photo(high: Pixels8, scale: int, random: Random) -> Pixels8:
     """A degraded image [H / s, W / s, 3] of an image [H, W, 3], both uint8 RGB; a function of the image and `random`.
 
     The second round ends in a resize to the result's size with a sinc filter (ringing), and in JPEG, in either order.
@@ -67,7 +67,7 @@ def photo(high: Pixels, scale: int, random: Random) -> Pixels:
         image = _jpeg(_filtered(_resized(image, size, random), ringing), random)
     else:
         image = _filtered(_resized(_jpeg(image, random), size, random), ringing)
-    pixels: Pixels = _to_bytes(image)
+    pixels: Pixels8 = _to_bytes(image)
     return pixels
 
 
@@ -136,10 +136,10 @@ def _last_sinc(random: Random) -> Tensor:
 
 def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
     """Each channel convolved with the kernel, the border mirrored as often as it takes."""
-    reach = kernel.shape[0] // 2
+    radius = kernel.shape[0] // 2
     for axis in (-2, -1):
         length = image.shape[axis]
-        index = torch.arange(-reach, length + reach) % (2 * length)
+        index = torch.arange(-radius, length + radius) % (2 * length)
         image = image.index_select(axis, torch.minimum(index, 2 * length - 1 - index))
     return F.conv2d(image.transpose(0, 1), kernel[None, None]).transpose(0, 1)
 
@@ -172,6 +172,6 @@ def _jpeg(image: Tensor, random: Random) -> Tensor:
         return torch.tensor(np.asarray(decoded)).permute(2, 0, 1)[None].to(torch.float32) / 255
 
 
-def _to_bytes(image: Tensor) -> Pixels:
+def _to_bytes(image: Tensor) -> Pixels8:
     """[1, C, H, W] in 0..1 -> uint8 [H, W, C], clamped and rounded."""
     return image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()

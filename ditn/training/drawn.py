@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-Pixels = npt.NDArray[np.uint8]
+from ditn.imaging.arrays import Pixels8
+
 Random = np.random.Generator
 Colour = tuple[int, int, int]
 
@@ -61,7 +61,7 @@ class _Canvas:
         self.draw.text(place, text, fill=ink or self.inks[1], font=_font(_face(self.random), size))
 
 
-def drawing(side: int, scale: int, random: Random) -> Pixels:
+def drawing(side: int, scale: int, random: Random) -> Pixels8:
     """A drawing [side, side, 3], uint8 RGB, whose sizes suit an image that is then made `scale` times smaller: letters
     and lines have those that they would have in the small image, times the scale.
 
@@ -80,7 +80,7 @@ def drawing(side: int, scale: int, random: Random) -> Pixels:
     return np.asarray(image.reduce(finer) if finer > 1 else image)
 
 
-def extreme(side: int, random: Random, photograph: Pixels) -> Pixels:
+def extreme(side: int, random: Random, photograph: Pixels8) -> Pixels8:
     """A low-resolution image [side, side, 3], uint8 RGB, of full contrast at the highest frequencies, which no
     high-resolution image has when it is made smaller: noise of 0 and 255; noise above a threshold; checkers and stripes
     of 1 to 4 pixels; the `photograph` [side, side, 3], dithered at random; and a drawing with hard edges, made

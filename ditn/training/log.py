@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run tells: `log.csv`, a picture, and TensorBoard's files if asked for."""
+"""What a training run tells: `log.csv`, an image, and TensorBoard's files if asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAMPLES = 3
 class Log:
     """`log.csv`, continued. Rows after `step` go: a run that was killed may have logged more than it saved.
 
-    With `tensorboard`, a folder of that name beside it gets the same numbers and the pictures; RuntimeError if the
+    With `tensorboard`, a folder of that name beside it gets the same numbers and the images; RuntimeError if the
     package is not installed.
     """
 
@@ -47,7 +47,7 @@ class Log:
             for name, value in (("lr", rate), ("loss", loss), ("psnr_y", psnr)):
                 self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, image: Image.Image) -> None:
+    def image(self, step: int, image: Image.Image) -> None:
         if self._board:
             self._board.add_image("samples", np.asarray(image), step, dataformats="HWC")
 

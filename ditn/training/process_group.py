@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process's place among `size` processes: `rank` among all, `local_rank` on this machine."""
 
     rank: int = 0
@@ -45,18 +45,18 @@ class World:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
-    """The world that torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) describe, connected by NCCL for CUDA devices
-    and by Gloo otherwise; this process alone if there are none."""
+def joined(device: torch.device) -> Iterator[ProcessGroup]:
+    """The group that torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK) describe, connected by NCCL for CUDA devices,
+    by Gloo otherwise; this process alone if there are none."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        yield World()
+        yield ProcessGroup()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size, local_rank())
+        yield ProcessGroup(dist.get_rank(), size, local_rank())
     finally:
         dist.destroy_process_group()
 

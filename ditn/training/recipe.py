@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ditn.model.variants import VARIANTS
+
 _CHOICES = {
-    "model": ("ditn", "ditn-tiny", "ditn-real"),
+    "model": tuple(VARIANTS),
     "upscale": (2, 3, 4),
     "loss": ("l1", "charbonnier"),
     "optimizer": ("adamw", "adam"),

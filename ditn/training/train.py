@@ -85,13 +85,13 @@ def train(
     workers        processes that make batches; 0 leaves it to this one
     tensorboard    write TensorBoard's files, too
     """
-    recipe, world, losses = trainer.recipe, trainer.world, []
+    recipe, processes, losses = trainer.recipe, trainer.processes, []
     started = saved = time.monotonic()
     source = batches(
         trainer.images,
         recipe,
         start=trainer.step,
-        part=slice(world.rank, None, world.size),
+        part=slice(processes.rank, None, processes.size),
         workers=workers,
         pin=trainer.device.type == "cuda",
     )
@@ -99,16 +99,16 @@ def train(
         total=None if recipe.minutes else recipe.steps,
         initial=trainer.step,
         unit="step",
-        disable=None if world.first else True,
+        disable=None if processes.first else True,
     )
-    log = Log(folder, trainer.step, tensorboard=tensorboard) if world.first else None
+    log = Log(folder, trainer.step, tensorboard=tensorboard) if processes.first else None
     with _stop_signals() as signals, log or nullcontext(), bar:
         while trainer.share < 1:
             rate = trainer.rate
             losses.append(trainer.train_step(next(source)))
             bar.update()
             now = time.monotonic()
-            (stop,) = world.total(bool(signals) or now - started > time_limit * 60)
+            (stop,) = processes.total(bool(signals) or now - started > time_limit * 60)
             last = trainer.share == 1 or stop > 0
             if log and (last or now - saved > save_every * 60):
                 _save_checkpoint(trainer, folder)
@@ -118,9 +118,9 @@ def train(
                 loss = sum(losses) / len(losses)
                 log.write(trainer.step, rate, loss, psnr)
                 if held_out:
-                    picture = samples(trainer, held_out)
-                    contact_sheet.save(picture, folder / "samples.png")
-                    log.picture(trainer.step, picture)
+                    image = samples(trainer, held_out)
+                    contact_sheet.save(image, folder / "samples.png")
+                    log.image(trainer.step, image)
                 said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
                 bar.set_postfix_str(said)
                 if bar.disable:
@@ -128,8 +128,8 @@ def train(
                 losses = []
             if last:
                 break
-    if world.first:
+    if processes.first:
         save(trainer.result(), folder / "weights.safetensors", metadata=trainer.metadata(), overwrite=True)
     # Nobody leaves before the files are written: torchrun ends the others as soon as one is gone.
-    world.total(0)
+    processes.total(0)
     return trainer.share == 1

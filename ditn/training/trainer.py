@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ditn.imaging.metrics import psnr_y
 from ditn.model.checkpoint import load
-from ditn.model.network import DITN, DITN_Real, DITN_Tiny
+from ditn.model.network import DITN
+from ditn.model.variants import VARIANTS
 from ditn.training.data import Batch, PairedImages, to_pixels, to_tensor
-from ditn.training.process_group import World
+from ditn.training.process_group import ProcessGroup
 from ditn.training.recipe import Recipe
 from ditn.training.warm_start import blended, start_at_interpolation, take_weights
 
-_MODELS: dict[str, type[DITN]] = {"ditn": DITN, "ditn-tiny": DITN_Tiny, "ditn-real": DITN_Real}
 _MAX_BAD_STEPS = 5
 # The enlargement of an image of full contrast may ring by so much.
 _RINGING = 0.3
@@ -49,14 +49,14 @@ class Trainer:
         device: torch.device | str,
         fused: bool,
         state: dict[str, Any] | None = None,
-        world: World | None = None,
+        processes: ProcessGroup | None = None,
     ) -> None:
         self.recipe, self.images, self.device = recipe, images, torch.device(device)
-        self.world = world or World()
-        if recipe.batch % self.world.size:
-            raise ValueError(f"a batch of {recipe.batch} cannot be shared evenly by {self.world.size} processes")
+        self.processes = processes or ProcessGroup()
+        if recipe.batch % self.processes.size:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared evenly by {self.processes.size} processes")
         torch.manual_seed(recipe.seed)
-        self.model = _MODELS[recipe.model](recipe.upscale, fused=fused)
+        self.model = DITN(recipe.upscale, config=VARIANTS[recipe.model], fused=fused)
         self.step, self.bad_steps, self.seconds, self.origin = 0, 0, 0.0, "random"
         if state is None:
             self._start()
@@ -70,7 +70,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
         if state:
             self._load_state(state)
-        self._network = DistributedDataParallel(self.model) if self.world.size > 1 else self.model
+        self._network = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
 
     def _start(self) -> None:
         """The weights before the first step, fitted on crops that no step sees."""
@@ -117,9 +117,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
         # The clock is the first process's: all must find the same rate.
-        seconds = time.monotonic() - began if self.world.first else 0.0
-        summed, seconds = self.world.total(loss.item(), seconds)
-        value = summed / self.world.size
+        seconds = time.monotonic() - began if self.processes.first else 0.0
+        summed, seconds = self.processes.total(loss.item(), seconds)
+        value = summed / self.processes.size
         if math.isfinite(value) and math.isfinite(norm):
             self.scaler.step(self.optimizer)
             self.bad_steps = 0
@@ -144,7 +144,7 @@ class Trainer:
 
     def _count_bad(self, loss: float, norm: float) -> None:
         self.bad_steps += 1
-        if self.world.first:
+        if self.processes.first:
             print(f"step {self.step}: loss {loss}, gradient norm {norm}: skipped", file=sys.stderr)
         # float16 starts with a scale of 2^16, which may overflow and is halved until it does not: at most 16 steps.
         allowed = 20 if self.recipe.amp == "float16" else _MAX_BAD_STEPS

@@ -64,7 +64,7 @@ def start_at_interpolation(model: DITN, pairs: Pairs) -> None:
 
 
 @dataclass(frozen=True)
-class Taken:
+class TransferReport:
     """What became of another model's tensors: the keys that were taken, those of the new model that it has not, those
     that it has in another shape, and its own that the new model has no place for."""
 
@@ -84,7 +84,7 @@ class Taken:
 
 
 @torch.no_grad()
-def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
+def take_weights(model: DITN, source: DITN, pairs: Pairs) -> TransferReport:
     """Copy every tensor of `source` that `model` has under the same key in the same shape, and give the rest a start at
     which `model` computes as much of what `source` did as it can.
 
@@ -103,7 +103,7 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
             raise ValueError(f"weights with {name} {have} cannot start a model with {name} {need}")
     theirs, ours = source.state_dict(), model.state_dict()
     fits = tuple(key for key in ours if key in theirs and theirs[key].shape == ours[key].shape)
-    taken = Taken(
+    report = TransferReport(
         fits=fits,
         missing=tuple(key for key in ours if key not in theirs),
         other_shape=tuple(key for key in ours if key in theirs and key not in fits),
@@ -125,10 +125,10 @@ def take_weights(model: DITN, source: DITN, pairs: Pairs) -> Taken:
             new.append(f"{name}.")
     if other_norms:
         _replace_tanh(model, source, other_norms, pairs)
-    same = all(key.startswith(tuple(new)) for key in taken.missing)
-    if taken.other_shape or taken.unused or not same:
+    same = all(key.startswith(tuple(new)) for key in report.missing)
+    if report.other_shape or report.unused or not same:
         _fit_tail(model, pairs)
-    return taken
+    return report
 
 
 def blended(model: DITN, source: DITN, share: float) -> DITN:

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types of images in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# [H, W, bands], uint8, uint16 or float32; bands are gray, gray and alpha, RGB, or RGB and alpha.
+Pixels = npt.NDArray[Any]
+# [H, W, 3] or, where that is said, [H, W].
+Pixels8 = npt.NDArray[np.uint8]
