@@ -7,9 +7,10 @@ from ditn.export.export import export
 from ditn.export.formats import ExportError
 from ditn.inference.upscaler import Upscaler
 from ditn.model.accelerate import accelerate
-from ditn.model.checkpoint import CheckpointError, load, models, save
+from ditn.model.checkpoint import load, models, save
 from ditn.model.config import DITNConfig
 from ditn.model.network import DITN, DITN_Real, DITN_Tiny
+from ditn.model.tensor_file import CheckpointError
 
 __all__ = [
     "DITN",

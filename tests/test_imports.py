@@ -18,7 +18,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
 ROOMS = {
     "imaging": ["arrays", "files", "resize", "metrics", "contact_sheet", "sample"],
-    "model": ["config", "variants", "folding", "layers", "network", "checkpoint", "accelerate"],
+    "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
     "inference": [
         *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),

@@ -6,12 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import pickletools
 import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -19,21 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
 from ditn.model.config import DITNConfig
 from ditn.model.network import DITN
+from ditn.model.tensor_file import CheckpointError, read_tensors
 
-_WRAPPERS = ("params_ema", "params", "state_dict", "model")
 _FLAVORS = ("official", "neosr")
 _PICKLE_SUFFIXES = (".pth", ".pt")
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used as weights. The message names the file and the key or byte that is wrong."""
 
 
 def models() -> list[str]:
@@ -69,8 +59,7 @@ def load(
     if flavor is not None and flavor not in _FLAVORS:
         raise ValueError(f"flavor is {flavor!r}, must be one of {', '.join(_FLAVORS)}")
     path = _find(name_or_path)
-    state, metadata = _read(path)
-    state = _canonical(path, state)
+    state, metadata = read_tensors(path)
     config = infer_config(state, source=path)
     if "config" in metadata:
         config = DITNConfig(**json.loads(metadata["config"]))
@@ -194,83 +183,6 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    """The content of a checkpoint and its metadata, the format told by its first bytes."""
-    content = path.read_bytes()
-    if not content:
-        raise CheckpointError(f"{path} is empty")
-    # A safetensors file begins with its header's length: 8 bytes, the upper ones 0, the first any, a pickle's 0x80 too.
-    if content[4:9] == b"\0\0\0\0{":
-        return _read_safetensors(path, content)
-    if content[:2] == b"PK" or content[:1] == b"\x80":
-        return _read_pickle(path, content), {}
-    raise CheckpointError(
-        f"{path} starts with {content[:8]!r}: neither a PyTorch (PK or byte 0x80) nor a safetensors file"
-    )
-
-
-def _read_pickle(path: Path, content: bytes) -> Any:
-    if content[:2] == b"PK" and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is cut off after {len(content)} bytes: the directory at its end is missing")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = _first_foreign_global(path, content)
-        what = (
-            f"refers to {found[0]} at byte {found[1]} of its pickle" if found else "holds something other than tensors"
-        )
-        raise CheckpointError(f"{path} {what}; it was not run. Weights are a dict of tensors") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} is damaged after at most {len(content)} bytes: {_first_line(error)}") from error
-
-
-def _first_foreign_global(path: Path, content: bytes) -> tuple[str, int] | None:
-    """The first name outside torch and collections that a pickle would import, and where; found without running it."""
-    if content[:2] == b"PK":
-        with zipfile.ZipFile(path) as archive:
-            content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-    strings: list[str] = []
-    try:
-        for opcode, argument, position in pickletools.genops(content):
-            if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
-                name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(strings[-2:])
-                if not name.startswith(("torch.", "collections.")):
-                    return name, int(position or 0)
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except ValueError:
-        pass  # the pickle ends or breaks off here, and nothing foreign came before
-    return None
-
-
-def _read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    (length,) = struct.unpack("<Q", content[:8])
-    if 8 + length > len(content):
-        raise CheckpointError(f"{path} is cut off after {len(content)} bytes: its header alone takes {8 + length}")
-    try:
-        header = json.loads(content[8 : 8 + length])
-        metadata = header.pop("__metadata__", {})
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if len(content) < end:
-            raise CheckpointError(f"{path} is cut off after {len(content)} of {end} bytes")
-        return parse_safetensors(content), metadata
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} has a damaged header (bytes 8 to {8 + length}): {_first_line(error)}") from error
-
-
-def _canonical(path: Path, state: Any) -> dict[str, Tensor]:
-    """The dict of tensors under the published keys, freed of what trainers wrap around it."""
-    wrapper = next((key for key in _WRAPPERS if isinstance(state, dict) and isinstance(state.get(key), dict)), None)
-    if wrapper:
-        return _canonical(path, state[wrapper])
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, expected a dict of tensors")
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: {key} is a {type(value).__name__}, expected a tensor")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
 def check_fit(source: object, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError, naming `source` and the key, unless keys and shapes are as expected and values finite."""
     for problem, keys in (
@@ -290,7 +202,3 @@ def check_fit(source: object, state: Mapping[str, Tensor], expected: Mapping[str
         if not tensor.isfinite().all():
             bad = int((~tensor.isfinite()).sum())
             raise CheckpointError(f"{source}: {key} has {bad} values of {tensor.numel()} that are not finite")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
