@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ditn.training import drawn
+from ditn.training import canvas, drawn
 from ditn.training.data import PairedImages, batches
 from ditn.training.drawn import drawing, extreme
 from ditn.training.recipe import Recipe
@@ -111,13 +111,13 @@ def test_consistency_loss_by_hand() -> None:
 
 
 def test_without_fonts_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn._folder.cache_clear()
-    drawn._font.cache_clear()
+    canvas._folder.cache_clear()
+    canvas.load_font.cache_clear()
     monkeypatch.setattr(drawn, "_KINDS", (drawn._page,))
-    monkeypatch.setattr(drawn, "find_spec", lambda name: None)
+    monkeypatch.setattr(canvas, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"pip install 'ditn-kernels\[train\]'.*--drawn 0 --consistency 0"):
         drawing(32, 4, _random(0))
-    drawn._folder.cache_clear()
+    canvas._folder.cache_clear()
 
 
 def test_refuses_shares_and_weights_that_are_none() -> None:

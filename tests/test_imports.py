@@ -24,7 +24,7 @@ ROOMS = {
         *("compression", "judge", "chooser", "upscaler"),
     ],
     "training": [
-        *("degradation", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
+        *("degradation", "canvas", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
         *("log", "train"),
     ],
     "export": ["portable", "plugins", "formats", "export"],

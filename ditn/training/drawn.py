@@ -8,57 +8,18 @@ with matplotlib, so a run repeats on any machine.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ditn.imaging.arrays import Pixels8
+from ditn.training.canvas import Canvas, Random, load_font, random_face, random_inks, random_words
 
-Random = np.random.Generator
-Colour = tuple[int, int, int]
-
-_FACES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral", "cmr10", "cmss10", "cmtt10")
-_STYLES = {"DejaVuSans": ("", "-Bold", "-Oblique"), "DejaVuSerif": ("", "-Bold", "-Italic"), "DejaVuSansMono": ("",)}
-_LETTERS = "etaoinshrdlucmfwypvbgkqjxz"
-_FREQUENCIES = np.array([12, 9, 8, 8, 7, 7, 6, 6, 6, 4, 4, 3, 3, 2, 2, 2, 2, 2, 1, 1.5, 2, 0.8, 0.1, 0.2, 0.2, 0.1])
 _BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
 _SUPERSAMPLING = 3
 _HARD_SHARE = 0.3
-_BLACK_ON_WHITE_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    """A square to draw on. `unit` is one low-resolution pixel in its own pixels, in which widths and sizes are chosen;
-    `inks` are the paper's colour and three for what is on it."""
-
-    image: Image.Image
-    draw: ImageDraw.ImageDraw
-    side: int
-    unit: int
-    inks: tuple[Colour, ...]
-    random: Random
-
-    def length(self, low: float, high: float) -> int:
-        """A length of `low` to `high` low-resolution pixels, small ones as likely as large ones."""
-        return max(1, round(self.unit * math.exp(self.random.uniform(math.log(low), math.log(high)))))
-
-    def point(self) -> tuple[int, int]:
-        """Anywhere, a little outside too."""
-        x, y = self.random.uniform(-0.1, 1.1, 2) * self.side
-        return round(x), round(y)
-
-    def ink(self) -> Colour:
-        return self.inks[self.random.integers(1, len(self.inks))]
-
-    def write(self, place: tuple[int, int], text: str, size: int, ink: Colour | None = None) -> None:
-        self.draw.text(place, text, fill=ink or self.inks[1], font=_font(_face(self.random), size))
 
 
 def drawing(side: int, scale: int, random: Random) -> Pixels8:
@@ -71,11 +32,11 @@ def drawing(side: int, scale: int, random: Random) -> Pixels8:
     Raises RuntimeError if matplotlib, whose fonts are used, is not installed.
     """
     finer = 1 if random.random() < _HARD_SHARE else _SUPERSAMPLING
-    inks = _inks(random)
+    inks = random_inks(random)
     image = Image.new("RGB", (side * finer, side * finer), inks[0])
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1" if finer == 1 else "L"
-    canvas = _Canvas(image, draw, side * finer, scale * finer, inks, random)
+    canvas = Canvas(image, draw, side * finer, scale * finer, inks, random)
     _KINDS[random.integers(len(_KINDS))](canvas)
     return np.asarray(image.reduce(finer) if finer > 1 else image)
 
@@ -100,78 +61,35 @@ def extreme(side: int, random: Random, photograph: Pixels8) -> Pixels8:
     if kind == 3:
         threshold = random.random((side, side, 1)) * 255
         return ((photograph > threshold) * 255).astype(np.uint8)
-    inks = _inks(random)
+    inks = random_inks(random)
     image = Image.new("RGB", (side, side), inks[0])
     draw = ImageDraw.Draw(image)
     draw.fontmode = "1"
-    _KINDS[random.integers(len(_KINDS))](_Canvas(image, draw, side, 1, inks, random))
+    _KINDS[random.integers(len(_KINDS))](Canvas(image, draw, side, 1, inks, random))
     return np.asarray(image)
 
 
-def _inks(random: Random) -> tuple[Colour, ...]:
-    if random.random() < _BLACK_ON_WHITE_SHARE:
-        paper, ink = ((255, 255, 255), (0, 0, 0))[:: random.choice((1, -1))]
-        return paper, ink, ink, ink
-    return tuple((int(r), int(g), int(b)) for r, g, b in random.integers(0, 256, (4, 3)))
-
-
-@functools.cache
-def _folder() -> Path:
-    found = find_spec("matplotlib")
-    if found is None or found.origin is None:
-        raise RuntimeError(
-            "drawn training images need matplotlib's fonts: pip install 'ditn-kernels[train]', or train without "
-            "(--drawn 0 --consistency 0)"
-        )
-    return Path(found.origin).parent / "mpl-data" / "fonts" / "ttf"
-
-
-def _face(random: Random) -> str:
-    face = _FACES[random.integers(len(_FACES))]
-    styles = _STYLES.get(face, ("",))
-    return face + styles[random.integers(len(styles))]
-
-
-@functools.lru_cache(maxsize=256)
-def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_folder() / f"{face}.ttf"), size)
-
-
-def _words(random: Random, count: int) -> str:
-    """Words of English letters, some capitalised, some numbers, some with punctuation."""
-    words = []
-    for _ in range(count):
-        if random.random() < 0.12:
-            words.append(str(random.integers(1, 100_000)))
-            continue
-        word = "".join(random.choice(list(_LETTERS), size=random.integers(1, 10), p=_FREQUENCIES / _FREQUENCIES.sum()))
-        style = random.random()
-        word = word.upper() if style < 0.1 else word.capitalize() if style < 0.3 else word
-        words.append(word + str(random.choice(list(".,;:?!)")) if random.random() < 0.15 else ""))
-    return " ".join(words)
-
-
-def _page(canvas: _Canvas) -> None:
+def _page(canvas: Canvas) -> None:
     """Lines of text in one font."""
     size = canvas.length(6, 40)
-    font = _font(_face(canvas.random), size)
+    font = load_font(random_face(canvas.random), size)
     x = round(canvas.random.uniform(-4, 1) * size)
     for y in range(round(-size * canvas.random.random()), canvas.side, round(size * canvas.random.uniform(1.1, 1.6))):
-        text = _words(canvas.random, 3 + 2 * canvas.side // size)
+        text = random_words(canvas.random, 3 + 2 * canvas.side // size)
         canvas.draw.text((x, y), text[: 8 + 3 * canvas.side // size], fill=canvas.inks[1], font=font)
 
 
-def _labels(canvas: _Canvas) -> None:
+def _labels(canvas: Canvas) -> None:
     """Words of all sizes and colours, anywhere, some turned."""
     for _ in range(canvas.random.integers(3, 10)):
         size = canvas.length(6, 60)
-        canvas.write(canvas.point(), _words(canvas.random, 2), size, canvas.ink())
+        canvas.write(canvas.point(), random_words(canvas.random, 2), size, canvas.ink())
     if canvas.random.random() < 0.5:
         turned = canvas.image.rotate(canvas.random.uniform(-90, 90), Image.Resampling.NEAREST, fillcolor=canvas.inks[0])
         canvas.image.paste(turned)
 
 
-def _lines(canvas: _Canvas) -> None:
+def _lines(canvas: Canvas) -> None:
     """Straight lines, arcs and curves, half a pixel to five wide."""
     for _ in range(canvas.random.integers(3, 14)):
         width, kind = canvas.length(0.5, 5), canvas.random.integers(3)
@@ -189,7 +107,7 @@ def _lines(canvas: _Canvas) -> None:
             canvas.draw.line([(x, y) for x, y in curve.round().astype(int).tolist()], canvas.ink(), width)
 
 
-def _hatch(canvas: _Canvas) -> None:
+def _hatch(canvas: Canvas) -> None:
     """Parallel lines, once or crossing."""
     for _ in range(canvas.random.integers(1, 3)):
         pitch = canvas.length(2, 12)
@@ -203,23 +121,23 @@ def _hatch(canvas: _Canvas) -> None:
             canvas.draw.line(ends, canvas.inks[1], width)
 
 
-def _table(canvas: _Canvas) -> None:
+def _table(canvas: Canvas) -> None:
     """Rules and cells, words and numbers in them."""
     size, rule = canvas.length(6, 16), canvas.length(0.5, 2)
     row, column = round(size * canvas.random.uniform(1.3, 2)), size * int(canvas.random.integers(3, 8))
     for top in range(0, canvas.side, row):
         canvas.draw.line([(0, top), (canvas.side, top)], canvas.inks[2], rule)
         for left in range(0, canvas.side, column):
-            canvas.write((left + size // 3, top + rule), _words(canvas.random, 1), size)
+            canvas.write((left + size // 3, top + rule), random_words(canvas.random, 1), size)
     for left in range(0, canvas.side, column):
         canvas.draw.line([(left, 0), (left, canvas.side)], canvas.inks[2], rule)
 
 
-def _window(canvas: _Canvas) -> None:
+def _window(canvas: Canvas) -> None:
     """A window's frame with a title, buttons, fields and icons."""
     size, edge = canvas.length(7, 14), canvas.length(0.6, 1.5)
     canvas.draw.rectangle((0, 0, canvas.side, 2 * size), canvas.inks[2])
-    canvas.write((size, size // 2), _words(canvas.random, 2), size, canvas.inks[0])
+    canvas.write((size, size // 2), random_words(canvas.random, 2), size, canvas.inks[0])
     for _ in range(canvas.random.integers(3, 9)):
         x, y = canvas.point()
         width, height = size * int(canvas.random.integers(2, 9)), round(1.7 * size)
@@ -228,12 +146,12 @@ def _window(canvas: _Canvas) -> None:
         fill = canvas.ink() if canvas.random.random() < 0.4 else canvas.inks[0]
         canvas.draw.rounded_rectangle(box, size // 3 if rounded else 0, fill, canvas.inks[1], edge)
         text = canvas.inks[0] if fill != canvas.inks[0] else canvas.inks[1]
-        canvas.write((x + size // 3, y + 2 * size + size // 4), _words(canvas.random, 1), size, text)
+        canvas.write((x + size // 3, y + 2 * size + size // 4), random_words(canvas.random, 1), size, text)
     x, y = canvas.point()
     canvas.draw.ellipse((x, y, x + 2 * size, y + 2 * size), canvas.ink(), canvas.inks[1], edge)
 
 
-def _map(canvas: _Canvas) -> None:
+def _map(canvas: Canvas) -> None:
     """Areas, roads with casings, names."""
     for _ in range(canvas.random.integers(1, 4)):
         canvas.draw.polygon([canvas.point() for _ in range(5)], canvas.ink())
@@ -242,10 +160,10 @@ def _map(canvas: _Canvas) -> None:
         canvas.draw.line(road, canvas.inks[1], width + 2 * max(1, canvas.unit // 2), joint="curve")
         canvas.draw.line(road, canvas.inks[0], width, joint="curve")
     for _ in range(3):
-        canvas.write(canvas.point(), _words(canvas.random, 1), canvas.length(6, 14))
+        canvas.write(canvas.point(), random_words(canvas.random, 1), canvas.length(6, 14))
 
 
-def _plot(canvas: _Canvas) -> None:
+def _plot(canvas: Canvas) -> None:
     """Axes with ticks and numbers, and curves, bars or dots."""
     size, width = canvas.length(6, 10), canvas.length(0.5, 1.5)
     left, bottom = 3 * size, canvas.side - 2 * size
@@ -265,7 +183,7 @@ def _plot(canvas: _Canvas) -> None:
     canvas.draw.line([(left, 0), (left, bottom), (canvas.side, bottom)], canvas.inks[1], width)
 
 
-def _pixel_art(canvas: _Canvas) -> None:
+def _pixel_art(canvas: Canvas) -> None:
     """Blocks of one to six low-resolution pixels: sprites, or the modules of a matrix code."""
     block = canvas.unit * int(canvas.random.integers(1, 7))
     count = -(-canvas.side // block)
@@ -276,7 +194,7 @@ def _pixel_art(canvas: _Canvas) -> None:
     canvas.image.paste(Image.fromarray(large[: canvas.side, : canvas.side]))
 
 
-def _gradient(canvas: _Canvas) -> None:
+def _gradient(canvas: Canvas) -> None:
     """One colour into another, straight or round."""
     y, x = np.indices((canvas.side, canvas.side)) / canvas.side
     angle = canvas.random.uniform(0, 2 * math.pi)
@@ -287,7 +205,7 @@ def _gradient(canvas: _Canvas) -> None:
     canvas.image.paste(Image.fromarray((first + (second - first) * amount[..., None]).round().astype(np.uint8)))
 
 
-def _dither(canvas: _Canvas) -> None:
+def _dither(canvas: Canvas) -> None:
     """A gradient in two colours, by an ordered or a random threshold, its dots one or two low-resolution pixels."""
     dot = canvas.unit * int(canvas.random.integers(1, 3))
     count = -(-canvas.side // dot)
@@ -299,7 +217,7 @@ def _dither(canvas: _Canvas) -> None:
     canvas.image.paste(Image.fromarray(large[: canvas.side, : canvas.side]))
 
 
-def _scan(canvas: _Canvas) -> None:
+def _scan(canvas: Canvas) -> None:
     """A page in two colours only, with specks."""
     _page(canvas)
     for _ in range(canvas.random.integers(0, 12)):
@@ -307,7 +225,7 @@ def _scan(canvas: _Canvas) -> None:
         canvas.draw.rectangle((x, y, x + size, y + size), canvas.inks[1])
 
 
-def _shapes(canvas: _Canvas) -> None:
+def _shapes(canvas: Canvas) -> None:
     """Masks and flat areas: discs, boxes and polygons, few and large."""
     for _ in range(canvas.random.integers(1, 6)):
         (x, y), (width, height) = canvas.point(), (canvas.length(3, 40), canvas.length(3, 40))
@@ -320,7 +238,7 @@ def _shapes(canvas: _Canvas) -> None:
             canvas.draw.polygon([canvas.point() for _ in range(canvas.random.integers(3, 7))], canvas.ink())
 
 
-_KINDS: tuple[Callable[[_Canvas], None], ...] = (
+_KINDS: tuple[Callable[[Canvas], None], ...] = (
     *(_page, _page, _labels, _lines, _hatch, _table, _window, _map),
     *(_plot, _pixel_art, _dither, _scan, _shapes, _gradient),
 )
