@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_every_room_says_what_is_in_it() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), f"{path} says nothing"
         assert len(tree.body) == 1, f"{path} does more than say what is in the room"
+
+
+def test_the_tree_in_contributing_names_every_room_and_its_files() -> None:
+    """`ditn`'s part of it: the rooms in their order, and of each the files that there are, every one."""
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"^    ditn/ .*\n((?:      .*\n)+)", text, re.MULTILINE)
+    assert tree is not None
+    found: dict[str, list[str]] = {}
+    for line in tree[1].splitlines():
+        if room := re.match(r"      (\w+)/", line):
+            found[room[1]] = []
+        found[list(found)[-1]] += re.findall(r"`(\w+)`", line)
+    assert list(found) == list(ROOMS)
+    assert {room: sorted(files) for room, files in found.items()} == {room: sorted(ROOMS[room]) for room in ROOMS}
 
 
 def test_definitions_import_no_backend() -> None:
