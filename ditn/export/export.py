@@ -25,9 +25,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # Five sizes that a file is tried at, none of which it was traced at, and two batches.
 SIZES = ((1, 1), (2, 31), (8, 8), (37, 20), (64, 72))
 BATCHES = (1, 3)
-# What is excused besides twice the error of plain PyTorch: units in the last place of the largest value. A runtime sums
+# Allowed besides twice the error of plain PyTorch: units in the last place of the largest value. A runtime sums
 # in another order and has its own tanh, exp and erf, in each of a network's two dozen layers.
-_FLOOR = 16
+_ABSOLUTE_TOLERANCE = 16
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,10 @@ def _largest_error(run: Run, exact: DITN, job: Job) -> float:
             result = run((given.permute(0, 2, 3, 1).contiguous() if job.bytes_inside else given).to(parameter.device))
             result = result.cpu().double()
             peak = float(expected.abs().max())
-            allowed = 2 * float((usual - expected).abs().max()) + _FLOOR * torch.finfo(parameter.dtype).eps * peak
+            allowed = (
+                2 * float((usual - expected).abs().max())
+                + _ABSOLUTE_TOLERANCE * torch.finfo(parameter.dtype).eps * peak
+            )
             if job.bytes_inside:
                 result, expected = result.permute(0, 3, 1, 2) / 255, expected.clamp(0, 1)
                 allowed += 0.5 / 255  # what rounding to bytes takes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image to judge a model by: for each image the whole, and one detail of it enlarged by every contestant."""
+"""A contact sheet to judge models by: of each image the whole, and one detail of every enlargement."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def most_telling(target: Pixels8, plain: Pixels8, side: int) -> tuple[int, int]:
     return int(tops[row]), int(lefts[column])
 
 
-def row(name: str, target: Pixels8, contestants: Mapping[str, Pixels8], *, side: int = 80) -> Image.Image:
-    """One image: the target, then the detail of `side` pixels by each contestant and in the target, pixels magnified.
+def row(name: str, target: Pixels8, enlargements: Mapping[str, Pixels8], *, side: int = 80) -> Image.Image:
+    """One image: the target, then the detail of `side` pixels in each enlargement and in the target, pixels magnified.
 
-    All are uint8 RGB of the same size; the first contestant decides on the detail (see `most_telling`). Captions are
+    All are uint8 RGB of the same size; the first enlargement decides on the detail (see `most_telling`). Captions are
     the mapping's keys.
     """
     side = min(side, *target.shape[:2])
-    top, left = most_telling(target, next(iter(contestants.values())), side)
+    top, left = most_telling(target, next(iter(enlargements.values())), side)
     whole = Image.fromarray(target)
     factor = _PANEL / max(whole.size)
     whole = whole.resize((round(whole.width * factor), round(whole.height * factor)), Image.Resampling.LANCZOS)
     corners = [round(value * factor) for value in (left, top, left + side - 1, top + side - 1)]
     ImageDraw.Draw(whole).rectangle(corners, outline=_FRAME, width=2)
     panels = [(name, whole)]
-    for caption, pixels in {**contestants, "original": target}.items():
+    for caption, pixels in {**enlargements, "original": target}.items():
         detail = Image.fromarray(pixels[top : top + side, left : left + side])
         panels.append((caption, detail.resize((_PANEL, _PANEL), Image.Resampling.NEAREST)))
     sheet = Image.new("RGB", (len(panels) * (_PANEL + _GAP) - _GAP, _PANEL + _CAPTION), "white")

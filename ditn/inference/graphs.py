@@ -28,7 +28,7 @@ class _Recorded:
 
 class CudaGraphRunner:
     """A model on a CUDA device, for inference: the first call with an image of some shape records a CUDA graph, later
-    ones replay it. The graphs share their memory; the nine shapes that were used last are kept. All are recorded anew
+    ones replay it. The graphs share their memory; the nine shapes that were used last are kept. All are recorded again
     after a parameter has changed.
 
     Raises ValueError if the model is not on a CUDA device, RuntimeError with the reason if it cannot be recorded.

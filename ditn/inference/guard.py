@@ -80,7 +80,7 @@ def bounded(image: Tensor, scale: int) -> Tensor:
 
 
 def within_neighbours(enlarged: Tensor, image: Tensor) -> Tensor:
-    """[B, C, sH, sW], each pixel held within the range of the 3 x 3 pixels of the image [B, C, H, W] nearest to it."""
+    """[B, C, sH, sW], each pixel clamped to the range of the 3 x 3 pixels of the image [B, C, H, W] nearest to it."""
     scale = enlarged.shape[-1] // image.shape[-1]
     high = F.max_pool2d(image, 3, stride=1, padding=1)
     low = -F.max_pool2d(-image, 3, stride=1, padding=1)

@@ -37,7 +37,7 @@ class Upscaler:
     tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
     rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
     back. Alpha, unless it is constant, goes through the model like a gray image, so that its edges stay where the
-    colours' are, and is held within the range of the nearest 3 x 3 input pixels, so that no haze or ringing is left
+    colours' are, and is clamped to the range of the nearest 3 x 3 input pixels, so that no haze or ringing is left
     where it was constant; where it is 0 the colours are first taken from the visible pixels around, so that no dark
     fringe grows in.
 

@@ -111,7 +111,7 @@ class DITN(nn.Module):
         self._folded_from: list[Any] = []
 
     def _constants(self, generation: int) -> ModelOperands:
-        """The folded weights, made anew if a parameter is another or has changed. A compiled graph keeps them and is
+        """The folded weights, folded again if a parameter is another or has changed. A compiled graph keeps them and is
         guarded by `generation`."""
         source = [(p, 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()]
         unchanged = len(source) == len(self._folded_from) and all(

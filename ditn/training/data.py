@@ -75,7 +75,7 @@ def read_rgb(path: Path) -> Pixels8:
 class PairedImages(Sequence[Pair]):
     """Images and their low-resolution partners, in one memory-mapped cache file that is made on first use.
 
-    The partners are bicubic; or, with degradation="photo", degraded (see `degradation`), made anew for each crop and,
+    The partners are bicubic; or, with degradation="photo", degraded (see `degradation`), made again for each crop and,
     of a whole image, always the same.
 
     The cache's name holds a digest of the files' names, sizes and times and of the scale, so a changed folder gets a
@@ -125,7 +125,7 @@ class PairedImages(Sequence[Pair]):
     def _cached(self, index: int) -> Pair:
         offset, high, low = self._shapes[index]
         middle, end = int(np.prod(high)), int(np.prod(high) + np.prod(low))
-        # Mapped anew for each image, so that an instance can be sent to another process without the images.
+        # Mapped again for each image, so that an instance can be sent to another process without the images.
         pixels: Pixels8 = np.memmap(self._file, dtype=np.uint8, mode="r", offset=offset, shape=end)
         return Pair(pixels[:middle].reshape(high), pixels[middle:].reshape(low))
 
