@@ -64,7 +64,7 @@ gpu-build:  ## on a GPU: the compiled libraries, into the source tree; CUDA C++ 
 
 gpu-turing:  ## on a GPU: CUDA C++ as code for Turing, compiled for this GPU when it is loaded: tested, and timed against eager
 	DITN_CUDA_ARCHS=7.5+PTX $(MAKE) gpu-build
-	$(ON_GPU) -m pytest tests/test_ops.py -k test_backends_forward
+	$(ON_GPU) -m pytest tests/kernels/test_ops.py -k test_backends_forward
 	$(ON_GPU) -m benchmarks.gpu --only-cuda --sizes 960x540
 
 gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/triton/configs

@@ -62,7 +62,9 @@ def stages(jobs: int, folder: Path) -> dict[str, Stage]:
 
     # Tests share the GPU if pytest-xdist is there.
     several = f"-n {jobs} --dist loadgroup" if find_spec("xdist") else ""
-    tests = f"pytest -vv --tb=short {several} tests/test_ops.py tests/test_dispatch.py tests/test_gpu.py"
+    tests = (
+        f"pytest -vv --tb=short {several} tests/kernels/test_ops.py tests/kernels/test_dispatch.py tests/test_gpu.py"
+    )
     return {
         "environment": module("benchmarks.tools.gpu_environment", 60, "versions, assembler, what can run", 3),
         "build": module(

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import CUDA, PROJECT
+from networks import small
 from safetensors.torch import load_file
-from test_model import small
 
 import ditn
 from benchmarks.harness import cases

@@ -98,6 +98,11 @@ def test_the_tree_in_contributing_names_every_room_and_its_files() -> None:
     assert {room: sorted(files) for room, files in found.items()} == {room: sorted(ROOMS[room]) for room in ROOMS}
 
 
+def test_every_test_is_in_its_room_or_of_the_whole_project() -> None:
+    folders = {path.name for path in (PROJECT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    assert folders == {*ROOMS, "kernels", "benchmarks"}
+
+
 def test_definitions_import_no_backend() -> None:
     for path in (PROJECT / "ditn_kernels" / "ops").glob("*.py"):
         used = {name.split(".")[0] for name in imports(path)}

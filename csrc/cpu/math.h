@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp, tanh, erf and gelu of a vector. NaN stays NaN; infinities give the limits.
 //
-// Largest errors, held by tests/test_native.py over the whole range: exp 3 ulp, tanh 6 ulp, erf 6 ulp.
+// Largest errors, held by tests/kernels/test_native.py over the whole range: exp 3 ulp, tanh 6 ulp, erf 6 ulp.
 // The rational functions are this project's own fits (Lawson iteration on the relative error).
 #pragma once
 

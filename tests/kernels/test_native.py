@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PROJECT
 
 import ditn
 import ditn_kernels
@@ -29,7 +30,6 @@ from benchmarks.oracle import published
 from ditn_kernels import REGISTRY, _native, explain, use_backend
 from ditn_kernels._dispatch import BACKENDS
 
-PROJECT = Path(__file__).parent.parent
 REASON = _native.why_missing()
 needs_library = pytest.mark.skipif(REASON is not None, reason=f"the compiled library {REASON}")
 FUSED = [op for op in REGISTRY.values() if "cpu" in op.backends]
@@ -229,7 +229,7 @@ def test_every_level_passes_the_operator_tests(level: str) -> None:
     code = (
         "import sys, pytest; from ditn_kernels import _native; assert _native.why_missing() is None;"
         "chosen = 'test_backends_forward or test_backends_backward';"
-        "sys.exit(pytest.main(['-k', chosen, 'tests/test_ops.py']))"
+        "sys.exit(pytest.main(['-k', chosen, 'tests/kernels/test_ops.py']))"
     )
     # Triton's interpreter would take minutes, for nothing that a level of the CPU changes.
     environment = os.environ | {"DITN_CPU_LEVEL": level, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}

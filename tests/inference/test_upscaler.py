@@ -7,24 +7,19 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
+from networks import small, without_guard
 from PIL import Image
-from test_model import small
 
 import ditn
 from ditn.inference import memory
 from ditn.inference.alpha import bleed
 
 RANDOM = np.random.default_rng(0)
-
-
-def without_guard(model: ditn.DITN, **options: Any) -> ditn.Upscaler:
-    """What a random model makes of a picture is no enlargement, and would all be repaired."""
-    return ditn.Upscaler(model, guard="off", **options)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -211,7 +206,7 @@ def test_a_hard_memory_limit_is_kept() -> None:
         torch.set_num_threads(1)
         import ditn
         from ditn.inference.memory import predicted_peak
-        from test_model import small
+        from networks import small
         model = small(ditn.DITN_Real, dim=16)
         image = np.random.default_rng(0).integers(0, 256, (3000, 3600, 3), dtype=np.uint8)
         upscaler = ditn.Upscaler(model, guard="off", max_memory=250 * 2**20)
@@ -224,8 +219,7 @@ def test_a_hard_memory_limit_is_kept() -> None:
     """
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc and RLIMIT_DATA, which this system lacks")
-    project = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=project)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=PROJECT)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -139,7 +139,7 @@ def test_it_needs_little_more_than_torch_and_triton() -> None:
     names = [one.command[1] for one in gpu_session.stages(1, Path()).values() if one.command[1] != "pytest"]
     names += ["benchmarks.gpu_session", "test_ops", "test_dispatch", "test_gpu"]
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path.insert(0, 'tests');"
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); sys.path[:0] = ['tests', 'tests/kernels'];"
         f"[__import__(name) for name in {names!r}]"
     )
     environment = os.environ | {"PATH": "/nonexistent"}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 
 import ditn
@@ -18,7 +19,6 @@ from ditn import variants
 from ditn.cli import main
 from ditn.judge import judge
 
-PROJECT = Path(__file__).parent.parent
 DRAWINGS = drawings(np.random.default_rng(0))
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import tensorrt_python
 import torch
+from networks import small
 from tensorrt_python import BINDINGS_SHIM, PROCESSORS, PROJECT, SHIM, Case, node_of
-from test_model import small
 from triton.backends.nvidia.compiler import get_ptxas
 
 import ditn

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +26,8 @@ from ditn_kernels.triton._math import dot
 
 pytestmark = [
     pytest.mark.usefixtures("device", "truncating"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="here tests/test_ops.py asks the tensor core itself"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="here tests/kernels/test_ops.py asks the tensor core itself"),
 ]
-PROJECT = Path(__file__).parent.parent
 COMPILE = """
 import sys
 import torch

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, whic
 OPERATORS = [REGISTRY[name] for name in ("inner_patch_attention", "gated_ffn", "dilated_gate")]
 each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 each_dtype = pytest.mark.parametrize("dtype", TYPES, ids=str)
-# Small maps: how they are cut is the kernels' business, and tests/test_cuda.py's.
+# Small maps: how they are cut is the kernels' business, and tests/kernels/test_cuda.py's.
 CASES = [
     pytest.param(op, sample, id=f"{op.name}-{sample.name}")
     for op in OPERATORS

@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 import torch
+from networks import small
 from safetensors.torch import save_file
-from test_model import small
 
 import ditn
 from ditn import CheckpointError

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
+from networks import small
 from PIL import Image
-from test_model import small
 
 import ditn
 from ditn.commands import upscale as command
 from ditn.commands.cli import main
 from ditn.commands.upscale import parse_bytes
-
-PROJECT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

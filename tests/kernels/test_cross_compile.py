@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import PROJECT
 
 from benchmarks.harness import cases
 from benchmarks.oracle.tolerance import assert_as_good
@@ -24,7 +24,6 @@ from ditn_kernels.triton import _launch
 from ditn_kernels.triton._config import Config, Row, nearest
 from ditn_kernels.triton._launch import padded
 
-PROJECT = Path(__file__).parent.parent
 OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
 # DESIGN's budget for a 960x540 frame in 3 ms on an H100, in cycles per 64 pixels.
 BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}

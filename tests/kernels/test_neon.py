@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from setup import LEVELS
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = PROJECT / "csrc"
 NEEDED = ("aarch64-linux-gnu-g++", "qemu-aarch64", "g++")
 MISSING = [tool for tool in NEEDED if not shutil.which(tool)]
 # One order of summation against another in float32, of which gradients that cancel keep four digits; and now and then a

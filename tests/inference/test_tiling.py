@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_model import MODELS, small
-from test_upscaler import without_guard
+from conftest import PROJECT
+from networks import MODELS, small, without_guard
 
 import ditn
 from ditn.inference.memory import FIXED, bytes_per_pixel, predicted_peak
@@ -128,7 +128,7 @@ def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
         sys.path.insert(0, "tests")
         import torch
         from ditn.inference.memory import bytes_per_pixel
-        from test_model import MODELS, small
+        from networks import MODELS, small
 
         def status(key):
             return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
@@ -143,7 +143,7 @@ def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
         print(bytes_per_pixel(model) * 512 * 448 / (status("VmHWM") - before))
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert 0.75 <= float(result.stdout) <= 1.25
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import triton
-from test_model import small
+from networks import small
 
 import ditn
 from ditn.commands.cli import main

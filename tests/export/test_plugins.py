@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROJECT
+from networks import small
 from tensorrt_host import BUILD, Plugin, creators, describe, library, unpacked
 from test_export import BOUND, assert_right, exactly
-from test_model import small
 from torch import Tensor
 
 import ditn

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from networks import MODELS, small
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +21,6 @@ from ditn.model import pad_to_grid
 from ditn_kernels import use_backend
 from ditn_kernels._triton import interpreted
 
-MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 
 

@@ -12,8 +12,8 @@ import pytest
 import pyvips
 import torch
 import torch.nn.functional as F
+from networks import small
 from PIL import Image, ImageCms
-from test_model import small
 
 import ditn
 from ditn.commands.cli import main

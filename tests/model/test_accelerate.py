@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from test_model import small
+from networks import small
 from torch import Tensor, nn
 
 import ditn

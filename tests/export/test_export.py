@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_model import small
+from networks import small
 from torch import Tensor
 
 import ditn
