@@ -29,14 +29,14 @@ from PIL import Image
 from benchmarks.harness import outputs
 from benchmarks.harness.degraded import DEGRADATIONS, Pixels, drawings, encoded, resized, shifted
 from benchmarks.harness.outputs import PROJECT, RESULTS
-from ditn.checkpoint import load
-from ditn.data import list_images
-from ditn.images import read
-from ditn.judge import Judgement, Measurements, judge, measure
-from ditn.metrics import as_rgb, psnr_y
-from ditn.resize import crop_to_multiple
-from ditn.upscale import Upscaler
-from ditn.variants import of_scale
+from ditn.imaging.files import read
+from ditn.imaging.metrics import as_rgb, psnr_y
+from ditn.imaging.resize import crop_to_multiple
+from ditn.inference.chooser import of_scale
+from ditn.inference.judge import Judgement, Measurements, judge, measure
+from ditn.inference.upscaler import Upscaler
+from ditn.model.checkpoint import load
+from ditn.training.data import list_images
 
 SETS = ("Set5", "Set14", "BSD100")
 INPUTS = ("HR", "LR_bicubic/X2", "LR_bicubic/X3", "LR_bicubic/X4")

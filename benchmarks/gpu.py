@@ -37,7 +37,7 @@ from benchmarks.harness.outputs import PROJECT
 from benchmarks.harness.providers import folded
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn.graphs import Captured
+from ditn.inference.graphs import CudaGraphRunner
 from ditn_kernels import REGISTRY, _native, explain, use_backend
 from ditn_kernels._dispatch import reasons_against
 

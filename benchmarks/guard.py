@@ -23,7 +23,7 @@ import ditn
 from benchmarks.harness import outputs
 from benchmarks.harness.machine import machine
 from benchmarks.harness.timing import in_turns
-from ditn.resize import bicubic
+from ditn.imaging.resize import bicubic
 
 
 def cost(model: str, size: str, rounds: int) -> dict[str, Any]:

@@ -26,10 +26,11 @@ import torch
 
 import ditn
 from benchmarks.report import pages
-from ditn.evaluate import BICUBIC, evaluate, upscaler
-from ditn.recipe import Recipe, load_recipe
-from ditn.scores import Report, Result, as_json, table
-from ditn.warm_start import blended
+from ditn.commands.evaluate import BICUBIC, evaluate, upscaler
+from ditn.commands.scores import Report, Result, as_json, table
+from ditn.model.variants import weights_name
+from ditn.training.recipe import Recipe, load_recipe
+from ditn.training.warm_start import blended
 
 PROJECT = Path(__file__).parents[1]
 WEIGHTS = PROJECT / "ditn" / "weights"

@@ -20,9 +20,9 @@ import ditn
 from benchmarks.harness import cases
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn.cli import main
-from ditn.graphs import Captured
-from ditn.verify import EXPECTED_DB, drawn_picture
+from ditn.commands.cli import main
+from ditn.commands.verify import EXPECTED_DB, sample_image
+from ditn.inference.graphs import CudaGraphRunner
 from ditn_kernels import REGISTRY, Op, _native, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
 

@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks.harness.outputs import RESULTS
 from benchmarks.report import pages
-from ditn import cli
-from ditn.resize import downscale
+from ditn.commands import cli
+from ditn.imaging.resize import downscale
 from ditn_kernels import _native, info
 from ditn_kernels._native import runs_on
 

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 import ditn
 from benchmarks.report import pages, quality
-from ditn import cli
-from ditn.recipe import load_recipe
+from ditn.commands import cli
+from ditn.training.recipe import load_recipe
 from recipes import ship
 
 

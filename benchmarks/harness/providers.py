@@ -68,7 +68,7 @@ def exported(format: str, suffix: str, start: Callable[[str, Task], Call]) -> Of
 
 def _portable(model: ditn.DITN) -> nn.Module:
     """The network that `ditn export` writes for runtimes that are not PyTorch."""
-    from ditn.portable import Portable  # not public: other commits may have it elsewhere
+    from ditn.export.portable import Portable  # not public: other commits may have it elsewhere
 
     return Portable(model)
 
@@ -89,9 +89,9 @@ def fused(backend: str, dtype: torch.dtype) -> OfDITN:
 
 def fused_graph(model: ditn.DITN, task: Task) -> Call:
     """The launches recorded once per size."""
-    from ditn.graphs import Captured
+    from ditn.inference.graphs import CudaGraphRunner
 
-    return Captured(model)
+    return CudaGraphRunner(model)
 
 
 def training_step(network: nn.Module, task: Task) -> Call:

@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from benchmarks.report.results import Content, folder, load
-from ditn.recipe import load_recipe
-from ditn.scores import overview
+from ditn.commands.scores import overview
+from ditn.training.recipe import load_recipe
 
 
 def at_x4(project: Path) -> str:

@@ -15,9 +15,9 @@ from PIL import Image
 import ditn
 from benchmarks import auto
 from benchmarks.harness.degraded import DEGRADATIONS, drawings, encoded, resized
-from ditn import variants
-from ditn.cli import main
-from ditn.judge import judge
+from ditn.commands.cli import main
+from ditn.inference import chooser
+from ditn.inference.judge import judge
 
 DRAWINGS = drawings(np.random.default_rng(0))
 

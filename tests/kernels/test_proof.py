@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.harness import cases
-from ditn.cli import main
+from ditn.commands.cli import main
 from ditn_kernels import REGISTRY, BackendError, Op, Proof, _proof, _proving, _trial, _verdicts, explain, prove
 from ditn_kernels._dispatch import BACKENDS, reasons_unproved
 from ditn_kernels._op import Sample

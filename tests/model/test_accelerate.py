@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ditn
 from benchmarks.oracle import published
-from ditn.verify import drawn_picture
+from ditn.imaging.sample import sample_image
 
 BOUND = 1e-5  # float32, relative to the largest value: a dozen layers, each with sums of up to 108 products
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import ditn
 from benchmarks.oracle import published
-from ditn.model import pad_to_grid
+from ditn.model.layers import UFONE
+from ditn.model.network import pad_to_grid
 from ditn_kernels import use_backend
 from ditn_kernels._triton import interpreted
 
