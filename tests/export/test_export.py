@@ -17,7 +17,8 @@ from torch import Tensor
 import ditn
 import ditn_kernels
 from benchmarks.oracle import published
-from ditn import cli, formats
+from ditn.commands import cli
+from ditn.export import formats
 from ditn.export.export import SIZES
 from ditn.export.portable import Portable
 from ditn_kernels import BackendError, _native
@@ -239,7 +240,7 @@ def test_errors_say_what_is_wrong_and_leave_nothing(tmp_path, model, monkeypatch
         tmp_path, ValueError, r"DITN_Real: sft\.weight has 1 values of 324 that are not finite", poisoned, file,
         format="pt2", overwrite=True,
     )  # fmt: skip
-    monkeypatch.setattr(sys.modules["ditn.export.export.export"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["ditn.export.export"], "find_spec", lambda name: None)
     refused(
         tmp_path, ditn.ExportError, r"format onnx needs onnx and onnxscript.*ditn-kernels\[deploy\]", model,
         tmp_path / "a.onnx",

@@ -15,6 +15,7 @@ import tensor_core
 import torch
 import triton
 import triton.language as tl
+from conftest import PROJECT
 from test_interpreted import quick_samples, samples
 from test_ops import check_backward, check_forward
 

@@ -53,17 +53,6 @@ OFFICIAL_NAMES = {
 }
 
 
-def small(model: type[ditn.DITN] = ditn.DITN_Real, **fields) -> ditn.DITN:
-    """A network of a few thousand weights, none of them at its (often zero) start."""
-    network = model(**{"upscale": 2, "dim": 12, "ufones": 1, "itls": 1, "sals": 1} | fields)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    return network.eval().requires_grad_(False)
-
-
 @ways(*LONGEST)
 def test_golden_images(shared, fused: bool, request) -> None:
     """All but the two largest where Triton's kernels are interpreted, which takes minutes for each of these."""
