@@ -21,7 +21,8 @@ from benchmarks.harness import cases
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn.commands.cli import main
-from ditn.commands.verify import EXPECTED_DB, sample_image
+from ditn.commands.verify import EXPECTED_DB
+from ditn.imaging.sample import sample_image
 from ditn.inference.graphs import CudaGraphRunner
 from ditn_kernels import REGISTRY, Op, _native, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
