@@ -38,8 +38,9 @@ from benchmarks.harness.providers import folded
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn.graphs import Captured
-from ditn_kernels import REGISTRY, _native, explain, use_backend
+from ditn_kernels import REGISTRY, explain, use_backend
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels.backends.native import _libraries
 
 Call = Callable[[], Tensor]
 BASE = "published, eager"

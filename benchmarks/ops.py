@@ -33,6 +33,7 @@ from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op, _native, _order, explain
 from ditn_kernels._dispatch import LAYERS, reasons_against
 from ditn_kernels._op import Sample
+from ditn_kernels.backends.native import _libraries
 
 Call = Callable[[], Any]
 # Fewer, such as under a profiler, say nothing about which backend is the faster.
@@ -158,7 +159,7 @@ def main() -> int:
     if args.device == "cuda":
         gpu_timing.require_gpu()
         path = gpu_timing.results_folder() / "ops.json"
-    elif reason := _native.why_missing():
+    elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:
         torch.set_num_threads(args.threads)

@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "cuda":
         gpu_timing.require_gpu()
         folder = args.results or gpu_timing.results_folder()
-    elif reason := _native.why_missing():
+    elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:
         folder = args.results or RESULTS

@@ -9,13 +9,13 @@ they serve, which `prove` does ahead. Knows no model: see `ditn`.
 
 from __future__ import annotations
 
-from ditn_kernels._compiling import Compilation, compilations
 from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
 from ditn_kernels._info import info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
 from ditn_kernels._proving import Proof, prove
+from ditn_kernels.backends.triton._compiling import Compilation, compilations
 from ditn_kernels.ops import (
     REGISTRY,
     dilated_gate,

@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ditn_kernels._assembler import AssemblerError
 from ditn_kernels._info import info
+from ditn_kernels.backends.triton._assembler import AssemblerError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

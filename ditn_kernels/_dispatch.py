@@ -6,60 +6,25 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ditn_kernels import _proof
-from ditn_kernels._native import CPlusPlus, Cuda
 from ditn_kernels._op import Op
 from ditn_kernels._order import Order, order
-from ditn_kernels._triton import Triton
+from ditn_kernels.backends import BACKENDS
 
 
 class BackendError(RuntimeError):
     """A backend was asked for that cannot run the call, or that does not exist. The message holds every reason."""
 
 
-class Backend(Protocol):
-    """How to reach one backend's kernels. `missing` is about this machine and installation; what an operator's
-    arguments allow is said by its `Support`."""
-
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
-
-    def volunteers(self, device: torch.device) -> bool:
-        """Whether it may be chosen on this device without having been asked for."""
-
-    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        """The function that takes the operator's arguments (the gradient first, for a backward)."""
-
-    def identity(self, device: torch.device) -> Mapping[str, str] | None:
-        """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
-
-
-class _PyTorch:
-    """Plain PyTorch: the operator's own definition."""
-
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        return ["is for inference only"] if backward and op.backward is None else []
-
-    def volunteers(self, device: torch.device) -> bool:
-        return True
-
-    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        return op.backward if backward and op.backward else op.reference
-
-    def identity(self, device: torch.device) -> None:
-        return None
-
-
 LAYERS = "layers"
-BACKENDS: dict[str, Backend] = {"triton": Triton(), "cuda": Cuda(), "cpu": CPlusPlus(), "torch": _PyTorch()}
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 

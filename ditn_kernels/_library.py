@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditn_kernels._dispatch import BACKENDS, LAYERS, forced_backend, select
+from ditn_kernels._dispatch import LAYERS, forced_backend, select
 from ditn_kernels._op import Op
+from ditn_kernels.backends import BACKENDS
 
 _library = torch.library.Library("ditn", "DEF")
 _AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}

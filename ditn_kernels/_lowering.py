@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ditn_kernels import _native
-from ditn_kernels._dispatch import BACKENDS, BackendError, reasons_against
+from ditn_kernels._dispatch import BackendError, reasons_against
 from ditn_kernels._op import Op
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _libraries
 from ditn_kernels.ops import REGISTRY
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def native_libraries(device: str = "cpu") -> list[Path]:
     reasons = BACKENDS[device].missing(next(iter(REGISTRY.values())), torch.device(device), backward=False)
     if reasons:
         raise BackendError(f"the compiled library {', '.join(reasons)}")
-    return [_native.FOLDER / name for name in NATIVE[device]]
+    return [_libraries.FOLDER / name for name in NATIVE[device]]
 
 
 def lower_to_native(program: ExportedProgram) -> ExportedProgram:

@@ -10,7 +10,6 @@ on trust.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import os
 import re
@@ -25,6 +24,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ditn_kernels import _trial, _verdicts
+from ditn_kernels._digest import digest
 from ditn_kernels._op import Op
 
 # Kernels of other devices are taken on trust: their machine code was tested as it is shipped.
@@ -213,14 +213,4 @@ def _driver() -> str:
 @functools.cache
 def _code() -> str:
     """A hash of the package's Python files and launch configurations."""
-    return digest(*sorted(_FOLDER.rglob("*.py")), *sorted(_FOLDER.glob("triton/configs/*.json")))
-
-
-@functools.cache
-def digest(*paths: Path) -> str:
-    """A hash of files' contents."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
+    return digest(*sorted(_FOLDER.rglob("*.py")), *sorted(_FOLDER.glob("backends/*/configs/*.json")))

@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from ditn_kernels import _proof, _trial, _verdicts
-from ditn_kernels._dispatch import BACKENDS, reasons_unproved
+from ditn_kernels._dispatch import reasons_unproved
 from ditn_kernels._op import Op, Sample
+from ditn_kernels.backends import BACKENDS
 from ditn_kernels.ops import REGISTRY
 
 _context = multiprocessing.get_context("spawn")

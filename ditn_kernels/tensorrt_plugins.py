@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ditn_kernels._dispatch import BackendError
 from ditn_kernels._op import Op
-from ditn_kernels._triton import interpreted, why_missing
+from ditn_kernels.backends.triton._dispatch import interpreted, why_missing
 from ditn_kernels.ops import REGISTRY
 
 NAMESPACE = "ditn"
@@ -155,8 +155,8 @@ class _Plugin:
 
     def _compiled(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, Any]:
         """A launch and its code, whose grid and integers alone depend on the map's size."""
-        from ditn_kernels.triton import _compile
-        from ditn_kernels.triton._launch import configured, recording
+        from ditn_kernels.backends.triton import _compile
+        from ditn_kernels.backends.triton._launch import configured, recording
 
         args = self._arguments(tensors, options)
         configs: dict[str, Any] = {}
@@ -212,7 +212,7 @@ class _Plugin:
         return most
 
     def _kernels_file(self) -> Any:
-        return importlib.import_module(f"ditn_kernels.triton.{self._op.name}")
+        return importlib.import_module(f"ditn_kernels.backends.triton.{self._op.name}")
 
 
 def _tensorrt_plugin() -> Any:

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.tools import sass, tune_count, tuning
 from benchmarks.tools.sass import Count, macs_of, natural_loops, parse
 from ditn_kernels._op import Sample
-from ditn_kernels.triton._config import Config, Row, nearest
+from ditn_kernels.backends.triton._config import Config, Row, nearest
 
 # A loop over tasks from 0010 to 00c0; in it one from 0030 to 0050, and one from 0070 to 00a0 whose rare path stands
 # behind the end of the code, at 00f0, and jumps back to 0090, which makes no loop. 00b0 and 00b8 wait.

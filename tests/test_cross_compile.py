@@ -20,9 +20,9 @@ from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
-from ditn_kernels.triton import _launch
-from ditn_kernels.triton._config import Config, Row, nearest
-from ditn_kernels.triton._launch import padded
+from ditn_kernels.backends.triton import _launch
+from ditn_kernels.backends.triton._config import Config, Row, nearest
+from ditn_kernels.backends.triton._launch import padded
 
 PROJECT = Path(__file__).parent.parent
 OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]

@@ -13,8 +13,10 @@ import ditn_kernels
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
-from ditn_kernels._native import runs_on
-from ditn_kernels._op import Op, Sample, Support
+from ditn_kernels._op import Op, Sample
+from ditn_kernels._support import Support
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native._libraries import runs_on
 
 OP = ditn_kernels.tanh_affine
 
@@ -250,9 +252,9 @@ def test_chips_that_a_library_was_compiled_for() -> None:
 def test_chip_and_driver_fit_the_library(chip, driver, reasons, monkeypatch) -> None:
     """Within a major release a driver runs what a newer toolkit built."""
     built = {"architectures": ["8.0", "9.0"], "toolkit": "13.0"}
-    monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": built})
-    monkeypatch.setattr(_native, "driver", lambda: driver)
+    monkeypatch.setattr(_libraries, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(_libraries, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(_libraries, "driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
     assert dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False) == reasons
 

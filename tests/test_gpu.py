@@ -23,8 +23,9 @@ from benchmarks.oracle.tolerance import assert_as_good
 from ditn.cli import main
 from ditn.graphs import Captured
 from ditn.verify import EXPECTED_DB, drawn_picture
-from ditn_kernels import REGISTRY, Op, _native, _proof, explain, prove
+from ditn_kernels import REGISTRY, Op, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels.backends.native import _libraries
 
 pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
 # 60 channels on 6016 x 6016 pixels are 2.17e9 elements: the last 66 rows lie beyond 2^31.
@@ -113,9 +114,9 @@ def test_every_operator_of_a_model_has_a_kernel() -> None:
 
 def test_the_cuda_library_is_there_where_it_was_built() -> None:
     """Else a library that does not load would only show as tests that try fewer backends."""
-    if "architectures" not in _native.build_info().get("cuda", {}):
-        pytest.skip(f"the CUDA library {_native.why_no_cuda()}")
-    assert _native.why_no_cuda() is None
+    if "architectures" not in _libraries.build_info().get("cuda", {}):
+        pytest.skip(f"the CUDA library {_libraries.why_no_cuda()}")
+    assert _libraries.why_no_cuda() is None
 
 
 def test_a_training_step_on_the_gpu() -> None:

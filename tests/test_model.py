@@ -18,7 +18,7 @@ import ditn
 from benchmarks.oracle import published
 from ditn.model import pad_to_grid
 from ditn_kernels import use_backend
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 MODELS = {"ditn": ditn.DITN, "ditn-tiny": ditn.DITN_Tiny, "ditn-real": ditn.DITN_Real}
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])

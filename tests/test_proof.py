@@ -20,10 +20,11 @@ import triton.language as tl
 from benchmarks.harness import cases
 from ditn.cli import main
 from ditn_kernels import REGISTRY, BackendError, Op, Proof, _proof, _proving, _trial, _verdicts, explain, prove
-from ditn_kernels._dispatch import BACKENDS, reasons_unproved
+from ditn_kernels._dispatch import reasons_unproved
 from ditn_kernels._op import Sample
-from ditn_kernels.triton import _compile
-from ditn_kernels.triton._math import load_vector, rounded, standardized
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.triton import _compile
+from ditn_kernels.backends.triton._math import load_vector, rounded, standardized
 
 OP = REGISTRY["layer_norm2d"]
 SMALL = Sample("small", {"B": 1, "C": 20, "H": 5, "W": 7})
@@ -95,7 +96,7 @@ def proving(device, tmp_path, monkeypatch):
 @pytest.fixture
 def sabotage(monkeypatch):
     """Make the library's kernel wrong."""
-    module = import_module("ditn_kernels.triton.layer_norm2d")
+    module = import_module("ditn_kernels.backends.triton.layer_norm2d")
 
     def put(fault: str) -> Sabotaged:
         kernel = Sabotaged(fault)

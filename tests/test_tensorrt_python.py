@@ -30,9 +30,9 @@ from benchmarks.oracle.tolerance import assert_as_good
 from benchmarks.tools.sass import CHIPS
 from ditn_kernels import REGISTRY, BackendError, Op, tensorrt_plugins
 from ditn_kernels._op import Sample
-from ditn_kernels._triton import Triton
+from ditn_kernels.backends.triton import _compile
+from ditn_kernels.backends.triton._dispatch import Triton
 from ditn_kernels.tensorrt_plugins import AHEAD_OF_TIME, IN_PYTHON, Chip
-from ditn_kernels.triton import _compile
 
 # DITN-Real's layers, and what differs most from them.
 QUICK = (
@@ -291,7 +291,7 @@ def test_several_kernels_are_called_in_python(shim, interpreted, monkeypatch) ->
 
 def test_every_operator_is_one_kernel_or_is_called(shim, interpreted) -> None:
     """The operators that the graph for TensorRT has, and those compiled ahead are one launch without more."""
-    from ditn_kernels.triton._launch import recording
+    from ditn_kernels.backends.triton._launch import recording
 
     assert set(shim.PLUGINS) == {f"ditn::{name}" for name in (*AHEAD_OF_TIME, *IN_PYTHON)}
     for name in (*AHEAD_OF_TIME, *IN_PYTHON):

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ditn_kernels._op import CPU_FORWARD, CUDA_STAGE, TRITON_STAGE, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops.gated_ffn import gated_ffn
 from ditn_kernels.ops.inner_patch_attention import inner_patch_attention
 
@@ -43,7 +43,6 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         "ffn_out_weight": "L E C",
         "ffn_out_bias": "L C",
     },
-    backends={"triton": TRITON_STAGE, "cuda": CUDA_STAGE, "cpu": CPU_FORWARD},
     samples=[
         Sample("tanh", {"B": 2, "L": 4, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample(

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ditn_kernels._op import CPU_FORWARD, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops.dilated_gate import dilated_gate
 from ditn_kernels.ops.gated_ffn import gated_ffn
 
@@ -48,7 +48,6 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         "ffn_out_weight": "L E C",
         "ffn_out_bias": "L C",
     },
-    backends={"cpu": CPU_FORWARD},
     samples=[
         Sample("tanh", {"B": 2, "L": 4, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh"}),
         Sample("layernorm", {"B": 1, "L": 2, "C": 60, "E": 120, "H": 37, "W": 19}, {"norm": "layernorm"}),

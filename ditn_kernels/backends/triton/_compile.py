@@ -12,8 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ditn_kernels.triton import _backend
-from ditn_kernels.triton._launch import Launch
+from ditn_kernels.backends.triton import _ptxas
+from ditn_kernels.backends.triton._launch import Launch
 
 _TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 _THREADS_PER_WARP = 32
@@ -35,7 +35,7 @@ def compiled(launch: Launch, capability: int, *, any_size: bool = False) -> Any:
     integers that are 1 or multiples of 16, unless it is for `any_size`."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     target = GPUTarget("cuda", capability, 32)
-    return _backend.compile(source(launch, any_size=any_size), target=target, options=options)
+    return _ptxas.compile(source(launch, any_size=any_size), target=target, options=options)
 
 
 def source(launch: Launch, *, any_size: bool = False) -> Any:

@@ -9,12 +9,16 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ditn_kernels import _assembler
-from ditn_kernels._op import Op
+from ditn_kernels._support import Support
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._limits import LIMITS
+
+if TYPE_CHECKING:
+    from ditn_kernels._op import Op
 
 MINIMUM = (3, 6)
 # From this release on a one-element array is no index, and Triton 3.6's interpreter takes it for one.
@@ -24,6 +28,9 @@ _NUMPY_LIMIT = (2, 4)
 class Triton:
     """Kernels for NVIDIA GPUs. On a CPU they run through Triton's interpreter, which proves them and is slow: so
     only if TRITON_INTERPRET is set, and only if this backend is asked for."""
+
+    def support(self, operator: str) -> Support | None:
+        return LIMITS.get(operator)
 
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         reasons = list(why_missing())
@@ -41,7 +48,7 @@ class Triton:
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         stem = f"{op.name}_backward" if backward else op.name
-        module = importlib.import_module(f"ditn_kernels.triton.{stem}")
+        module = importlib.import_module(f"ditn_kernels.backends.triton.{stem}")
         function: Callable[..., Any] = module.backward if backward else module.forward
         return function
 

@@ -14,11 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ditn_kernels import _compiling
 from ditn_kernels._trial import on_trial
-from ditn_kernels.triton import _backend
-from ditn_kernels.triton._config import Config, lookup
-from ditn_kernels.triton._math import INTERPRETED
+from ditn_kernels.backends.triton import _compiling, _ptxas
+from ditn_kernels.backends.triton._config import Config, lookup
+from ditn_kernels.backends.triton._math import INTERPRETED
 
 # Few enough that every program of a test takes several tasks; interpreted, that many for each of the configuration's.
 _FEW_PROGRAMS = 3
@@ -116,7 +115,7 @@ class Plan:
             recorder.launches.append(launch)
         elif programs:
             if not INTERPRETED.value:
-                _backend.own(self._kernel)
+                _ptxas.own(self._kernel)
             with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
                 warps, stages = self.config.num_warps, self.config.num_stages
                 self._kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages)

@@ -20,7 +20,7 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import compiler
 from triton.knobs import NvidiaTool
 
-from ditn_kernels import _assembler
+from ditn_kernels.backends.triton import _assembler
 
 
 def _seeing(function: Any, **names: Any) -> Any:

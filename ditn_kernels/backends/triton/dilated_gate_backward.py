@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton import dilated_gate
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import (
+from ditn_kernels.backends.triton import dilated_gate
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import (
     column_sums,
     dot,
     load_square,
@@ -25,8 +25,8 @@ from ditn_kernels.triton._math import (
     rounded,
     settled,
 )
-from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
-from ditn_kernels.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
+from ditn_kernels.backends.triton._partial_gradients import Sums, add_matrix, add_vector
+from ditn_kernels.backends.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
 
 CANDIDATES = dilated_gate.CANDIDATES | {
     "dilated_gate_out_bwd": {"BLOCK_W": (16, 32, 64)},

@@ -16,8 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded, slices
-from ditn_kernels.triton._math import anew, dot, dot_by_slices, gelu, multiply_add, normalize, rounded, zeros_of_sum
+from ditn_kernels.backends.triton._launch import Plan, dense, padded, slices
+from ditn_kernels.backends.triton._math import (
+    anew,
+    dot,
+    dot_by_slices,
+    gelu,
+    multiply_add,
+    normalize,
+    rounded,
+    zeros_of_sum,
+)
 
 # SLICE: of the hidden channels; INNER: of the channels, 0 for all at once.
 CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128), "INNER": (0, 16, 32)}}

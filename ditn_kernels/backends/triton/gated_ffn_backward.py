@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import (
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import (
     column_sums,
     dot,
     gelu_and_slope,
@@ -25,7 +25,7 @@ from ditn_kernels.triton._math import (
     rounded,
     zeros_of_sum,
 )
-from ditn_kernels.triton._sums import Sums, add, add_vector
+from ditn_kernels.backends.triton._partial_gradients import Sums, add, add_vector
 
 CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (16, 32, 64, 128)}}
 # Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.

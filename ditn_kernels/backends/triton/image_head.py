@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, empty_map, padded
-from ditn_kernels.triton._math import dot, load_vector, rounded
+from ditn_kernels.backends.triton._launch import Plan, empty_map, padded
+from ditn_kernels.backends.triton._math import dot, load_vector, rounded
 
 CANDIDATES = {"image_head_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)}}
 

@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton import image_head
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import column_sums, dot
-from ditn_kernels.triton._sums import Sums
-from ditn_kernels.triton.image_tail import shuffled
+from ditn_kernels.backends.triton import image_head
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import column_sums, dot
+from ditn_kernels.backends.triton._partial_gradients import Sums
+from ditn_kernels.backends.triton.image_tail import shuffled
 
 CANDIDATES = image_head.CANDIDATES | {"image_head_taps_bwd": {"BLOCK_W": (16, 32, 64, 128)}}
 TAPS = tl.constexpr(9)

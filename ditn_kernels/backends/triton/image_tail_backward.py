@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton import image_head_backward, image_tail
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import rounded
-from ditn_kernels.triton.image_head import conv3x3, trips
-from ditn_kernels.triton.image_head_backward import reversed_weight
-from ditn_kernels.triton.image_tail import in_order, shuffled
+from ditn_kernels.backends.triton import image_head_backward, image_tail
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import rounded
+from ditn_kernels.backends.triton.image_head import conv3x3, trips
+from ditn_kernels.backends.triton.image_head_backward import reversed_weight
+from ditn_kernels.backends.triton.image_tail import in_order, shuffled
 
 CANDIDATES = (
     image_head_backward.CANDIDATES | image_tail.CANDIDATES | {"image_tail_up_bwd": {"BLOCK_W": (16, 32, 64, 128)}}

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded, slices
-from ditn_kernels.triton._math import dot, dot_by_slices, load_square, load_vector, normalize, rounded
+from ditn_kernels.backends.triton._launch import Plan, dense, padded, slices
+from ditn_kernels.backends.triton._math import dot, dot_by_slices, load_square, load_vector, normalize, rounded
 
 # SLICE 0: in registers.
 CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64), "SLICE": (0, 16, 32, 64)}}

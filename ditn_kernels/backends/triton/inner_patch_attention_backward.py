@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import (
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import (
     anew,
     column_sums,
     dot,
@@ -31,8 +31,13 @@ from ditn_kernels.triton._math import (
     rounded,
     settled,
 )
-from ditn_kernels.triton._sums import Sums, add, add_matrix, add_vector
-from ditn_kernels.triton.inner_patch_attention import NORMALIZE_EPS, load_projection, project, softmax_of_cosines
+from ditn_kernels.backends.triton._partial_gradients import Sums, add, add_matrix, add_vector
+from ditn_kernels.backends.triton.inner_patch_attention import (
+    NORMALIZE_EPS,
+    load_projection,
+    project,
+    softmax_of_cosines,
+)
 
 CANDIDATES = {
     "inner_patch_attention_weights_bwd": {"BLOCK_T": (16, 32, 64)},

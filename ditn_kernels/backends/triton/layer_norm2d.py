@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import load_vector, rounded, standardized
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import load_vector, rounded, standardized
 
 CANDIDATES = {"layer_norm2d_fwd": {"BLOCK": (16, 32, 64, 128)}}
 

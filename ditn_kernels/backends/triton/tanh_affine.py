@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, empty_map, padded
-from ditn_kernels.triton._math import dot, load_vector, rounded, tanh
+from ditn_kernels.backends.triton._launch import Plan, dense, empty_map, padded
+from ditn_kernels.backends.triton._math import dot, load_vector, rounded, tanh
 
 CANDIDATES = {"tanh_affine_fwd": {"BLOCK": (32, 64, 128)}}
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.triton._launch import Plan, dense, padded
-from ditn_kernels.triton._math import column_sums, dot, normalize, normalize_backward, rounded, settled
-from ditn_kernels.triton._sums import Sums, add_matrix, add_vector
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._math import column_sums, dot, normalize, normalize_backward, rounded, settled
+from ditn_kernels.backends.triton._partial_gradients import Sums, add_matrix, add_vector
 
 
 @triton.jit
