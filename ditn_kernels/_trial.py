@@ -16,7 +16,7 @@ from torch import Tensor
 from ditn_kernels._op import Op, Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER, why_not_as_good
 
-# True during a trial: kernels whose programs share tasks then start few programs, so that each takes several.
+# True during a trial: persistent kernels then start few programs, so that each takes several tiles.
 on_trial: ContextVar[bool] = ContextVar("ditn_on_trial", default=False)
 
 _IMAGES, _HEIGHT, _WIDTH = 3, 16, 80

@@ -99,15 +99,10 @@ def test_every_operator_has_one_stem() -> None:
 
 
 def test_a_backend_is_a_folder_and_a_line() -> None:
-    folders = {
-        path.name for path in (PROJECT / "ditn_kernels" / "backends").iterdir() if (path / "__init__.py").exists()
-    }
-    assert folders == {type(backend).__module__.split(".")[2] for backend in BACKENDS.values()}
+    folders = [path.parent for path in (PROJECT / "ditn_kernels" / "backends").glob("*/__init__.py")]
+    assert {path.name for path in folders} == {type(one).__module__.split(".")[2] for one in BACKENDS.values()}
     for folder in folders:
-        for name in ("_dispatch", "_limits"):
-            assert (PROJECT / "ditn_kernels" / "backends" / folder / f"{name}.py").exists(), (
-                f"{folder} has no {name}.py"
-            )
+        assert {"_dispatch.py", "_limits.py"} <= {path.name for path in folder.iterdir()}, folder
 
 
 def test_limits_are_of_operators() -> None:

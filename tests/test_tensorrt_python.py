@@ -156,7 +156,7 @@ def shim(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.fixture
 def interpreted(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plugins registered with kernels that are interpreted, not compiled: the launches, as they are asked for. So
-    few programs that each has several tasks."""
+    few programs that each has several tiles."""
     launches: list[Any] = []
 
     def remember(launch: Any, capability: int) -> Any:
@@ -190,7 +190,7 @@ def as_engine(shim: ModuleType, launches: list[Any], op: Op, args: dict[str, Any
     grid = (built.params.grid_x.evaluate(known),)
     launch.kernel[grid](nhwc, *weights, *integers, *outputs, **launch.constants, num_warps=launch.config.num_warps)
     assert outputs[1][-guard:].isnan().all(), "written behind the scratch memory"
-    assert integers[-1] > grid[0], "no program has several tasks"
+    assert integers[-1] > grid[0], "no program has several tiles"
     return outputs[0].permute(0, 3, 1, 2)
 
 

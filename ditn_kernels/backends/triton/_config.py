@@ -15,8 +15,8 @@ _FOLDER = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Config:
-    """How to launch one kernel. `programs` is the number per multiprocessor of a kernel whose programs take several
-    tasks each; `blocks` are the block sizes, compile-time arguments of the kernel."""
+    """How to launch one kernel. `programs` is the number per multiprocessor of a persistent kernel, whose programs
+    take several tiles each; `blocks` are the block sizes, compile-time arguments of the kernel."""
 
     num_warps: int
     num_stages: int = 2

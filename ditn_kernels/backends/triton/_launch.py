@@ -19,7 +19,7 @@ from ditn_kernels.backends.triton import _compiling, _ptxas
 from ditn_kernels.backends.triton._config import Config, lookup
 from ditn_kernels.backends.triton._math import INTERPRETED
 
-# Few enough that every program of a test takes several tasks; interpreted, that many for each of the configuration's.
+# Few enough that every program of a test takes several tiles; interpreted, that many for each of the configuration's.
 _FEW_PROGRAMS = 3
 # Multiprocessors of the chip that launches are recorded for: an H100's.
 RECORDED_PROCESSORS = 132
@@ -28,12 +28,7 @@ _compiling.listen()
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that was recorded instead of run. `shape` is what its configuration was looked up for.
-
-    `programs` share `tasks` tasks. Where each takes several, `trips` begins with 1, for the loop over them. Then follow
-    the rounds of the kernel's loops per task, in the order in which they stand. What a program does once, before its
-    first task, is not among them.
-    """
+    """A launch that was recorded instead of run. `shape` is what its configuration was looked up for."""
 
     kernel: Any
     name: str
@@ -42,8 +37,6 @@ class Launch:
     config: Config
     shape: Mapping[str, int]
     programs: int
-    tasks: int
-    trips: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -94,24 +87,21 @@ class Plan:
         )
         self.blocks = self.config.blocks
 
-    def programs(self, tasks: int) -> int:
-        """How many programs share these tasks where each takes several: as many as the chip holds, on trial a few."""
+    def programs(self, tiles: int) -> int:
+        """How many programs of a persistent kernel share the tiles: as many as the chip holds, on trial a few."""
         if on_trial.get():
-            return min(tasks, _FEW_PROGRAMS)
+            return min(tiles, _FEW_PROGRAMS)
         processors = RECORDED_PROCESSORS if _recorder.get() else _processors(self._device)
-        return min(tasks, self.config.programs * processors)
+        return min(tiles, self.config.programs * processors)
 
-    def launch(
-        self, programs: int, *args: Any, tasks: int = 0, trips: tuple[float, ...] = (), **constants: Any
-    ) -> None:
+    def launch(self, programs: int, *args: Any, **constants: Any) -> None:
         """Run the kernel. The block sizes of the configuration, and PRECISION for a kernel that multiplies matrices,
-        come on top of `constants`. A kernel whose programs take one task each leaves `tasks` out."""
+        come on top of `constants`."""
         constants |= self.blocks
         if "PRECISION" in self._kernel.arg_names:
             constants["PRECISION"] = precision(self._capability, gradient=self.name.endswith("_bwd"))
         if recorder := _recorder.get():
-            tasks = tasks or programs
-            launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs, tasks, trips)
+            launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs)
             recorder.launches.append(launch)
         elif programs:
             if not INTERPRETED.value:
@@ -136,11 +126,6 @@ def padded(size: int) -> int:
     """The side of the tile that holds `size` channels: a power of two that a matrix instruction takes."""
     side: int = triton.next_power_of_2(size)
     return max(16, side)
-
-
-def slices(side: int, size: int) -> int:
-    """The rounds of a product by slices of `size` of `side` channels; 1 if there is no such loop (size 0)."""
-    return max(side // (size or side), 1)
 
 
 @functools.cache

@@ -8,12 +8,16 @@ two of channels, which are aligned, and in a frame of zeros, which spares the ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded, slices
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     dot,
     dot_by_slices,
@@ -61,7 +65,7 @@ def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.c
 
 @triton.jit
 def held(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
-    """A weight to be kept from one task to the next, unless products are by slices."""
+    """A weight to be kept from one tile to the next, unless products are by slices."""
     if SLICE:
         return 0
     else:
@@ -108,7 +112,7 @@ def _dilated_gate_in_fwd_kernel(
     W,
     depth,
     segments,
-    tasks,
+    tiles,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -127,9 +131,9 @@ def _dilated_gate_in_fwd_kernel(
     a_bias = load_vector(in_bias_ptr, channel, C)
     g_bias = load_vector(in_bias_ptr + C, channel, C)
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
-    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        row = task // segments
-        left = task % segments * BLOCK_W
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tile // segments
+        left = tile % segments * BLOCK_W
         column = tl.arange(0, BLOCK_W)
         inside = column < W - left
         pixel = row.to(tl.int64) * W + left
@@ -187,12 +191,12 @@ def depthwise_of_two_rows(
 
 
 @triton.jit
-def rows_apart(task, H, segments, APART: tl.constexpr):
-    """The image, row and segment of a task that takes this row and the one APART below it, if there is one."""
-    line = task // segments
+def rows_apart(tile, H, segments, APART: tl.constexpr):
+    """The image, row and segment of a tile that takes this row and the one APART below it, if there is one."""
+    line = tile // segments
     lines = tl.cdiv(H, 2 * APART) * APART  # per image
     line_of_image = line % lines
-    return line // lines, line_of_image // APART * (2 * APART) + line_of_image % APART, task % segments
+    return line // lines, line_of_image // APART * (2 * APART) + line_of_image % APART, tile % segments
 
 
 @triton.jit
@@ -294,7 +298,7 @@ def _dilated_gate_out_fwd_kernel(
     W,
     depth,
     segments,
-    tasks,
+    tiles,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -314,8 +318,8 @@ def _dilated_gate_out_fwd_kernel(
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     columns = W + 2 * FAR
     # One stage: the pipeline would put every tap into shared memory.
-    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1):
-        image, y, segment = rows_apart(task, H, segments, DILATION)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        image, y, segment = rows_apart(tile, H, segments, DILATION)
         left = segment * BLOCK_W
         near_pixel = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
         nearest = tl.minimum(column, W - 1 - left)
@@ -375,11 +379,10 @@ def forward(
     plan = Plan(_dilated_gate_out_fwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
-    tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
-    programs = plan.programs(tasks)
-    args = (x, near, g, *weights, y, tiles(plan, programs, x, side), height, width, side, segments, tasks)
-    trips = (1, *[slices(side, plan.blocks["SLICE"])] * 4)
-    plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side)
+    tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    programs = plan.programs(tiles)
+    args = (x, near, g, *weights, y, scratch_tiles(plan, programs, x, side), height, width, side, segments, tiles)
+    plan.launch(programs, *args, C=channels, C_PAD=side)
     return y
 
 
@@ -391,16 +394,15 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
     g = x.new_empty(batch, height, width, side)
     plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    tasks = batch * height * segments
-    programs = plan.programs(tasks)
-    scratch = tiles(plan, programs, x, side)
-    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tasks)
-    trips = (1, *[slices(side, plan.blocks["SLICE"])] * 2)
-    plan.launch(programs, *args, tasks=tasks, trips=trips, C=channels, C_PAD=side, NORM=norm)
+    tiles = batch * height * segments
+    programs = plan.programs(tiles)
+    scratch = scratch_tiles(plan, programs, x, side)
+    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tiles)
+    plan.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
     return a, g
 
 
-def tiles(plan: Plan, programs: int, like: Tensor, side: int) -> Tensor:
+def scratch_tiles(plan: Plan, programs: int, like: Tensor, side: int) -> Tensor:
     """Memory for a tile of each program, if its products are by slices."""
     return like.new_empty(programs * plan.blocks["BLOCK_W"] * side if plan.blocks["SLICE"] else 0)
 
@@ -433,8 +435,7 @@ def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
     batch, channels, height, width = x.shape
     plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=padded(channels))
     near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
-    trips = _frame_trips(height, width, plan.blocks["BLOCK_W"])
-    plan.launch(near_rows + a_rows, a, near, height, width, near_rows, trips=(trips,), C_PAD=padded(channels))
+    plan.launch(near_rows + a_rows, a, near, height, width, near_rows, C_PAD=padded(channels))
 
 
 def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
@@ -445,10 +446,18 @@ def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
     return x.new_empty(rows * (width + 2 * frame) * padded(channels))
 
 
-def _frame_trips(height: int, width: int, block: int) -> float:
-    """The average rounds of the loop over a row of a framed map."""
-    trips = rows = 0
+def _trip_count_of_frames(given: Mapping[str, Any]) -> float:
+    """That of the loop over a row of a framed map, on average."""
+    height, width, block = given["H"], given["W"], given["BLOCK_W"]
+    blocks = rows = 0
     for frame in (NEAR.value, FAR.value):
-        trips += 2 * frame * triton.cdiv(width + 2 * frame, block) + height * triton.cdiv(2 * frame, block)
+        blocks += 2 * frame * triton.cdiv(width + 2 * frame, block) + height * triton.cdiv(2 * frame, block)
         rows += height + 2 * frame
-    return trips / rows
+    return blocks / rows
+
+
+LOOPS = {
+    "dilated_gate_frame_fwd": lambda given: Loops(None, (_trip_count_of_frames(given),)),
+    "dilated_gate_in_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 2),
+    "dilated_gate_out_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 4),
+}

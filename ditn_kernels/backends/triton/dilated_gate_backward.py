@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton import dilated_gate
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
     dot,
@@ -54,7 +55,7 @@ def _dilated_gate_out_bwd_kernel(
     H,
     W,
     segments,
-    tasks,
+    tiles,
     stride,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
@@ -72,8 +73,8 @@ def _dilated_gate_out_bwd_kernel(
     columns = W + 2 * FAR
     zero = tl.zeros((BLOCK_W, C_PAD), tl.float32)
     square = tl.zeros((C_PAD, C_PAD), tl.float32)
-    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=1, disable_licm=True):
-        image, y, segment = rows_apart(task, H, segments, DILATION)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
+        image, y, segment = rows_apart(tile, H, segments, DILATION)
         left = segment * BLOCK_W
         framed = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
         nearest = tl.minimum(column, W - 1 - left)
@@ -119,7 +120,7 @@ def _dilated_gate_taps_bwd_kernel(
     H,
     W,
     segments,
-    tasks,
+    tiles,
     stride,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
@@ -130,7 +131,7 @@ def _dilated_gate_taps_bwd_kernel(
 ):
     """dw[i, j] = sum over all pixels of dy[y, x] map[y + DILATION i, x + DILATION j], db = sum of dy; both maps framed.
 
-    Grid: SIZE times as many programs as share the tasks, one for each row of taps; each takes every so-manieth piece
+    Grid: SIZE times as many programs as share the tiles, one for each row of taps; each takes every so-manieth piece
     of a row.
     """
     FRAME: tl.constexpr = SIZE // 2 * DILATION
@@ -145,9 +146,9 @@ def _dilated_gate_taps_bwd_kernel(
     tap_offset = (tl.minimum(tap, SIZE - 1) * DILATION * C_PAD)[:, None, None]
     dweight = tl.zeros((SIZE_PAD, BLOCK_W, C_PAD), tl.float32)
     dbias = tl.zeros((BLOCK_W, C_PAD), tl.float32)
-    for task in tl.range(program, tasks, tl.num_programs(0) // SIZE, num_stages=1):
-        line = task // segments
-        left = task % segments * BLOCK_W
+    for tile in tl.range(program, tiles, tl.num_programs(0) // SIZE, num_stages=1):
+        line = tile // segments
+        left = tile % segments * BLOCK_W
         pixel = ((line // H).to(tl.int64) * (H + 2 * FRAME) + line % H) * columns + left
         inside = column < W - left
         dy = tl.load(dy_ptr + (pixel + FRAME * columns + FRAME) * C_PAD + dy_offset, inside[:, None], 0.0)
@@ -176,7 +177,7 @@ def _dilated_gate_in_bwd_kernel(
     din_weight_ptr,
     din_bias_ptr,
     pixels,
-    tasks,
+    tiles,
     stride,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
@@ -193,8 +194,8 @@ def _dilated_gate_in_bwd_kernel(
     pixel = tl.arange(0, BLOCK_W)
     row = tl.program_id(0).to(tl.int64) * stride
     square = tl.zeros((C_PAD, C_PAD), tl.float32)
-    for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        first = tl.cast(task, tl.int64) * BLOCK_W
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        first = tl.cast(tile, tl.int64) * BLOCK_W
         shown = (pixel < pixels - first)[:, None]
         inside = shown & (channel < C)[None, :]
         offset = pixel[:, None] * C + channel[None, :]
@@ -247,12 +248,12 @@ def backward(
     dg = torch.empty_like(g)
     plan = Plan(_dilated_gate_out_bwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    tasks = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
-    programs = plan.programs(tasks)
+    tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    programs = plan.programs(tiles)
     sums = Sums(programs, mix_weight, mix_bias, out_weight, out_bias)
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight))
-    args = (grad, near, g, *weights, dg, dfar, *sums.rows, height, width, segments, tasks, sums.stride)
-    plan.launch(programs, *args, tasks=tasks, trips=(1, 2), C=channels, C_PAD=side)
+    args = (grad, near, g, *weights, dg, dfar, *sums.rows, height, width, segments, tiles, sums.stride)
+    plan.launch(programs, *args, C=channels, C_PAD=side)
     dmix_weight, dmix_bias, dout_weight, dout_bias = sums.totals()
     del g
 
@@ -267,11 +268,11 @@ def backward(
     dx = torch.empty_like(x)
     plan = Plan(_dilated_gate_in_bwd_kernel, x, channels=side)
     pixels = batch * height * width
-    tasks = triton.cdiv(pixels, plan.blocks["BLOCK_W"])
-    programs = plan.programs(tasks)
+    tiles = triton.cdiv(pixels, plan.blocks["BLOCK_W"])
+    programs = plan.programs(tiles)
     sums = Sums(programs, in_weight, in_bias)
-    args = (grad, x, da, dg, in_weight.contiguous(), dx, *sums.rows, pixels, tasks, sums.stride)
-    plan.launch(programs, *args, tasks=tasks, trips=(1,), C=channels, C_PAD=side, NORM=norm)
+    args = (grad, x, da, dg, in_weight.contiguous(), dx, *sums.rows, pixels, tiles, sums.stride)
+    plan.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
     depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
     return dx, *sums.totals(), *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
 
@@ -282,8 +283,8 @@ def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, d
     size, side = weight.shape[0], padded(channels)
     plan = Plan(_dilated_gate_taps_bwd_kernel, x, channels=side)
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    tasks = batch * height * segments
-    programs = triton.cdiv(plan.programs(tasks), size)
+    tiles = batch * height * segments
+    programs = triton.cdiv(plan.programs(tiles), size)
     sums = Sums(programs, weight, bias)
     plan.launch(
         size * programs,
@@ -293,10 +294,8 @@ def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, d
         height,
         width,
         segments,
-        tasks,
+        tiles,
         sums.stride,
-        tasks=size * tasks,
-        trips=(1,),
         C=channels,
         C_PAD=side,
         SIZE=size,
@@ -304,3 +303,10 @@ def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, d
         DILATION=dilation,
     )
     return sums.totals()
+
+
+LOOPS = {
+    "dilated_gate_out_bwd": lambda given: Loops(given["tiles"], (2,)),
+    "dilated_gate_taps_bwd": lambda given: Loops(given["SIZE"] * given["tiles"]),
+    "dilated_gate_in_bwd": lambda given: Loops(given["tiles"]),
+}

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded, slices
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     anew,
     dot,
@@ -269,15 +270,13 @@ def forward(
         *integers,
         y,
         scratch,
-        tasks=integers[-1],
-        trips=(1, triton.cdiv(hidden, size), *[slices(padded(channels), inner)] * 2),
         **constants,
     )
     return y
 
 
 def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The kernel's integers, of which the last is the number of tasks. TensorRT's plugins ask with expressions, which
+    """The kernel's integers, of which the last is the number of tiles. TensorRT's plugins ask with expressions, which
     have to stand left of an operator."""
     tile_height, tile_width = constants["TILE_H"], constants["TILE_W"]
     rows, columns = (height + (tile_height - 1)) // tile_height, (width + (tile_width - 1)) // tile_width
@@ -291,3 +290,10 @@ def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:
     if 0 < patch_size**2 * channels * size <= (16384 if is_wide else 32768):
         return patch_size, patch_size, True
     return 4 if is_wide else 8, 32 // size, False
+
+
+LOOPS = {
+    "gated_ffn_fwd": lambda given: Loops(
+        given["tiles"], (triton.cdiv(given["E"], given["SLICE"]), *(slices(given["C_PAD"], given["INNER"]),) * 2)
+    )
+}

@@ -8,12 +8,16 @@ depends on: two pixels to every side, since the taps are taken forth and back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
     dot,
@@ -273,7 +277,7 @@ def backward(
     per_program = 2 * (side + 2) ** 2 * 2 * plan.blocks["SLICE"] + 2 * side**2 * padded(channels)
     scratch = x.new_zeros(programs * per_program)
     du = x.new_empty(programs * side**2 * padded(channels), dtype=torch.float32)
-    blocks, slices = side**2 // plan.blocks["BLOCK"], triton.cdiv(hidden, plan.blocks["SLICE"])
+    blocks = side**2 // plan.blocks["BLOCK"]
     plan.launch(
         programs,
         grad,
@@ -290,8 +294,6 @@ def backward(
         tiles,
         blocks,
         sums.stride,
-        tasks=tiles,
-        trips=(1, blocks, slices, blocks, blocks, 9, blocks, blocks),
         C=channels,
         C_PAD=padded(channels),
         E=hidden,
@@ -300,3 +302,11 @@ def backward(
         NORM=norm,
     )
     return dx, *sums.totals()
+
+
+def _loops(given: Mapping[str, Any]) -> Loops:
+    blocks, slices = given["blocks"], triton.cdiv(given["E"], given["SLICE"])
+    return Loops(given["tiles"], (blocks, slices, blocks, blocks, 9, blocks, blocks))
+
+
+LOOPS = {"gated_ffn_bwd": _loops}

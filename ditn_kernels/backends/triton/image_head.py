@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, empty_map, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_vector, rounded
 
 CANDIDATES = {"image_head_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)}}
@@ -169,11 +170,6 @@ def _image_head_fwd_kernel(
     tl.store(y_ptr + pixel * C + column[:, None] * C + c[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
 
 
-def trips(like: Tensor) -> tuple[float, ...]:
-    """Of a kernel that calls `conv3x3`: in float32 its taps are a loop."""
-    return (9,) if like.dtype == torch.float32 else ()
-
-
 def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, inputs, height, width = image.shape
     channels = weight.shape[3]
@@ -190,10 +186,17 @@ def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         height,
         width,
         segments,
-        trips=trips(image),
         N=inputs,
         N_PAD=padded(inputs),
         C=channels,
         C_PAD=padded(channels),
     )
     return y
+
+
+def loops_of_conv3x3(image: Tensor) -> Loops:
+    """Of a kernel that calls `conv3x3` on an image: in float32 its taps are a loop."""
+    return Loops(None, (9,)) if image.dtype == torch.float32 else Loops()
+
+
+LOOPS = {"image_head_fwd": lambda given: loops_of_conv3x3(given["image_ptr"])}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import column_sums, dot
 from ditn_kernels.backends.triton._partial_gradients import Sums
 from ditn_kernels.backends.triton.image_tail import shuffled
@@ -31,7 +32,7 @@ def _image_head_taps_bwd_kernel(
     H,
     W,
     segments,
-    tasks,
+    tiles,
     stride,
     N: tl.constexpr,
     N_PAD: tl.constexpr,
@@ -44,7 +45,7 @@ def _image_head_taps_bwd_kernel(
     """dw[i, j] = sum over all pixels of map[y + i - 1, x + j - 1]^T dy[y, x], db = sum of dy, for pixel_shuffle(
     conv3x3(map) + b): dy is its gradient unshuffled, channels in the order of storage. The map has any strides.
 
-    Grid: nine times as many programs as share the tasks, one for each tap; each takes every so-manieth piece of a row.
+    Grid: nine times as many programs as share the tiles, one for each tap; each takes every so-manieth piece of a row.
     """
     D: tl.constexpr = OUTPUTS * UPSCALE * UPSCALE
     run = UPSCALE * OUTPUTS
@@ -57,9 +58,9 @@ def _image_head_taps_bwd_kernel(
     grad_offset = column[:, None] * run + shuffled(lane, W, OUTPUTS, UPSCALE)[None, :]
     dweight = tl.zeros((N_PAD, D_PAD), tl.float32)
     dbias = tl.zeros((D_PAD,), tl.float32)
-    for task in range(program, tasks, tl.num_programs(0) // TAPS):
-        row = task // segments
-        left = task % segments * BLOCK_W
+    for tile in range(program, tiles, tl.num_programs(0) // TAPS):
+        row = tile // segments
+        left = tile % segments * BLOCK_W
         corner = grad_ptr + (row.to(tl.int64) * UPSCALE * W + left) * run
         dy = tl.load(corner + grad_offset, (column < W - left)[:, None] & (lane < D)[None, :], 0.0)  # [BLOCK_W, D_PAD]
         tap_y = row % H + tap // 3 - 1
@@ -97,8 +98,8 @@ def of_weights(source: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, upsca
     channels = weight.shape[3]
     plan = Plan(_image_head_taps_bwd_kernel, source, inputs=padded(inputs), channels=padded(channels))
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    tasks = batch * height * segments
-    programs = triton.cdiv(plan.programs(tasks), TAPS.value)
+    tiles = batch * height * segments
+    programs = triton.cdiv(plan.programs(tiles), TAPS.value)
     sums = Sums(programs, weight, bias)
     plan.launch(
         TAPS.value * programs,
@@ -109,10 +110,8 @@ def of_weights(source: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, upsca
         height,
         width,
         segments,
-        tasks,
+        tiles,
         sums.stride,
-        tasks=TAPS.value * tasks,
-        trips=(1,),
         N=inputs,
         N_PAD=padded(inputs),
         OUTPUTS=channels // upscale**2,
@@ -120,3 +119,6 @@ def of_weights(source: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, upsca
         D_PAD=padded(channels),
     )
     return sums.totals()
+
+
+LOOPS = {"image_head_taps_bwd": lambda given: Loops(TAPS.value * given["tiles"])}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
-from ditn_kernels.backends.triton.image_head import conv3x3, trips
+from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 
 CANDIDATES = {
     "image_tail_body_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)},
@@ -138,7 +138,6 @@ def forward(
         height,
         width,
         segments,
-        trips=trips(x),
         C=channels,
         C_PAD=padded(channels),
         OUTPUTS=outputs,
@@ -156,7 +155,7 @@ def body(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     plan = Plan(_image_tail_body_fwd_kernel, x, channels=padded(channels))
     segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
     args = (x, skip, weight.contiguous(), bias.contiguous(), deep, height, width, segments)
-    plan.launch(batch * height * segments, *args, trips=trips(x), C=channels, C_PAD=padded(channels))
+    plan.launch(batch * height * segments, *args, C=channels, C_PAD=padded(channels))
     return deep
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ditn_kernels.backends.triton import image_head_backward, image_tail
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
 from ditn_kernels.backends.triton._math import rounded
-from ditn_kernels.backends.triton.image_head import conv3x3, trips
+from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton.image_head_backward import reversed_weight
 from ditn_kernels.backends.triton.image_tail import in_order, shuffled
 
@@ -99,7 +99,6 @@ def backward(
         height,
         width,
         segments,
-        trips=trips(x),
         C=channels,
         C_PAD=padded(channels),
         OUTPUTS=outputs // upscale**2,
@@ -112,3 +111,6 @@ def backward(
     dup_weight, dup_bias = (in_order(part, outputs // upscale**2) for part in stored)
     dbody_weight, dbody_bias = image_head_backward.of_weights(x, ddeep, body_weight, body_bias)
     return image_head_backward.of_map(ddeep, body_weight), ddeep, dbody_weight, dbody_bias, dup_weight, dup_bias
+
+
+LOOPS = {"image_tail_up_bwd": lambda given: loops_of_conv3x3(given["grad_ptr"])}

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded, slices
+from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import dot, dot_by_slices, load_square, load_vector, normalize, rounded
 
 # SLICE 0: in registers.
@@ -298,17 +299,25 @@ def forward(
     programs = plan.programs(integers[-1])
     block, size = plan.blocks["BLOCK_T"], plan.blocks["SLICE"]
     scratch = x.new_empty(programs * (3 * pixels + side + block) * side if size else 0)
-    trips: tuple[int, ...] = (1,)
-    if size:
-        blocks, rounds = pixels // block, slices(side, size)
-        trips += (blocks, 3, rounds, max(side // block, 1), max(pixels // size, 1), blocks, rounds, rounds)
     weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
-    plan.launch(programs, x, *weights, *integers, y, scratch, tasks=integers[-1], trips=trips, **constants)
+    plan.launch(programs, x, *weights, *integers, y, scratch, **constants)
     return y
 
 
 def sizes(batch: Any, height: Any, width: Any, constants: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The kernel's integers, of which the last is the number of tasks. TensorRT's plugins ask with expressions, which
+    """The kernel's integers, of which the last is the number of tiles. TensorRT's plugins ask with expressions, which
     have to stand left of an operator."""
     columns = width // constants["PATCH"]
     return width, columns, constants["C_PAD"], batch * (height // constants["PATCH"]) * columns
+
+
+def _loops(given: Mapping[str, Any]) -> Loops:
+    side, size, block, pixels = given["C_PAD"], given["SLICE"], given["BLOCK_T"], given["PATCH"] ** 2
+    if not size:
+        return Loops(given["patches"])
+    blocks, depth = pixels // block, slices(side, size)
+    rows, steps = max(side // block, 1), max(pixels // size, 1)
+    return Loops(given["patches"], (blocks, 3, depth, rows, steps, blocks, depth, depth))
+
+
+LOOPS = {"inner_patch_attention_fwd": _loops}

@@ -11,6 +11,7 @@ for v, ones; the sums of dc * c over k's channels, over q's and, for v, zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     anew,
     column_sums,
@@ -335,17 +337,14 @@ def backward(
     between = (matrices, vectors)
     plan = Plan(_inner_patch_attention_weights_bwd_kernel, x, channels=side, patch_size=patch_size)
     args: tuple[Any, ...] = (x, qkv_weight, qkv_bias, temperature, *between, width, columns, patches)
-    trips: tuple[int, ...] = (1, patch_size**2 // plan.blocks["BLOCK_T"])
-    plan.launch(plan.programs(patches), *args, tasks=patches, trips=trips, **constants)
+    plan.launch(plan.programs(patches), *args, **constants)
 
     plan = Plan(_inner_patch_attention_scores_bwd_kernel, x, channels=side, patch_size=patch_size)
     programs = plan.programs(patches)
     out_sums = Sums(programs, temperature, out_weight, out_bias)
     args = (grad, x, qkv_weight, qkv_bias, temperature, out_weight, *between, *out_sums.rows)
     args += (x.new_empty(programs, side, side), width, columns, patches, out_sums.stride)
-    slices = triton.cdiv(side, plan.blocks["SLICE"])
-    trips = (1, patch_size**2 // plan.blocks["BLOCK_T"], slices, slices)
-    plan.launch(programs, *args, tasks=patches, trips=trips, **constants)
+    plan.launch(programs, *args, **constants)
 
     plan = Plan(_inner_patch_attention_qkv_bwd_kernel, x, channels=side, patch_size=patch_size)
     blocks = patches * (patch_size**2 // plan.blocks["BLOCK_T"])
@@ -354,5 +353,19 @@ def backward(
     scratch = x.new_empty(programs, 4 * side * plan.blocks["BLOCK_T"])
     args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_sums.rows, scratch)
     args += (width, columns, blocks, qkv_sums.stride)
-    plan.launch(programs, *args, tasks=blocks, trips=(1, 3 // plan.blocks["PARTS"]), **constants)
+    plan.launch(programs, *args, **constants)
     return dx, *qkv_sums.totals(), *out_sums.totals()
+
+
+def _blocks(given: Mapping[str, Any]) -> int:
+    blocks: int = given["PATCH"] ** 2 // given["BLOCK_T"]
+    return blocks
+
+
+LOOPS = {
+    "inner_patch_attention_weights_bwd": lambda given: Loops(given["patches"], (_blocks(given),)),
+    "inner_patch_attention_scores_bwd": lambda given: Loops(
+        given["patches"], (_blocks(given), *(triton.cdiv(given["C_PAD"], given["SLICE"]),) * 2)
+    ),
+    "inner_patch_attention_qkv_bwd": lambda given: Loops(given["blocks"], (3 // given["PARTS"],)),
+}

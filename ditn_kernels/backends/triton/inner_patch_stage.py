@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import anew, dot, load_square, load_vector, normalize, rounded
 from ditn_kernels.backends.triton.gated_ffn import clear_border, feed_forward
 from ditn_kernels.backends.triton.inner_patch_attention import attend, project, softmax_of_cosines
@@ -147,8 +148,6 @@ def forward(
         columns,
         patches,
         layers,
-        tasks=patches,
-        trips=(1, layers, triton.cdiv(hidden, plan.blocks["SLICE"])),
         C=channels,
         C_PAD=padded(channels),
         E=hidden,
@@ -156,3 +155,10 @@ def forward(
         NORM=norm,
     )
     return y
+
+
+LOOPS = {
+    "inner_patch_stage_fwd": lambda given: Loops(
+        given["patches"], (given["layers"], triton.cdiv(given["E"], given["SLICE"]))
+    )
+}

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import column_sums, dot, normalize, normalize_backward, rounded, settled
 from ditn_kernels.backends.triton._partial_gradients import Sums, add_matrix, add_vector
 
@@ -81,11 +82,12 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Ten
         pixels,
         blocks,
         sums.stride,
-        tasks=blocks,
-        trips=(1,),
         C=channels,
         C_PAD=padded(channels),
         D=outputs,
         D_PAD=padded(outputs),
     )
     return dx, *sums.totals()
+
+
+LOOPS = {"tanh_affine_bwd": lambda given: Loops(given["blocks"])}
