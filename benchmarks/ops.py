@@ -50,8 +50,8 @@ def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tu
         if not reasons_against(op, backend, args):
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
     kernels = "triton" if next(iter(args.values())).is_cuda else "cpu"
-    if op.layers is not None and explain(op, *args.values(), backend=kernels).chosen:
-        yield LAYERS, lambda: op.layers(*args.values(), backend=kernels)  # type: ignore[misc]
+    if op.decomposition is not None and explain(op, *args.values(), backend=kernels).chosen:
+        yield DECOMPOSED, lambda: op.decomposition(*args.values(), backend=kernels)  # type: ignore[misc]
     if compiled:
         function = torch.compile(op.reference, mode="max-autotune-no-cudagraphs", dynamic=False)
         yield "torch.compile", lambda: function(*args.values())
@@ -83,7 +83,7 @@ def compare(op: Op, what: str, results: Any, exact: tuple[Tensor, ...], plain: A
     for name, tensors in results.items():
         try:
             for index, (got, want, base) in enumerate(zip(tensors, exact, plain, strict=True)):
-                assert_as_good(got, want, base, op.floor[dtype], f"{what} {name}, result {index}")
+                assert_as_good(got, want, base, op.atol_of_max[dtype], f"{what} {name}, result {index}")
         except AssertionError as error:
             raise SystemExit(f"{error}; nothing timed") from error
 

@@ -24,7 +24,8 @@ class BackendError(RuntimeError):
     """A backend was asked for that cannot run the call, or that does not exist. The message holds every reason."""
 
 
-LAYERS = "layers"
+# The name under which a stage that is run as its decomposition appears beside the backends.
+DECOMPOSED = "layers"
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 
@@ -67,18 +68,18 @@ def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward:
 def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backward: bool = False) -> str:
     """The name of the backend that runs these arguments.
 
-    A stage that no backend has a kernel for as a whole is run as "layers": each of its operators makes its own choice.
-    A kernel for GPUs has to be proved before it is chosen for the first time.
+    A stage that no backend has a kernel for is run as its decomposition, "layers": each of its operators makes its own
+    choice. A kernel for GPUs has to be proved before it is chosen for the first time.
     Raises BackendError, with every reason, if the forced backend cannot or none can. Warns once per operator and
     reason when a call on a GPU is left to plain PyTorch, and once of a kernel that computes wrongly.
     """
     forced = forced_backend(backend)
-    candidates = [forced] if forced else _volunteers(op, args, backward=backward)
+    candidates = [forced] if forced else _auto_candidates(op, args, backward=backward)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_unproved(op, name, args, backward=backward)
-        if not reasons and not forced and (unasked := op.backends[name].unasked):
-            reasons = unasked.why_not(args, backward=backward)
+        if not reasons and not forced and (auto := op.backends[name].auto):
+            reasons = auto.why_not(args, backward=backward)
         if not reasons:
             reasons = _proof.reasons_against(op, name, BACKENDS[name], args, backward=backward, serving=True)
         if not reasons:
@@ -86,8 +87,8 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
                 _warn_if_slow(op, args, refusals)
             return name
         refusals[name] = reasons
-    if op.layers is not None and not backward:
-        return LAYERS
+    if op.decomposition is not None and not backward:
+        return DECOMPOSED
     title = f"{op.name}{' backward' if backward else ''}"
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
 
@@ -102,12 +103,12 @@ def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | 
     return order(op.name, tuple(op.backends), capability=10 * major + minor, dtype=dtype, backward=backward)
 
 
-def _volunteers(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
-    """The backends that may be chosen unasked. A stage is rather run as its layers than by plain PyTorch."""
+def _auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
+    """The backends to choose from where none is forced. A stage is run as its decomposition before plain PyTorch."""
     device = next(iter(args.values())).device
     found = order_on_gpu(op, args, backward=backward)
-    names = [name for name in (found.backends if found else op.backends) if name != "torch" or op.layers is None]
-    return [name for name in names if BACKENDS[name].volunteers(device)]
+    names = [name for name in (found.backends if found else op.backends) if name != "torch" or op.decomposition is None]
+    return [name for name in names if BACKENDS[name].auto_selectable(device)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditn_kernels._dispatch import LAYERS, forced_backend, select
+from ditn_kernels._dispatch import DECOMPOSED, forced_backend, select
 from ditn_kernels._op import Op
 from ditn_kernels.backends import BACKENDS
 
@@ -53,8 +53,8 @@ def _runner(op: Op, *, backward: bool) -> Callable[..., Any]:
         named = op.named(inputs, options)
         op.check(named)
         name = select(op, named, backend=backend, backward=backward)
-        if name == LAYERS and op.layers is not None:
-            result = op.layers(*named.values(), backend=backend)
+        if name == DECOMPOSED and op.decomposition is not None:
+            result = op.decomposition(*named.values(), backend=backend)
         else:
             result = BACKENDS[name].kernel(op, backward=backward)(*grads, *named.values())
         if backward:
@@ -115,14 +115,14 @@ def _backward(op: Op) -> Callable[..., tuple[Tensor | None, ...]]:
 
 
 def _differentiable(op: Op) -> Callable[..., Tensor]:
-    """A stage has no gradient of its own: where one is wanted, its layers run, and autograd sees them."""
-    layers = op.layers
-    if layers is None:
-        raise TypeError(f"{op.name} has neither a backward nor layers")
+    """A stage has no gradient of its own: where one is wanted, its decomposition runs, which autograd sees."""
+    decomposition = op.decomposition
+    if decomposition is None:
+        raise TypeError(f"{op.name} has neither a backward nor a decomposition")
 
     def run(*args: Any, backend: str | None = None, **options: Any) -> Tensor:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            return layers(*op.named(args, options).values(), backend=backend)
+            return decomposition(*op.named(args, options).values(), backend=backend)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **options, backend=backend)
 

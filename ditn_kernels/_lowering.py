@@ -58,8 +58,8 @@ def _call(op: Op) -> Callable[..., Tensor]:
         named = op.named(args, options)
         device = next(iter(named.values())).device.type
         reasons = reasons_against(op, device, named)
-        if reasons and op.layers is not None:
-            return op.layers(*named.values())
+        if reasons and op.decomposition is not None:
+            return op.decomposition(*named.values())
         if reasons:
             raise BackendError(f"{op.name} cannot be lowered: {device} {', '.join(reasons)}")
         y: Tensor = BACKENDS[device].kernel(op, backward=False)(*named.values())

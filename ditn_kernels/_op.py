@@ -46,10 +46,10 @@ class Op:
 
     `axes` names the axes of every tensor argument ("3 3 2E" is a tensor of shape [3, 3, 2 * E]): shapes are checked,
     samples are drawn and costs are counted from it. `output_shape` gives the result's shape from these sizes and the
-    arguments. A stage also has `layers`, the same computation as a chain of other operators, which take over where a
+    arguments. A stage also has a `decomposition`, the same computation as a chain of other operators. It runs where a
     gradient is wanted and where no backend has a kernel for the whole.
-    `floor` is, for each dtype, the error against float64 (relative to the largest output) that is excused besides
-    twice the error of plain PyTorch; its reason stands where it is defined.
+    `atol_of_max` is an absolute tolerance for each dtype, relative to the largest output: the error against float64 may
+    be that much more than twice the error of plain PyTorch.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Op:
     samples: tuple[Sample, ...]
     macs: Callable[[Mapping[str, int]], int]
     backward: Callable[..., tuple[Tensor, ...]] | None
-    layers: Callable[..., Tensor] | None
-    floor: Mapping[torch.dtype, float]
+    decomposition: Callable[..., Tensor] | None
+    atol_of_max: Mapping[torch.dtype, float]
 
     def __post_init__(self) -> None:
         function = self.reference
@@ -156,8 +156,7 @@ def define(
     macs: Callable[[Mapping[str, int]], int],
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]] = _same_map,
     backward: Callable[..., tuple[Tensor, ...]] | None = None,
-    layers: Callable[..., Tensor] | None = None,
-    floor: Mapping[torch.dtype, float] | None = None,
+    decomposition: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Op]:
     """Make the decorated plain PyTorch function an operator, of every backend that has kernels of its name."""
 
@@ -172,8 +171,8 @@ def define(
             samples=tuple(samples),
             macs=macs,
             backward=backward,
-            layers=layers,
-            floor=floor or ROUNDING,
+            decomposition=decomposition,
+            atol_of_max=ROUNDING,
         )
 
     return decorate

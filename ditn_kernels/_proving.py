@@ -77,7 +77,7 @@ def _cases(op: Op, device: torch.device) -> Iterator[Case]:
     if device.type not in _proof.DEVICES:
         return
     samples = [sample for sample in op.samples if sample.axes["B"]]
-    for sample, dtype in itertools.product(samples, op.floor):
+    for sample, dtype in itertools.product(samples, op.atol_of_max):
         args = op.inputs(sample, dtype=dtype, device=device)
         for name, backward in itertools.product(op.backends, (False, True)):
             if not reasons_unproved(op, name, args, backward=backward) and BACKENDS[name].identity(device) is not None:

@@ -18,7 +18,7 @@ class Support:
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. From
     `before_capability` on there is none that can. `backward` holds the dtypes for which the backend computes gradients,
     `max_channels_backward_of` restricts them further in single dtypes, `max_outputs` the length of the operator's last
-    bias. `unasked`: what it may be chosen for without being forced, if that is less.
+    bias. `auto`: what it may be chosen for automatically, without being forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Support:
     before_capability: tuple[int, int] | None = None
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
-    unasked: Support | None = None
+    auto: Support | None = None
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
         """Every reason why a chip of this compute capability cannot run it; empty if it can."""

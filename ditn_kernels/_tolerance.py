@@ -10,9 +10,9 @@ from torch import Tensor
 DRAWS_OF_A_NUMBER = 8
 
 
-def why_not_as_good(result: Tensor, exact: Tensor, plain: Tensor, floor: float) -> str:
+def why_not_as_good(result: Tensor, exact: Tensor, plain: Tensor, atol_of_max: float) -> str:
     """Empty if the error of `result` against float64 (`exact`) is at most twice that of plain PyTorch in the same dtype
-    (`plain`), plus a floor relative to the largest exact value; else what is wrong, as a sentence without its subject.
+    (`plain`), plus `atol_of_max` times the largest exact value; else what is wrong, as a sentence without its subject.
     """
     if result.shape != exact.shape:
         return f"has shape {list(result.shape)}, expected {list(exact.shape)}"
@@ -21,7 +21,7 @@ def why_not_as_good(result: Tensor, exact: Tensor, plain: Tensor, floor: float) 
     error = (result.double() - exact).abs()
     if unknown := int(error.isnan().sum()):
         return f"has {unknown} of {error.numel()} values that are NaN"
-    allowed = 2 * (plain.double() - exact).abs().max() + floor * exact.abs().max().clamp_min(1e-30)
+    allowed = 2 * (plain.double() - exact).abs().max() + atol_of_max * exact.abs().max().clamp_min(1e-30)
     worst = error.max()
     if worst <= allowed:
         return ""

@@ -83,7 +83,7 @@ def _fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], backward
         for i, name in enumerate(names):
             of_number = None if exact[0][i].numel() == 1 else 1
             y, wide, usual = (torch.stack([draw[i] for draw in of[:of_number]]) for of in (runs[0], exact, plain))
-            if wrong := why_not_as_good(y, wide, usual, op.floor[x.dtype]):
+            if wrong := why_not_as_good(y, wide, usual, op.atol_of_max[x.dtype]):
                 return f"computes wrongly: {name} {wrong}"
         for i, name in enumerate(names):
             if not all(_same_bits(first[i], second[i]) for first, second in zip(*runs, strict=True)):

@@ -30,7 +30,7 @@ class FakeBackend:
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         return list(self.reasons)
 
-    def volunteers(self, device: torch.device) -> bool:
+    def auto_selectable(self, device: torch.device) -> bool:
         return True
 
     def kernel(self, op: Op, *, backward: bool):
@@ -172,7 +172,7 @@ def test_a_sabotaged_backend_is_caught(op: Op, install) -> None:
     exact = op.reference(*op.inputs(op.samples[0], dtype=torch.float64).values())
     plain = op.reference(*args.values())
     with pytest.raises(AssertionError, match="is allowed"):
-        assert_as_good(op(*args.values(), backend="fake"), exact, plain, op.floor[torch.float32], op.name)
+        assert_as_good(op(*args.values(), backend="fake"), exact, plain, op.atol_of_max[torch.float32], op.name)
 
 
 def test_plain_pytorch_on_a_gpu_warns_once(monkeypatch) -> None:
@@ -223,8 +223,8 @@ def test_chips_are_refused_with_a_reason() -> None:
         assert support.why_not_on(chip, backward=backward) == []
 
 
-def test_unasked_a_backend_may_be_chosen_for_less(install) -> None:
-    install(FakeBackend(), Support(unasked=Support(max_channels=32)))
+def test_a_backend_may_be_chosen_automatically_for_less(install) -> None:
+    install(FakeBackend(), Support(auto=Support(max_channels=32)))
     for channels in (32, 33):
         args = OP.inputs(Sample("", {**OP.samples[0].axes, "C": channels})).values()
         assert (explain(OP, *args).chosen == "fake") == (channels == 32)

@@ -82,13 +82,13 @@ class Sabotaged:
 
 @pytest.fixture
 def proving(device, tmp_path, monkeypatch):
-    """Proofs are made and kept in a folder of their own; Triton volunteers also where it is interpreted."""
+    """Proofs are made and kept in a folder of their own; Triton may be chosen also where it is interpreted."""
     monkeypatch.setenv("DITN_PROOF", "on")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DITN_BACKEND", raising=False)
     monkeypatch.setattr(_proof, "DEVICES", {device.type})
     monkeypatch.setattr(_proof, "_faults", {})
-    monkeypatch.setattr(type(BACKENDS["triton"]), "volunteers", lambda self, device: True)
+    monkeypatch.setattr(type(BACKENDS["triton"]), "auto_selectable", lambda self, device: True)
     _verdicts._say_not_kept.cache_clear()
     return tmp_path / "ditn-kernels"
 

@@ -28,8 +28,8 @@ class Backend(Protocol):
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
 
-    def volunteers(self, device: torch.device) -> bool:
-        """Whether it may be chosen on this device without having been asked for."""
+    def auto_selectable(self, device: torch.device) -> bool:
+        """Whether it may be chosen on this device automatically, without being forced."""
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""

@@ -24,7 +24,7 @@ def _chain(attention: Callable[..., Tensor], ffn: Callable[..., Tensor]) -> Call
     return run
 
 
-def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
+def _decomposition(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
     return _chain(partial(inner_patch_attention, backend=backend), partial(gated_ffn, backend=backend))(*args)
 
 
@@ -52,7 +52,7 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (6 * s["C"] ** 2 + s["E"] * (3 * s["C"] + 18)),
-    layers=_layers,
+    decomposition=_decomposition,
 )
 def inner_patch_stage(
     x: Tensor,

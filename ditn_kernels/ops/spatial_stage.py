@@ -24,7 +24,7 @@ def _chain(gate: Callable[..., Tensor], ffn: Callable[..., Tensor]) -> Callable[
     return run
 
 
-def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
+def _decomposition(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
     return _chain(partial(dilated_gate, backend=backend), partial(gated_ffn, backend=backend))(*args)
 
 
@@ -55,7 +55,7 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh"}),
     ],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (s["C"] * (4 * s["C"] + 25 + 49) + s["E"] * (3 * s["C"] + 18)),
-    layers=_layers,
+    decomposition=_decomposition,
 )
 def spatial_stage(
     x: Tensor,

@@ -22,7 +22,7 @@ NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
 class _Compiled:
     """Kernels that are reached through `torch.ops.ditn_native`, which has an implementation for each device."""
 
-    def volunteers(self, device: torch.device) -> bool:
+    def auto_selectable(self, device: torch.device) -> bool:
         return True
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:

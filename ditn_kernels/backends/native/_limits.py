@@ -31,7 +31,7 @@ _CUDA = Support(devices=("cuda",), dtypes=(torch.float16, torch.float32), max_ch
 _CUDA_CONV = replace(_CUDA, max_outputs=128)
 # A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
 # are the fastest is better asked of each.
-_CUDA_STAGE = replace(_CUDA, unasked=Support(dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,)))
+_CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,)))
 
 CUDA = {
     "tanh_affine": _CUDA,

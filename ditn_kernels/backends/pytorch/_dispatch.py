@@ -24,7 +24,7 @@ class PyTorch:
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         return ["is for inference only"] if backward and op.backward is None else []
 
-    def volunteers(self, device: torch.device) -> bool:
+    def auto_selectable(self, device: torch.device) -> bool:
         return True
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:

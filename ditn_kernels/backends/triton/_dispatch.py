@@ -43,7 +43,7 @@ class Triton:
             reasons += why_not_assembled(op, torch.cuda.get_device_capability(device))
         return reasons
 
-    def volunteers(self, device: torch.device) -> bool:
+    def auto_selectable(self, device: torch.device) -> bool:
         return device.type == "cuda"
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:

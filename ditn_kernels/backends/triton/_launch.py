@@ -71,7 +71,7 @@ def configured(configs: Mapping[str, Config]) -> Iterator[None]:
         _configs.reset(token)
 
 
-class Plan:
+class KernelLauncher:
     """A kernel with the configuration for one dtype and shape on the device of `like`."""
 
     def __init__(self, kernel: Any, like: Tensor, **shape: int) -> None:

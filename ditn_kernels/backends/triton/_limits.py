@@ -28,7 +28,7 @@ _STAGE = replace(
     patch_sizes=(4, 8),
     min_capability=(9, 0),
     before_capability=(12, 0),
-    unasked=Support(dtypes=(torch.float16,)),
+    auto=Support(dtypes=(torch.float16,)),
 )
 
 LIMITS = {

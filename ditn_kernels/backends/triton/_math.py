@@ -130,7 +130,7 @@ def multiply_add(a, b, acc):
 
 
 @triton.jit
-def anew(x):
+def opaque(x):
     """The int32 x, but inside a loop the compiler does not know that it is the same in every round: addresses that
     follow from it are computed where they are used, and not kept in registers over the loop."""
     if INTERPRETED:
@@ -140,7 +140,7 @@ def anew(x):
 
 
 @triton.jit
-def renewed(x):
+def plus_opaque_zero(x):
     """As `anew`, of any integers or pointers, in the layout that each use of them has: a sum with an unknown zero."""
     if INTERPRETED:
         return x
@@ -150,7 +150,7 @@ def renewed(x):
 
 
 @triton.jit
-def settled(x):
+def layout_barrier(x):
     """x, a tile, but if its layout has to change the compiler changes it here. Else it would change that of what x was
     computed from, and compute x in a layout where several threads hold the same values."""
     if INTERPRETED:

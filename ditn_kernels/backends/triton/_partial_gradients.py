@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-class Sums:
+class PartialGradients:
     """A float32 row of memory for each program, in which it adds up what its own tiles contribute to the gradients of
     the weights: in registers there is no room for that. The rows are added in the end, in an order that does not
     depend on which program was faster.

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     dot,
@@ -64,7 +64,7 @@ def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.c
 
 
 @triton.jit
-def held(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
+def resident_weight(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
     """A weight to be kept from one tile to the next, unless products are by slices."""
     if SLICE:
         return 0
@@ -126,8 +126,8 @@ def _dilated_gate_in_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
-    a_weight = held(in_weight_ptr, 2 * C, channel, C, SLICE)
-    g_weight = held(in_weight_ptr + C, 2 * C, channel, C, SLICE)
+    a_weight = resident_weight(in_weight_ptr, 2 * C, channel, C, SLICE)
+    g_weight = resident_weight(in_weight_ptr + C, 2 * C, channel, C, SLICE)
     a_bias = load_vector(in_bias_ptr, channel, C)
     g_bias = load_vector(in_bias_ptr + C, channel, C)
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
@@ -311,9 +311,9 @@ def _dilated_gate_out_fwd_kernel(
     """
     channel = tl.arange(0, C_PAD)
     column = tl.arange(0, BLOCK_W)
-    mix_weight = held(mix_weight_ptr, C, channel, C, SLICE)
+    mix_weight = resident_weight(mix_weight_ptr, C, channel, C, SLICE)
     mix_bias = load_vector(mix_bias_ptr, channel, C)
-    out_weight = held(out_weight_ptr, C, channel, C, SLICE)
+    out_weight = resident_weight(out_weight_ptr, C, channel, C, SLICE)
     out_bias = load_vector(out_bias_ptr, channel, C)
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     columns = W + 2 * FAR
@@ -376,13 +376,13 @@ def forward(
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
     depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
-    plan = Plan(_dilated_gate_out_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_dilated_gate_out_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
     tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
-    programs = plan.programs(tiles)
-    args = (x, near, g, *weights, y, scratch_tiles(plan, programs, x, side), height, width, side, segments, tiles)
-    plan.launch(programs, *args, C=channels, C_PAD=side)
+    programs = launcher.programs(tiles)
+    args = (x, near, g, *weights, y, scratch_tiles(launcher, programs, x, side), height, width, side, segments, tiles)
+    launcher.launch(programs, *args, C=channels, C_PAD=side)
     return y
 
 
@@ -392,28 +392,28 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
     side = padded(channels)
     a = framed(x, NEAR.value, 1)
     g = x.new_empty(batch, height, width, side)
-    plan = Plan(_dilated_gate_in_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_dilated_gate_in_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
-    programs = plan.programs(tiles)
-    scratch = scratch_tiles(plan, programs, x, side)
+    programs = launcher.programs(tiles)
+    scratch = scratch_tiles(launcher, programs, x, side)
     args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tiles)
-    plan.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
+    launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
     return a, g
 
 
-def scratch_tiles(plan: Plan, programs: int, like: Tensor, side: int) -> Tensor:
+def scratch_tiles(launcher: KernelLauncher, programs: int, like: Tensor, side: int) -> Tensor:
     """Memory for a tile of each program, if its products are by slices."""
-    return like.new_empty(programs * plan.blocks["BLOCK_W"] * side if plan.blocks["SLICE"] else 0)
+    return like.new_empty(programs * launcher.blocks["BLOCK_W"] * side if launcher.blocks["SLICE"] else 0)
 
 
 def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:
     """y = dw(source) + b, for maps of the shape of x: `source` in the frame that the taps see, y in one of `frame`."""
     batch, channels, height, width = x.shape
     side = padded(channels)
-    plan = Plan(_dilated_gate_near_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    plan.launch(
+    launcher = KernelLauncher(_dilated_gate_near_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    launcher.launch(
         batch * triton.cdiv(height, 2 * dilation) * dilation * segments,
         source,
         weight.contiguous(),
@@ -433,9 +433,9 @@ def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor
 def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
     """Zeros into the frames of a map in a frame of NEAR and of one in a frame of FAR, of the shape of x."""
     batch, channels, height, width = x.shape
-    plan = Plan(_dilated_gate_frame_fwd_kernel, x, channels=padded(channels))
+    launcher = KernelLauncher(_dilated_gate_frame_fwd_kernel, x, channels=padded(channels))
     near_rows, a_rows = batch * (height + 2 * FAR.value), batch * (height + 2 * NEAR.value)
-    plan.launch(near_rows + a_rows, a, near, height, width, near_rows, C_PAD=padded(channels))
+    launcher.launch(near_rows + a_rows, a, near, height, width, near_rows, C_PAD=padded(channels))
 
 
 def framed(x: Tensor, frame: int, dilation: int) -> Tensor:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import dilated_gate
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -26,7 +26,7 @@ from ditn_kernels.backends.triton._math import (
     rounded,
     settled,
 )
-from ditn_kernels.backends.triton._partial_gradients import Sums, add_matrix, add_vector
+from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
 from ditn_kernels.backends.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
 
 CANDIDATES = dilated_gate.CANDIDATES | {
@@ -246,15 +246,15 @@ def backward(
     dnear = dilated_gate.framed(x, NEAR.value, 1)
     dilated_gate.clear_frames(x, dnear, dfar)
     dg = torch.empty_like(g)
-    plan = Plan(_dilated_gate_out_bwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_dilated_gate_out_bwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
-    programs = plan.programs(tiles)
-    sums = Sums(programs, mix_weight, mix_bias, out_weight, out_bias)
+    programs = launcher.programs(tiles)
+    partials = PartialGradients(programs, mix_weight, mix_bias, out_weight, out_bias)
     weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight))
-    args = (grad, near, g, *weights, dg, dfar, *sums.rows, height, width, segments, tiles, sums.stride)
-    plan.launch(programs, *args, C=channels, C_PAD=side)
-    dmix_weight, dmix_bias, dout_weight, dout_bias = sums.totals()
+    args = (grad, near, g, *weights, dg, dfar, *partials.rows, height, width, segments, tiles, partials.stride)
+    launcher.launch(programs, *args, C=channels, C_PAD=side)
+    dmix_weight, dmix_bias, dout_weight, dout_bias = partials.totals()
     del g
 
     ddw7_weight, ddw7_bias = _taps(x, near, dfar, dw7_weight, dw7_bias, DILATION.value)
@@ -266,43 +266,43 @@ def backward(
     del a, dnear
 
     dx = torch.empty_like(x)
-    plan = Plan(_dilated_gate_in_bwd_kernel, x, channels=side)
+    launcher = KernelLauncher(_dilated_gate_in_bwd_kernel, x, channels=side)
     pixels = batch * height * width
-    tiles = triton.cdiv(pixels, plan.blocks["BLOCK_W"])
-    programs = plan.programs(tiles)
-    sums = Sums(programs, in_weight, in_bias)
-    args = (grad, x, da, dg, in_weight.contiguous(), dx, *sums.rows, pixels, tiles, sums.stride)
-    plan.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
+    tiles = triton.cdiv(pixels, launcher.blocks["BLOCK_W"])
+    programs = launcher.programs(tiles)
+    partials = PartialGradients(programs, in_weight, in_bias)
+    args = (grad, x, da, dg, in_weight.contiguous(), dx, *partials.rows, pixels, tiles, partials.stride)
+    launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
     depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
-    return dx, *sums.totals(), *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
+    return dx, *partials.totals(), *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
 
 
 def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> tuple[Tensor, ...]:
     """The gradients of the weight and bias of a depthwise convolution of `source`, from dy, that of its result."""
     batch, channels, height, width = x.shape
     size, side = weight.shape[0], padded(channels)
-    plan = Plan(_dilated_gate_taps_bwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_dilated_gate_taps_bwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
-    programs = triton.cdiv(plan.programs(tiles), size)
-    sums = Sums(programs, weight, bias)
-    plan.launch(
+    programs = triton.cdiv(launcher.programs(tiles), size)
+    partials = PartialGradients(programs, weight, bias)
+    launcher.launch(
         size * programs,
         source,
         dy,
-        *sums.rows,
+        *partials.rows,
         height,
         width,
         segments,
         tiles,
-        sums.stride,
+        partials.stride,
         C=channels,
         C_PAD=side,
         SIZE=size,
         SIZE_PAD=triton.next_power_of_2(size),
         DILATION=dilation,
     )
-    return sums.totals()
+    return partials.totals()
 
 
 LOOPS = {

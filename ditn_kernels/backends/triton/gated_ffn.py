@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
-    anew,
     dot,
     dot_by_slices,
     gelu,
     multiply_add,
     normalize,
+    opaque,
     rounded,
     zeros_of_sum,
 )
@@ -76,7 +76,7 @@ def feed_forward(
     """
     dtype: tl.constexpr = u.dtype
     PIXELS: tl.constexpr = TILE_H * TILE_W
-    # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
+    # PartialGradients of nine terms: two float16 values are added in one instruction, other dtypes in float32.
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     C_PAD: tl.constexpr = u.shape[1]
     IS_PATCH: tl.constexpr = u.shape[0] == PIXELS
@@ -181,7 +181,7 @@ def _gated_ffn_fwd_kernel(
         left = tile % columns * TILE_W
         image = tile // columns // rows
         corner = ((image.to(tl.int64) * H + top) * W + left) * C
-        width = anew(W) if IS_LARGE else W
+        width = opaque(W) if IS_LARGE else W
         y = top + region_y
         x = left + region_x
         shown = stored & (y >= 0) & (y < H) & (x >= 0) & (x < W)
@@ -217,7 +217,7 @@ def _gated_ffn_fwd_kernel(
             PRECISION,
         )
         pixel = tl.arange(0, TILE_H * TILE_W)
-        pixel = anew(pixel) if IS_LARGE else pixel
+        pixel = opaque(pixel) if IS_LARGE else pixel
         pixel_y = pixel // TILE_W
         pixel_x = pixel % TILE_W
         inside = (channel < C)[None, :]
@@ -257,13 +257,15 @@ def forward(
         "NORM": norm,
     }
     integers = sizes(batch, height, width, constants)
-    plan = Plan(_gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size if is_patch else 0)
-    programs = plan.programs(integers[-1])
-    size, inner = plan.blocks["SLICE"], plan.blocks["INNER"]
+    launcher = KernelLauncher(
+        _gated_ffn_fwd_kernel, x, channels=padded(channels), patch_size=patch_size if is_patch else 0
+    )
+    programs = launcher.programs(integers[-1])
+    size, inner = launcher.blocks["SLICE"], launcher.blocks["INNER"]
     tile = constants["REGION"] * padded(channels) if inner else 0
     scratch = x.new_empty(programs * ((tile_height + 2) * (tile_width + 2) * 2 * size + tile))
     weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
-    plan.launch(
+    launcher.launch(
         programs,
         x,
         *weights,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -25,11 +25,11 @@ from ditn_kernels.backends.triton._math import (
     multiply_add,
     normalize,
     normalize_backward,
-    renewed,
+    plus_opaque_zero,
     rounded,
     zeros_of_sum,
 )
-from ditn_kernels.backends.triton._partial_gradients import Sums, add, add_vector
+from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_vector
 
 CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (16, 32, 64, 128)}}
 # Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.
@@ -52,7 +52,7 @@ def region(
     of them are on the map, and which of these are the region's own."""
     first = block * BLOCK
     if dtype == tl.float32:
-        first = renewed(first)
+        first = plus_opaque_zero(first)
     pixel = first + tl.arange(0, BLOCK)
     y = pixel // SIDE - HALO
     x = pixel % SIDE - HALO
@@ -72,7 +72,7 @@ def of_both_halves(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.c
     """A slice of W_in's columns, as many of the gate's as of the value's: their numbers, which of them exist, the
     offsets of the weights in them, and which of these exist."""
     both = tl.arange(0, 2 * SLICE)
-    e = renewed(first) + both % SLICE
+    e = plus_opaque_zero(first) + both % SLICE
     exists = e < E
     e += both // SLICE * E
     return e, exists, channel[:, None] * (2 * E) + e[None, :], (channel < C)[:, None] & exists[None, :]
@@ -81,7 +81,7 @@ def of_both_halves(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.c
 @triton.jit
 def of_out(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.constexpr):
     """The same of a slice of W_out's rows, [C_PAD, SLICE] too."""
-    e = renewed(first) + tl.arange(0, SLICE)
+    e = plus_opaque_zero(first) + tl.arange(0, SLICE)
     exists = e < E
     return e, exists, e[None, :] * C + channel[:, None], (channel < C)[:, None] & exists[None, :]
 
@@ -128,7 +128,7 @@ def _gated_ffn_bwd_kernel(
     """
     tl.static_assert(SIDE * SIDE % BLOCK == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # Sums of nine terms: two float16 values are added in one instruction, other dtypes in float32.
+    # PartialGradients of nine terms: two float16 values are added in one instruction, other dtypes in float32.
     sum_dtype: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
     PIXELS: tl.constexpr = SIDE * SIDE
     TILE: tl.constexpr = SIDE - 2 * HALO
@@ -202,7 +202,7 @@ def _gated_ffn_bwd_kernel(
 
             whole, _whole_place, _whole_shown, whole_own = region(0, top, left, H, W, SIDE, HALO, PIXELS, dtype)
             whole_slots = (slot(whole, SIDE) * WIDTH)[:, None] + both[None, :]
-            for number in tl.range(renewed(9), num_stages=1, disable_licm=True):
+            for number in tl.range(plus_opaque_zero(9), num_stages=1, disable_licm=True):
                 in_e, in_exists, in_offset, in_inside = of_both_halves(first, channel, C, E, SLICE)
                 neighbour = ((number // 3 - 1) * LINE + number % 3 - 1) * WIDTH
                 dmixed = tl.load(dmixed_ptr + whole_slots, whole_own[:, None], 0.0).to(tl.float32)  # [PIXELS, WIDTH]
@@ -270,21 +270,21 @@ def backward(
     side, halo = (patch_size, 0) if patch_size else (MAP_SIDE, MAP_HALO)
     rows, columns = triton.cdiv(height, side - 2 * halo), triton.cdiv(width, side - 2 * halo)
     tiles = batch * rows * columns
-    plan = Plan(_gated_ffn_bwd_kernel, x, channels=padded(channels), patch_size=patch_size)
-    programs = plan.programs(tiles)
-    sums = Sums(programs, in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias)
+    launcher = KernelLauncher(_gated_ffn_bwd_kernel, x, channels=padded(channels), patch_size=patch_size)
+    programs = launcher.programs(tiles)
+    partials = PartialGradients(programs, in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias)
     # Zeros, because the border is never written.
-    per_program = 2 * (side + 2) ** 2 * 2 * plan.blocks["SLICE"] + 2 * side**2 * padded(channels)
+    per_program = 2 * (side + 2) ** 2 * 2 * launcher.blocks["SLICE"] + 2 * side**2 * padded(channels)
     scratch = x.new_zeros(programs * per_program)
     du = x.new_empty(programs * side**2 * padded(channels), dtype=torch.float32)
-    blocks = side**2 // plan.blocks["BLOCK"]
-    plan.launch(
+    blocks = side**2 // launcher.blocks["BLOCK"]
+    launcher.launch(
         programs,
         grad,
         x,
         *(w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight)),
         dx,
-        *sums.rows,
+        *partials.rows,
         scratch,
         du,
         height,
@@ -293,7 +293,7 @@ def backward(
         columns,
         tiles,
         blocks,
-        sums.stride,
+        partials.stride,
         C=channels,
         C_PAD=padded(channels),
         E=hidden,
@@ -301,7 +301,7 @@ def backward(
         HALO=halo,
         NORM=norm,
     )
-    return dx, *sums.totals()
+    return dx, *partials.totals()
 
 
 def _loops(given: Mapping[str, Any]) -> Loops:

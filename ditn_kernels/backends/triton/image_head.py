@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, empty_map, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_vector, rounded
 
@@ -174,9 +174,9 @@ def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, inputs, height, width = image.shape
     channels = weight.shape[3]
     y = empty_map(image, channels, height, width)
-    plan = Plan(_image_head_fwd_kernel, image, inputs=padded(inputs), channels=padded(channels))
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    plan.launch(
+    launcher = KernelLauncher(_image_head_fwd_kernel, image, inputs=padded(inputs), channels=padded(channels))
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    launcher.launch(
         batch * height * segments,
         image,
         weight.contiguous(),

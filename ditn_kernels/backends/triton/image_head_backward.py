@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import column_sums, dot
-from ditn_kernels.backends.triton._partial_gradients import Sums
+from ditn_kernels.backends.triton._partial_gradients import PartialGradients
 from ditn_kernels.backends.triton.image_tail import shuffled
 
 CANDIDATES = image_head.CANDIDATES | {"image_head_taps_bwd": {"BLOCK_W": (16, 32, 64, 128)}}
@@ -71,10 +71,10 @@ def _image_head_taps_bwd_kernel(
         values = tl.load(corner + map_offset, inside[:, None] & (n < N)[None, :], 0.0)  # [BLOCK_W, N_PAD]
         dweight = dot(tl.trans(values), dy, dweight, PRECISION)
         dbias += column_sums(dy.to(tl.float32))
-    sums = program.to(tl.int64) * stride
+    own_row = program.to(tl.int64) * stride
     inside = (n < N)[:, None] & (lane < D)[None, :]
-    tl.store(dweight_ptr + sums + (tap * N + n[:, None]) * D + lane[None, :], dweight, inside)
-    tl.store(dbias_ptr + sums + lane, dbias, (lane < D) & (tap == 0))
+    tl.store(dweight_ptr + own_row + (tap * N + n[:, None]) * D + lane[None, :], dweight, inside)
+    tl.store(dbias_ptr + own_row + lane, dbias, (lane < D) & (tap == 0))
 
 
 def backward(grad: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -96,29 +96,29 @@ def of_weights(source: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, upsca
     pixel_shuffle(conv3x3(source))."""
     batch, inputs, height, width = source.shape
     channels = weight.shape[3]
-    plan = Plan(_image_head_taps_bwd_kernel, source, inputs=padded(inputs), channels=padded(channels))
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_image_head_taps_bwd_kernel, source, inputs=padded(inputs), channels=padded(channels))
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
-    programs = triton.cdiv(plan.programs(tiles), TAPS.value)
-    sums = Sums(programs, weight, bias)
-    plan.launch(
+    programs = triton.cdiv(launcher.programs(tiles), TAPS.value)
+    partials = PartialGradients(programs, weight, bias)
+    launcher.launch(
         TAPS.value * programs,
         source,
         dense(grad),
-        *sums.rows,
+        *partials.rows,
         *source.stride(),
         height,
         width,
         segments,
         tiles,
-        sums.stride,
+        partials.stride,
         N=inputs,
         N_PAD=padded(inputs),
         OUTPUTS=channels // upscale**2,
         UPSCALE=upscale,
         D_PAD=padded(channels),
     )
-    return sums.totals()
+    return partials.totals()
 
 
 LOOPS = {"image_head_taps_bwd": lambda given: Loops(TAPS.value * given["tiles"])}

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
 from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 
@@ -127,9 +127,9 @@ def forward(
     deep = body(x, skip, body_weight, body_bias)
     y = empty_map(x, outputs, height * upscale, width * upscale)
     side = padded(up_weight.shape[3])
-    plan = Plan(_image_tail_up_fwd_kernel, x, channels=padded(channels), outputs=side)
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    plan.launch(
+    launcher = KernelLauncher(_image_tail_up_fwd_kernel, x, channels=padded(channels), outputs=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    launcher.launch(
         batch * height * segments,
         deep,
         in_order(up_weight, upscale**2),
@@ -152,10 +152,10 @@ def body(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     x, skip = dense(x), dense(skip)
     deep = torch.empty_like(x)
-    plan = Plan(_image_tail_body_fwd_kernel, x, channels=padded(channels))
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
+    launcher = KernelLauncher(_image_tail_body_fwd_kernel, x, channels=padded(channels))
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     args = (x, skip, weight.contiguous(), bias.contiguous(), deep, height, width, segments)
-    plan.launch(batch * height * segments, *args, C=channels, C_PAD=padded(channels))
+    launcher.launch(batch * height * segments, *args, C=channels, C_PAD=padded(channels))
     return deep
 
 

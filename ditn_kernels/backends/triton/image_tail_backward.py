@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head_backward, image_tail
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._math import rounded
 from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton.image_head_backward import reversed_weight
@@ -88,9 +88,9 @@ def backward(
     up_weight = in_order(up_weight, upscale**2)
 
     ddeep = torch.empty_like(x)
-    plan = Plan(_image_tail_up_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
-    segments = triton.cdiv(width, plan.blocks["BLOCK_W"])
-    plan.launch(
+    launcher = KernelLauncher(_image_tail_up_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    launcher.launch(
         batch * height * segments,
         grad,
         reversed_weight(up_weight).contiguous(),

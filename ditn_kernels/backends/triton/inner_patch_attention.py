@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import dot, dot_by_slices, load_square, load_vector, normalize, rounded
 
@@ -295,12 +295,12 @@ def forward(
     y = torch.empty_like(x)
     constants = {"C": channels, "C_PAD": side, "PATCH": patch_size, "NORM": norm}
     integers = sizes(batch, height, width, constants)
-    plan = Plan(_inner_patch_attention_fwd_kernel, x, channels=side, patch_size=patch_size)
-    programs = plan.programs(integers[-1])
-    block, size = plan.blocks["BLOCK_T"], plan.blocks["SLICE"]
+    launcher = KernelLauncher(_inner_patch_attention_fwd_kernel, x, channels=side, patch_size=patch_size)
+    programs = launcher.programs(integers[-1])
+    block, size = launcher.blocks["BLOCK_T"], launcher.blocks["SLICE"]
     scratch = x.new_empty(programs * (3 * pixels + side + block) * side if size else 0)
     weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
-    plan.launch(programs, x, *weights, *integers, y, scratch, **constants)
+    launcher.launch(programs, x, *weights, *integers, y, scratch, **constants)
     return y
 
 

@@ -19,21 +19,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
-    anew,
     column_sums,
     dot,
+    layout_barrier,
     load_square,
     load_vector,
     normalize,
     normalize_backward,
-    renewed,
+    opaque,
+    plus_opaque_zero,
     rounded,
-    settled,
 )
-from ditn_kernels.backends.triton._partial_gradients import Sums, add, add_matrix, add_vector
+from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_matrix, add_vector
 from ditn_kernels.backends.triton.inner_patch_attention import (
     NORMALIZE_EPS,
     load_projection,
@@ -89,7 +89,7 @@ def _inner_patch_attention_weights_bwd_kernel(
         for block in range(BLOCKS):
             first = corner + block * (BLOCK_T // PATCH) * W * C
             x = tl.load(x_ptr + first + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-            u = settled(normalize(x, channel, C, NORM))
+            u = layout_barrier(normalize(x, channel, C, NORM))
             q = project(u, load_square(qkv_weight_ptr, 3 * C, channel, C), q_bias, PRECISION)  # [C_PAD, BLOCK_T]
             q_squares += tl.sum(q * q, 1)
             k = project(u, load_square(qkv_weight_ptr + C, 3 * C, channel, C), k_bias, PRECISION)
@@ -167,24 +167,24 @@ def _inner_patch_attention_scores_bwd_kernel(
 
         product = tl.zeros((C_PAD, C_PAD), tl.float32)
         for block in range(BLOCKS):
-            here = renewed(channel) if IS_WIDE else channel
-            offset = (renewed(line) if IS_WIDE else line)[:, None] + channel[None, :]
+            here = plus_opaque_zero(channel) if IS_WIDE else channel
+            offset = (plus_opaque_zero(line) if IS_WIDE else line)[:, None] + channel[None, :]
             first = corner + block * (BLOCK_T // PATCH) * W * C
             x = tl.load(x_ptr + first + offset, inside, 0.0)
-            u = settled(normalize(x, channel, C, NORM))
+            u = layout_barrier(normalize(x, channel, C, NORM))
             v_weight, v_bias = load_projection(qkv_weight_ptr + 2 * C, qkv_bias_ptr + 2 * C, 3 * C, here, C)
             v = rounded(project(u, v_weight, v_bias, PRECISION), dtype)  # [C_PAD, BLOCK_T]
             grad = tl.load(grad_ptr + first + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
             add_vector(dout_bias_ptr + row, column_sums(grad.to(tl.float32)), here, C)
             product = dot(v, grad, product, PRECISION)
             tl.debug_barrier()
-        here = renewed(channel) if IS_WIDE else channel
+        here = plus_opaque_zero(channel) if IS_WIDE else channel
         tl.store(scratch_ptr + here[:, None] * C_PAD + here[None, :], rounded(product, dtype))
         tl.debug_barrier()
 
         along_rows = tl.zeros((C_PAD,), tl.float32)
         for first in range(0, C_PAD, COLUMNS):
-            here = renewed(channel) if IS_WIDE else channel
+            here = plus_opaque_zero(channel) if IS_WIDE else channel
             column = first + lane
             weights = tl.trans(tl.load(matrices + 2 * C_PAD * C_PAD + here[:, None] * C_PAD + here[None, :]))
             part = tl.load(scratch_ptr + here[:, None] * C_PAD + column[None, :])  # [C_PAD, COLUMNS]
@@ -197,7 +197,7 @@ def _inner_patch_attention_scores_bwd_kernel(
 
         q_along = tl.zeros((C_PAD,), tl.float32)
         for first in range(0, C_PAD, COLUMNS):
-            here = renewed(channel) if IS_WIDE else channel
+            here = plus_opaque_zero(channel) if IS_WIDE else channel
             column = first + lane
             part = tl.load(scratch_ptr + column[:, None] * C_PAD + here[None, :])  # [COLUMNS, C_PAD]
             dweights = dot(load_square(out_weight_ptr, C, here, C), tl.trans(part), zero, PRECISION)
@@ -275,16 +275,16 @@ def _inner_patch_attention_qkv_bwd_kernel(
         vectors = vectors_ptr + tl.cast(patch, tl.int64) * (6 * C_PAD) + channel
 
         x = tl.load(x_ptr + corner + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-        weight_ptr = renewed(qkv_weight_ptr)
-        own_row = renewed(row)
-        u = settled(normalize(x, channel, C, NORM))
+        weight_ptr = plus_opaque_zero(qkv_weight_ptr)
+        own_row = plus_opaque_zero(row)
+        u = layout_barrier(normalize(x, channel, C, NORM))
         tl.store(u_ptrs, u)
         for which in tl.static_range(2):
             weight, bias = load_projection(weight_ptr + which * C, qkv_bias_ptr + which * C, 3 * C, channel, C)
             unit = project(u, weight, bias, PRECISION) * tl.load(vectors + which * C_PAD)[:, None]
             tl.store(tile_ptrs + which * TILE, rounded(unit, dtype))
         grad = tl.load(grad_ptr + corner + offset, inside, 0.0)  # [BLOCK_T, C_PAD]
-        dattended = dot(load_square(renewed(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
+        dattended = dot(load_square(plus_opaque_zero(out_weight_ptr), C, channel, C), tl.trans(grad), zero, PRECISION)
         tl.store(tile_ptrs + 2 * TILE, rounded(dattended, dtype))
         tl.debug_barrier()
 
@@ -303,12 +303,12 @@ def _inner_patch_attention_qkv_bwd_kernel(
                 dweight = dot(tl.trans(tl.load(u_ptrs)), tl.trans(dy), tl.zeros((C_PAD, C_PAD), tl.float32), PRECISION)
                 add_matrix(dqkv_weight_ptr + own_row + part * C, dweight, channel, channel, 3 * C, C, C)
         # Read once more, from addresses computed once more: kept, they would take registers that are short.
-        here = anew(pixel)
-        offset_anew = ((here // PATCH * W + here % PATCH) * C)[:, None] + channel[None, :]
-        x = tl.load(x_ptr + corner + offset_anew, inside, 0.0)
-        grad = tl.load(grad_ptr + corner + offset_anew, inside, 0.0).to(tl.float32)
+        here = opaque(pixel)
+        offset_again = ((here // PATCH * W + here % PATCH) * C)[:, None] + channel[None, :]
+        x = tl.load(x_ptr + corner + offset_again, inside, 0.0)
+        grad = tl.load(grad_ptr + corner + offset_again, inside, 0.0).to(tl.float32)
         dx = grad + normalize_backward(tl.trans(du), x, tl.load(u_ptrs), channel, C, NORM)
-        tl.store(dx_ptr + corner + offset_anew, rounded(dx, dtype), inside)
+        tl.store(dx_ptr + corner + offset_again, rounded(dx, dtype), inside)
         tl.debug_barrier()
 
 
@@ -335,26 +335,26 @@ def backward(
     constants = {"C": channels, "C_PAD": side, "PATCH": patch_size, "NORM": norm}
 
     between = (matrices, vectors)
-    plan = Plan(_inner_patch_attention_weights_bwd_kernel, x, channels=side, patch_size=patch_size)
+    launcher = KernelLauncher(_inner_patch_attention_weights_bwd_kernel, x, channels=side, patch_size=patch_size)
     args: tuple[Any, ...] = (x, qkv_weight, qkv_bias, temperature, *between, width, columns, patches)
-    plan.launch(plan.programs(patches), *args, **constants)
+    launcher.launch(launcher.programs(patches), *args, **constants)
 
-    plan = Plan(_inner_patch_attention_scores_bwd_kernel, x, channels=side, patch_size=patch_size)
-    programs = plan.programs(patches)
-    out_sums = Sums(programs, temperature, out_weight, out_bias)
-    args = (grad, x, qkv_weight, qkv_bias, temperature, out_weight, *between, *out_sums.rows)
-    args += (x.new_empty(programs, side, side), width, columns, patches, out_sums.stride)
-    plan.launch(programs, *args, **constants)
+    launcher = KernelLauncher(_inner_patch_attention_scores_bwd_kernel, x, channels=side, patch_size=patch_size)
+    programs = launcher.programs(patches)
+    out_partials = PartialGradients(programs, temperature, out_weight, out_bias)
+    args = (grad, x, qkv_weight, qkv_bias, temperature, out_weight, *between, *out_partials.rows)
+    args += (x.new_empty(programs, side, side), width, columns, patches, out_partials.stride)
+    launcher.launch(programs, *args, **constants)
 
-    plan = Plan(_inner_patch_attention_qkv_bwd_kernel, x, channels=side, patch_size=patch_size)
-    blocks = patches * (patch_size**2 // plan.blocks["BLOCK_T"])
-    programs = plan.programs(blocks)
-    qkv_sums = Sums(programs, qkv_weight, qkv_bias)
-    scratch = x.new_empty(programs, 4 * side * plan.blocks["BLOCK_T"])
-    args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_sums.rows, scratch)
-    args += (width, columns, blocks, qkv_sums.stride)
-    plan.launch(programs, *args, **constants)
-    return dx, *qkv_sums.totals(), *out_sums.totals()
+    launcher = KernelLauncher(_inner_patch_attention_qkv_bwd_kernel, x, channels=side, patch_size=patch_size)
+    blocks = patches * (patch_size**2 // launcher.blocks["BLOCK_T"])
+    programs = launcher.programs(blocks)
+    qkv_partials = PartialGradients(programs, qkv_weight, qkv_bias)
+    scratch = x.new_empty(programs, 4 * side * launcher.blocks["BLOCK_T"])
+    args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_partials.rows, scratch)
+    args += (width, columns, blocks, qkv_partials.stride)
+    launcher.launch(programs, *args, **constants)
+    return dx, *qkv_partials.totals(), *out_partials.totals()
 
 
 def _blocks(given: Mapping[str, Any]) -> int:

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
-from ditn_kernels.backends.triton._math import anew, dot, load_square, load_vector, normalize, rounded
+from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
 from ditn_kernels.backends.triton.gated_ffn import clear_border, feed_forward
 from ditn_kernels.backends.triton.inner_patch_attention import attend, project, softmax_of_cosines
 
@@ -106,7 +106,7 @@ def _inner_patch_stage_fwd_kernel(
                 PRECISION,
             )
             x = rounded(x.to(tl.float32) + change, dtype)
-        here = anew(pixel)
+        here = opaque(pixel)
         offset = corner + (((here // PATCH) * W + here % PATCH) * C)[:, None] + channel[None, :]
         tl.store(y_ptr + offset, x, inside)
 
@@ -135,10 +135,10 @@ def forward(
     y = torch.empty_like(x)
     columns = width // patch_size
     patches = batch * (height // patch_size) * columns
-    plan = Plan(_inner_patch_stage_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
-    programs = plan.programs(patches)
-    scratch = x.new_empty(programs * (patch_size + 2) ** 2 * 2 * plan.blocks["SLICE"])
-    plan.launch(
+    launcher = KernelLauncher(_inner_patch_stage_fwd_kernel, x, channels=padded(channels), patch_size=patch_size)
+    programs = launcher.programs(patches)
+    scratch = x.new_empty(programs * (patch_size + 2) ** 2 * 2 * launcher.blocks["SLICE"])
+    launcher.launch(
         programs,
         x,
         *(weight.contiguous() for weight in (*attention, *ffn)),

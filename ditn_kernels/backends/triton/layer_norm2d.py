@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._math import load_vector, rounded, standardized
 
 CANDIDATES = {"layer_norm2d_fwd": {"BLOCK": (16, 32, 64, 128)}}
@@ -46,7 +46,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     x = dense(x)
     y = torch.empty_like(x)
     pixels = batch * height * width
-    plan = Plan(_layer_norm2d_fwd_kernel, x, channels=padded(channels))
+    launcher = KernelLauncher(_layer_norm2d_fwd_kernel, x, channels=padded(channels))
     args = (x, weight.contiguous(), bias.contiguous(), y, eps, pixels)
-    plan.launch(triton.cdiv(pixels, plan.blocks["BLOCK"]), *args, C=channels, C_PAD=padded(channels))
+    launcher.launch(triton.cdiv(pixels, launcher.blocks["BLOCK"]), *args, C=channels, C_PAD=padded(channels))
     return y

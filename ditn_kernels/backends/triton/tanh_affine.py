@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import dot, load_vector, rounded, tanh
 
 CANDIDATES = {"tanh_affine_fwd": {"BLOCK": (32, 64, 128)}}
@@ -50,9 +50,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     outputs = weight.shape[1]
     y = empty_map(x, outputs, height, width)
     pixels = batch * height * width
-    plan = Plan(_tanh_affine_fwd_kernel, x, channels=padded(max(channels, outputs)))
-    plan.launch(
-        triton.cdiv(pixels, plan.blocks["BLOCK"]),
+    launcher = KernelLauncher(_tanh_affine_fwd_kernel, x, channels=padded(max(channels, outputs)))
+    launcher.launch(
+        triton.cdiv(pixels, launcher.blocks["BLOCK"]),
         dense(x),
         weight.contiguous(),
         bias.contiguous(),

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import Plan, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
-from ditn_kernels.backends.triton._math import column_sums, dot, normalize, normalize_backward, rounded, settled
-from ditn_kernels.backends.triton._partial_gradients import Sums, add_matrix, add_vector
+from ditn_kernels.backends.triton._math import column_sums, dot, layout_barrier, normalize, normalize_backward, rounded
+from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def _tanh_affine_bwd_kernel(
         grad = tl.load(grad_ptr + pixel[:, None] * D + output[None, :], shown & (output < D)[None, :], 0.0)
         offset = pixel[:, None] * C + channel[None, :]
         x = tl.load(x_ptr + offset, shown & (channel < C)[None, :], 0.0)  # [BLOCK_N, C_PAD]
-        u = settled(normalize(x, channel, C, "tanh"))
+        u = layout_barrier(normalize(x, channel, C, "tanh"))
         # Read anew for every block: kept, it would take registers that are short.
         weight = tl.load(weight_ptr + channel[:, None] * D + output[None, :], inside, 0.0)  # [C_PAD, D_PAD]
         if dtype == tl.float32:
@@ -67,27 +67,27 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Ten
     channels, outputs = weight.shape
     grad, x = dense(grad), dense(x)
     dx = torch.empty_like(x)
-    plan = Plan(_tanh_affine_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
+    launcher = KernelLauncher(_tanh_affine_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
     pixels = x.numel() // channels
-    blocks = triton.cdiv(pixels, plan.blocks["BLOCK_N"])
-    programs = plan.programs(blocks)
-    sums = Sums(programs, weight, bias)
-    plan.launch(
+    blocks = triton.cdiv(pixels, launcher.blocks["BLOCK_N"])
+    programs = launcher.programs(blocks)
+    partials = PartialGradients(programs, weight, bias)
+    launcher.launch(
         programs,
         grad,
         x,
         weight.contiguous(),
         dx,
-        *sums.rows,
+        *partials.rows,
         pixels,
         blocks,
-        sums.stride,
+        partials.stride,
         C=channels,
         C_PAD=padded(channels),
         D=outputs,
         D_PAD=padded(outputs),
     )
-    return dx, *sums.totals()
+    return dx, *partials.totals()
 
 
 LOOPS = {"tanh_affine_bwd": lambda given: Loops(given["blocks"])}
