@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recorded launch, compiled for a chip that need not be here."""
+"""Compiles a recorded launch for a chip that need not be present."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _THREADS_PER_WARP = 32
 
 @dataclass(frozen=True)
 class Ptx:
-    """A kernel for every size of map. It is launched in blocks of `threads` with `shared` bytes of dynamic shared
-    memory, and takes the launch's arguments and no others."""
+    """A kernel for maps of any size. It is launched in blocks of `threads` threads with `shared` bytes of dynamic
+    shared memory, and takes exactly the launch's arguments."""
 
     name: str
     text: str
@@ -31,7 +31,7 @@ class Ptx:
 
 
 def compiled(launch: Launch, capability: int, *, any_size: bool = False) -> Any:
-    """What Triton makes of the launch for a chip (90 for sm_90). The code is special, as that of a launch would be, for
+    """What Triton compiles the launch to for a chip (90 for sm_90). As in a real launch, the code is specialised for
     integers that are 1 or multiples of 16, unless it is for `any_size`."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
     target = GPUTarget("cuda", capability, 32)
@@ -59,9 +59,9 @@ def source(launch: Launch, *, any_size: bool = False) -> Any:
 
 
 def ptx(launch: Launch, capability: int) -> Ptx:
-    """Raises RuntimeError for a kernel whose code relies on memory that Triton's own launcher would bring."""
+    """The launch as PTX. Raises RuntimeError for a kernel that needs memory which Triton's own launcher allocates."""
     with triton.knobs.compilation.scope():
-        # Lines of the source would be there under the path that it has on this machine.
+        # Line information would contain this machine's path of the source.
         triton.knobs.compilation.disable_line_info = True
         found = compiled(launch, capability, any_size=True)
     name = found.metadata.name
@@ -70,7 +70,7 @@ def ptx(launch: Launch, capability: int) -> Ptx:
 
 
 def _without_scratch(text: str, name: str, count: int) -> str:
-    """Without the parameters behind the first `count`: Triton appends two pointers to scratch memory, which these
+    """The PTX with its first `count` parameters only: Triton appends two pointers to scratch memory, which these
     kernels do not use."""
     entry = re.compile(rf"(\.entry {re.escape(name)}\()(.*?)(\n\))(.*)", re.DOTALL).search(text)
     if entry is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what a first call waits for: which Triton kernels were compiled, and how long it took."""
+"""Says what a first call waits for: which Triton kernels were compiled, and how long that took."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _log = logging.getLogger("ditn_kernels")
 
 @dataclass(frozen=True)
 class Compilation:
-    """A kernel that this process compiled, or (`cached`) found on disk, where an earlier one had left it."""
+    """A kernel that this process compiled or, if `cached`, found on disk, where an earlier process had left it."""
 
     kernel: str
     seconds: float
     cached: bool
 
 
-# Those of this process, in order.
+# This process's, in order.
 compilations: list[Compilation] = []
 
 
 def listen() -> None:
-    """Hear from Triton about compilations from now on. A listener that was there goes on hearing of them."""
+    """Have Triton report compilations from now on. A listener that was set before is called as well."""
     import triton
 
     before = triton.knobs.compilation.listener
@@ -44,7 +44,7 @@ def _note(compilation: Compilation) -> None:
     first = all(earlier.cached for earlier in compilations)
     compilations.append(compilation)
     if not compilation.cached:
-        # A warning, which is seen where logging was never set up: a first call that hangs for a minute is a riddle.
+        # A warning, because it shows without any logging set up: nobody can tell why a first call takes a minute.
         _log.warning(
             "compiled the Triton kernel %s in %.1f s%s",
             compilation.kernel,

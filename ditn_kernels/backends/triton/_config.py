@@ -49,9 +49,9 @@ def lookup(kernel: str, *, capability: int, dtype: str, shape: Mapping[str, int]
 
 
 def nearest(rows: Iterable[Row], *, capability: int, dtype: str, shape: Mapping[str, int]) -> Row:
-    """The nearest line: first the shape, which says what blocks there can be at all, then the dtype, then the chip. A
-    shape that is larger than a line's in any axis is further from it than any that fits, since what fits the registers
-    there may not here; of the chips the newest that is not newer than this one is nearest."""
+    """The nearest line: first by shape, which decides what blocks are possible at all, then by dtype, then by chip. A
+    line for a shape that is smaller in any axis is further away than all others, since what fits the registers there
+    may not fit here. Of the chips the newest that is not newer than this one is nearest."""
 
     def distance(row: Row) -> tuple[Any, ...]:
         larger = sum(shape[axis] > size for axis, size in row.shape.items())

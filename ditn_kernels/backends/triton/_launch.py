@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way from an operator's arguments to a kernel launch: layout, configuration, device."""
+"""From an operator's arguments to a kernel launch: layout, configuration, device."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ _configs: ContextVar[Mapping[str, Config]] = ContextVar("ditn_triton_configs", d
 
 @contextmanager
 def recording(capability: int) -> Iterator[list[Launch]]:
-    """Inside, a `forward` or `backward` of tensors on the "meta" device launches nothing: the launches are listed as a
-    chip of this capability (90 for sm_90) would get them."""
+    """Inside, a `forward` or `backward` of tensors on the "meta" device launches nothing. Its launches are appended to
+    a list, as for a chip of this capability (90 for sm_90)."""
     launches: list[Launch] = []
     token = _recorder.set(_Recorder(capability, launches))
     try:
@@ -63,7 +63,7 @@ def recording(capability: int) -> Iterator[list[Launch]]:
 
 @contextmanager
 def configured(configs: Mapping[str, Config]) -> Iterator[None]:
-    """Inside, these configurations, by the kernel's name, come before those of the tables."""
+    """Inside, these configurations, by the kernel's name, take precedence over the tables'."""
     token = _configs.set(configs)
     try:
         yield
@@ -144,10 +144,10 @@ def _processors(device: torch.device) -> int:
 
 
 def precision(capability: int, *, gradient: bool) -> str:
-    """How float32 factors are multiplied: exactly, or as the products of TF32 parts (`_math.dot`).
+    """How float32 factors are multiplied: exactly, or as products of TF32 parts (`_math.dot`).
 
-    Plain TF32 is for a user who has allowed it, by PyTorch's new setting or by its old one, which raises an error when
-    it is read after the new one was written.
+    Plain TF32 is used where the user has allowed it. Only PyTorch's new setting is read: it also shows what was set by
+    the old one, whose reading raises an error once the new one was written.
     """
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device functions that several kernels share.
 
-Triton's interpreter, which proves the kernels without a GPU, runs no PTX and does bfloat16 arithmetic wrong:
-INTERPRETED is the one switch for both. What stands behind `not INTERPRETED` has to be proved on a GPU.
+Triton's interpreter, which proves the kernels without a GPU, runs no PTX and computes bfloat16 wrongly: INTERPRETED is
+the one switch for both. What stands behind `not INTERPRETED` has to be proved on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LAYER_NORM_EPS = tl.constexpr(1e-5)
 def rounded(x, dtype: tl.constexpr):
     """x as dtype, to the nearest value, ties to even."""
     if INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter cuts the lower half off: round first. NaN has to stay NaN.
+        # The interpreter truncates: round first. NaN has to stay NaN.
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         up = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
         return tl.where(x == x, up, x.to(tl.float32)).to(tl.bfloat16)
@@ -30,9 +30,9 @@ def rounded(x, dtype: tl.constexpr):
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b, accumulated in float32. PRECISION is about float32 factors: "ieee", "tf32", "tf32x3" or "tf32x4".
 
-    A tensor core cuts what it adds to its accumulator towards zero, so the error of a long sum grows with its length.
-    In "tf32x3" it sums at most 64 products of two values, and such sums are added by rounded additions. A gradient is a
-    sum of what such sums came to; for it there is "tf32x4", which sums 32 products and leaves out none of their parts.
+    A tensor core truncates what it adds to its accumulator, so the error of a long sum grows with its length. In
+    "tf32x3" it sums at most 64 products of two values, and such sums are added with rounding. A gradient is a sum of
+    such results; for it there is "tf32x4", which sums at most 32 products and leaves out none of their parts.
     """
     if a.dtype == tl.float32 and (PRECISION == "tf32x3" or PRECISION == "tf32x4"):
         TERMS: tl.constexpr = 64 if PRECISION == "tf32x3" else 32
@@ -54,8 +54,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot_of_parts(a, b, PRECISION: tl.constexpr):
-    """a b of float32 factors, each as the sum of two TF32 values, in three products or in four. What three leave out
-    are the products of two low parts, 2^-22 of the whole at most."""
+    """a b of float32 factors, each as the sum of two TF32 values, by three products or four. Three leave out the
+    product of the low parts, which is at most 2^-22 of the whole."""
     a_high = nearest_tf32(a)
     b_high = nearest_tf32(b)
     a_low = a - a_high
@@ -70,14 +70,14 @@ def dot_of_parts(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def nearest_tf32(x):
-    """float32 rounded to the 10 bits of mantissa that TF32 keeps. Were it cut, what is left over would have the sign of
-    x, and so the products that are left out that of the result."""
+    """float32 rounded to the 10 bits of mantissa of TF32. Truncated, the remainder would always have the sign of x, and
+    so the products that are left out would always have that of the result."""
     return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def plus(x, y):
-    """x + y of float32. Were it a sum that Triton knows, it would let the tensor core add y's products to x."""
+    """x + y of float32, opaque to Triton, which would otherwise let the tensor core add y's products to x."""
     if INTERPRETED:
         return x + y
     else:
@@ -101,10 +101,10 @@ def dot_by_slices(
     SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + A B for factors in memory which no registers would hold, SLICE columns of A and rows of B at a time.
+    """acc + A B for factors in memory that do not fit the registers, SLICE columns of A and rows of B at a time.
 
-    A's rows are C_PAD values; B's begin `b_stride` values apart, and from C and COLUMNS on its rows and columns count
-    as zero. `depth` is C_PAD at run time: a compiler that knew the number of slices would load them all at once.
+    A's rows are C_PAD values; B's are `b_stride` values apart, and its rows from C on and columns from COLUMNS on count
+    as zero. `depth` is C_PAD at run time: a compiler that knows the number of slices loads them all at once.
     """
     LANES: tl.constexpr = min(SLICE, C_PAD)
     lane = tl.arange(0, LANES)
@@ -131,8 +131,8 @@ def multiply_add(a, b, acc):
 
 @triton.jit
 def opaque(x):
-    """The int32 x, but inside a loop the compiler does not know that it is the same in every round: addresses that
-    follow from it are computed where they are used, and not kept in registers over the loop."""
+    """The int32 x as an opaque value: the compiler does not know that it is the same in every iteration of a loop. So
+    it computes addresses that depend on x where they are used, instead of keeping them in registers across the loop."""
     if INTERPRETED:
         return x
     else:
@@ -141,18 +141,19 @@ def opaque(x):
 
 @triton.jit
 def plus_opaque_zero(x):
-    """As `anew`, of any integers or pointers, in the layout that each use of them has: a sum with an unknown zero."""
+    """As `opaque`, of integers of any width and of pointers: x plus a zero that the compiler does not know. x has the
+    layout of each of its uses."""
     if INTERPRETED:
         return x
     else:
         zero = tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [0], dtype=tl.int32, is_pure=False, pack=1)
-        return x + 16 * zero  # still a multiple of what x was one of
+        return x + 16 * zero  # which keeps what is known of x: that it is a multiple of 16
 
 
 @triton.jit
 def layout_barrier(x):
-    """x, a tile, but if its layout has to change the compiler changes it here. Else it would change that of what x was
-    computed from, and compute x in a layout where several threads hold the same values."""
+    """The tile x. If its layout has to change, the compiler converts it here. Without the barrier it would convert what
+    x is computed from, and compute x in a layout where several threads hold the same values."""
     if INTERPRETED:
         return x
     else:
@@ -162,8 +163,8 @@ def layout_barrier(x):
 
 @triton.jit
 def zeros_of_sum(rows: tl.constexpr, columns: tl.constexpr, dtype: tl.constexpr):
-    """Zeros [rows, columns] to start a sum of loaded tiles with. If Triton knew them for a constant, it would take the
-    change of layout that a following product needs from the sum to each of its terms."""
+    """Zeros [rows, columns] to start a sum of loaded tiles with, opaque to the compiler. From a known constant it would
+    move the layout conversion that a following product needs from the sum to each of its terms."""
     if INTERPRETED:
         return tl.zeros((rows, columns), dtype)
     else:
@@ -273,8 +274,8 @@ def normalize_backward(du, x, u, channel, C: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def column_sums(x):
-    """[columns] of float32 x [rows, columns]. The interpreter adds one row after the other: in two steps, lest the
-    errors of all these additions show, of which a chip makes a tree."""
+    """[columns] of float32 x [rows, columns]. A chip adds them as a tree. The interpreter adds one row after the other,
+    whose rounding errors would grow with the number of rows: so it does it in two steps."""
     if INTERPRETED:
         return tl.sum(tl.sum(tl.reshape(x, (x.shape[0] // 16, 16, x.shape[1])), 1), 0)
     else:

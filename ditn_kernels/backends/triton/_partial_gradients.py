@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of weights: sums over all pixels, with the same bits at every call."""
+"""Gradients of weights: sums over all pixels, with the same bits in every call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class PartialGradients:
-    """A float32 row of memory for each program, in which it adds up what its own tiles contribute to the gradients of
-    the weights: in registers there is no room for that. The rows are added in the end, in an order that does not
-    depend on which program was faster.
+    """The gradients of weights, summed by each program over its own tiles: a float32 row of memory per program, since
+    registers have no room for them. `totals` adds the rows in an order that does not depend on which program was
+    faster.
 
-    `rows` holds, for each weight, its part of all rows: arguments of the kernel, which share the `stride` from one
-    program to the next.
+    `rows` are the kernel's arguments: for each weight its columns of all rows. From one program's row to the next it is
+    `stride` values.
     """
 
     def __init__(self, programs: int, *weights: Tensor) -> None:
@@ -35,8 +35,8 @@ class PartialGradients:
 
 @triton.jit
 def add(pointer, offsets, values, inside):
-    """Add to a program's sums. Another thread may have stored what is added to: between two additions to the same sums
-    there has to be a barrier."""
+    """Add values to a program's row. Another thread may have stored the old values: two additions to the same place
+    need a barrier between them."""
     pointers = pointer + offsets
     tl.store(pointers, tl.load(pointers, inside, 0.0) + values, inside)
 
@@ -49,6 +49,6 @@ def add_vector(pointer, vector, index, SIZE: tl.constexpr):
 
 @triton.jit
 def add_matrix(pointer, matrix, row, column, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """`add` for the first ROWS x COLUMNS values of a matrix, the rows of whose sums are `stride` apart."""
+    """`add` for the first ROWS x COLUMNS values of a matrix, whose rows are `stride` values apart in memory."""
     inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
     add(pointer, row[:, None] * stride + column[None, :], matrix, inside)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's compiler with the assembler of our choice, for our kernels alone.
+"""Triton's compiler with the assembler of our choice, for our kernels only.
 
-Triton takes its ptxas from a knob, which is the whole process's, goes into the environment and is not safe between
-threads; and it remembers that ptxas's version, so that what another one has assembled would be kept under the same key.
-Here the knob stays as it is. A subclass of Triton's backend has the assembler in its key and runs it, and Triton's
-`compile` gets this backend where it calls `make_backend`: a copy of the function, which sees another function of that
-name, while all others call the old one and get Triton's own backend. The PTX is what Triton makes with its own ptxas.
+Triton takes its ptxas from a knob, which holds for the whole process, is written to the environment and is not safe
+between threads. Triton also remembers that ptxas's version, so that what another one assembled would be cached under
+the same key. Here the knob is left alone. A subclass of Triton's backend runs the chosen assembler and has it in its
+cache key. A copy of Triton's `compile` gets this backend where it calls `make_backend`; the original, which everybody
+else calls, still gets Triton's own. The PTX is the same as with Triton's own ptxas.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Backend(nvidia.CUDABackend):  # type: ignore[misc]  # Triton has no types
         self._make_cubin = _seeing(nvidia.CUDABackend.make_cubin, get_ptxas=lambda arch: tool)
 
     def hash(self) -> str:
-        """A part of the key under which Triton keeps a kernel."""
+        """A part of the key under which Triton caches a kernel."""
         return f"{self.assembler.identity}-{self.target.arch}"
 
     def parse_options(self, opts: dict[str, Any]) -> Any:
-        """An assembler that is older than Triton's own takes no newer PTX than it knows."""
+        """An assembler older than Triton's own needs a version of PTX that it knows."""
         own = tuple(map(int, nvidia.get_ptxas(self.target.arch).version.split(".")))
         if self.assembler.version[:2] < own and opts.get("ptx_version") is None:
             opts = opts | {"ptx_version": nvidia.ptx_get_version(_assembler.dotted(self.assembler.version[:2]))}
@@ -74,14 +74,14 @@ compile = _seeing(compiler.compile, make_backend=make_backend)
 
 
 class _DeviceCaches(dict[Any, Any]):
-    """What a kernel holds for each device, our backend among it. Triton makes it at a device's first launch."""
+    """What a kernel keeps for each device, our backend among it. Triton makes it at the first launch on a device."""
 
     def __init__(self, kernel: Any) -> None:
         super().__init__()
         self._kernel = kernel
 
     def __missing__(self, device: Any) -> Any:
-        # Triton also notes its own `compile` in the kernel: in a copy of it, lest another thread takes that one.
+        # Triton also stores its own `compile` in the kernel: let it do so in a copy, so that no other thread uses that.
         twin = copy.copy(self._kernel)
         parts = twin.create_binder()
         vars(self._kernel).update({**vars(twin), "compile": compile, "device_caches": self})
@@ -91,6 +91,6 @@ class _DeviceCaches(dict[Any, Any]):
 
 
 def own(kernel: Any) -> None:
-    """Make a kernel's launches compile it here."""
+    """Make launches of a kernel compile it with `compile` above."""
     if not isinstance(kernel.device_caches, _DeviceCaches):
         kernel.device_caches = _DeviceCaches(kernel)

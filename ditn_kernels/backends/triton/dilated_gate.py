@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dilated_gate in Triton: three kernels, with two maps between them whose frames a fourth one clears.
+"""dilated_gate in Triton: three kernels with two maps between them, whose frames a fourth kernel clears.
 
 The 7x7 with dilation 3 sees 9 pixels to every side, the 5x5 before it 2 more: a tile that computed its surroundings
-for itself would do most of its work for them. So `a` and the result of the 5x5 go to memory, with rows of a power of
-two of channels, which are aligned, and in a frame of zeros, which spares the taps every comparison.
+itself would spend most of its work on them. So `a` and the result of the 5x5 go to memory. Their channels are padded to
+a power of two, so that rows are aligned, and they lie in a frame of zeros, so that taps need no bounds checks.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.c
 
 @triton.jit
 def resident_weight(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
-    """A weight to be kept from one tile to the next, unless products are by slices."""
+    """A weight that stays in registers or shared memory from one tile to the next; 0 if products are by slices."""
     if SLICE:
         return 0
     else:
@@ -87,8 +87,8 @@ def pointwise(
     SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """u W + b of u [BLOCK_W, C_PAD], with the weight that is held, or by slices from memory: of the weight, and of u in
-    the program's scratch tile."""
+    """u W + b of u [BLOCK_W, C_PAD], with the resident weight; or by slices from memory, of the weight and of u, which
+    goes into the program's scratch tile."""
     C_PAD: tl.constexpr = channel.shape[0]
     sums = tl.broadcast_to(bias[None, :], u.shape)
     if SLICE:
@@ -122,7 +122,7 @@ def _dilated_gate_in_fwd_kernel(
 ):
     """a, g = W_in norm(x) + b_in; a into its frame.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth piece of a row.
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of a row.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
@@ -163,8 +163,8 @@ def depthwise_of_two_rows(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
 ):
-    """dw(map) + b [BLOCK_W, C_PAD] for a row and for the row DILATION below it, which share all taps but one row of
-    them on each side. `map_ptr` is the pixel under the very first tap, `stride` the pixels in a row of the map.
+    """dw(map) + b [BLOCK_W, C_PAD] for a row and for the row DILATION below it, which share all rows of taps but one
+    each. `map_ptr` is the pixel under the first tap, `stride` the pixels in a row of the map.
 
     Two float16 values are added in one instruction, so float16 sums stay float16; other dtypes are summed in float32.
     """
@@ -185,14 +185,14 @@ def depthwise_of_two_rows(
                 weight = tl.load(weight_ptrs + ((i - 1) * SIZE + j) * C, channel < C)
                 lower = multiply_add(tap, weight[None, :], lower)
         pointers += stride * (DILATION * C_PAD)
-    # Behind the last channel the weights were anything.
+    # From channel C on the weights were whatever lay there.
     inside = (channel < C)[None, :]
     return tl.where(inside, upper, 0.0), tl.where(inside, lower, 0.0)
 
 
 @triton.jit
 def rows_apart(tile, H, segments, APART: tl.constexpr):
-    """The image, row and segment of a tile that takes this row and the one APART below it, if there is one."""
+    """The image, row and segment of a tile of two rows: this one and the one APART below it, if there is one."""
     line = tile // segments
     lines = tl.cdiv(H, 2 * APART) * APART  # per image
     line_of_image = line % lines
@@ -307,7 +307,7 @@ def _dilated_gate_out_fwd_kernel(
 ):
     """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth piece of two rows, three rows apart.
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of two rows, three rows apart.
     """
     channel = tl.arange(0, C_PAD)
     column = tl.arange(0, BLOCK_W)
@@ -317,7 +317,7 @@ def _dilated_gate_out_fwd_kernel(
     out_bias = load_vector(out_bias_ptr, channel, C)
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     columns = W + 2 * FAR
-    # One stage: the pipeline would put every tap into shared memory.
+    # One stage: with more the pipeline would put every tap into shared memory.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         image, y, segment = rows_apart(tile, H, segments, DILATION)
         left = segment * BLOCK_W
@@ -403,7 +403,7 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
 
 
 def scratch_tiles(launcher: KernelLauncher, programs: int, like: Tensor, side: int) -> Tensor:
-    """Memory for a tile of each program, if its products are by slices."""
+    """A scratch tile for each program, if products are by slices."""
     return like.new_empty(programs * launcher.blocks["BLOCK_W"] * side if launcher.blocks["SLICE"] else 0)
 
 
@@ -440,7 +440,7 @@ def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
 
 def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
     """Memory for a map of the shape of x in a frame. Of the last image's pairs of rows, `dilation` apart, both may lie
-    below it: they read on behind the frame, and are thrown away."""
+    below the image: they read memory past the frame, and their results are not stored."""
     batch, channels, height, width = x.shape
     rows = batch * (height + 2 * frame) + 2 * dilation - 1 if batch else 0
     return x.new_empty(rows * (width + 2 * frame) * padded(channels))

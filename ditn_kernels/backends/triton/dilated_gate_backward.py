@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of dilated_gate in Triton: its maps once more, then the layers from the last to the first.
+"""The gradient of dilated_gate in Triton: the forward pass's maps are computed again, then the layers backwards.
 
-What the forward kernels keep in memory between two depthwise convolutions lies there here too, and so do its
-gradients. The gradient of a depthwise convolution's input is the convolution of the output's gradient with the taps in
-reversed order: the forward kernel does it.
+The maps that the forward kernels keep in memory between two depthwise convolutions lie there here too, and so do their
+gradients. The gradient of a depthwise convolution's input is a convolution of the output's gradient with the taps
+reversed, for which there is the forward kernel.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _dilated_gate_out_bwd_kernel(
 ):
     """The gradients of W_out (g * (W_mix far + b_mix)) + b_out, far = dw7x7(near): those of g, of far and of weights.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth piece of two rows, three rows apart.
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of two rows, three rows apart.
     """
     dtype: tl.constexpr = grad_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
@@ -131,8 +131,8 @@ def _dilated_gate_taps_bwd_kernel(
 ):
     """dw[i, j] = sum over all pixels of dy[y, x] map[y + DILATION i, x + DILATION j], db = sum of dy; both maps framed.
 
-    Grid: SIZE times as many programs as share the tiles, one for each row of taps; each takes every so-manieth piece
-    of a row.
+    Grid: persistent, with a group of SIZE programs, one per row of taps, in place of each program: group p takes tiles
+    p, p + groups, ... A tile is a piece of a row.
     """
     FRAME: tl.constexpr = SIZE // 2 * DILATION
     i = tl.program_id(0) % SIZE
@@ -142,7 +142,7 @@ def _dilated_gate_taps_bwd_kernel(
     tap = tl.arange(0, SIZE_PAD)
     columns = W + 2 * FRAME
     dy_offset = column[:, None] * C_PAD + channel[None, :]
-    # The last of the taps stands for those that the tile has too many.
+    # SIZE_PAD - SIZE lanes have no tap: they repeat the last one, and are not stored.
     tap_offset = (tl.minimum(tap, SIZE - 1) * DILATION * C_PAD)[:, None, None]
     dweight = tl.zeros((SIZE_PAD, BLOCK_W, C_PAD), tl.float32)
     dbias = tl.zeros((BLOCK_W, C_PAD), tl.float32)
@@ -153,7 +153,7 @@ def _dilated_gate_taps_bwd_kernel(
         inside = column < W - left
         dy = tl.load(dy_ptr + (pixel + FRAME * columns + FRAME) * C_PAD + dy_offset, inside[:, None], 0.0)
         dy = dy.to(tl.float32)  # [BLOCK_W, C_PAD]
-        # Behind the row the nearest pixel is read: dy is 0 there, but the map need not be a number.
+        # Past the end of the row the last pixel is read: dy is 0 there, but memory past the map may hold NaN.
         nearest = tl.minimum(column, W - 1 - left)
         map_offset = tap_offset + (nearest[:, None] * C_PAD + channel[None, :])[None, :, :]
         taps = tl.load(map_ptr + (pixel + i * DILATION * columns) * C_PAD + map_offset)
@@ -187,7 +187,7 @@ def _dilated_gate_in_bwd_kernel(
 ):
     """The gradients of x + ..., a, g = W_in norm(x) + b_in, from those of the sum, of a and of g.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth block of pixels.
+    Grid: persistent: program p takes blocks of pixels p, p + programs, ...
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)

@@ -158,12 +158,12 @@ def _gated_ffn_fwd_kernel(
 ):
     """x + W_out (gelu(d[:E]) * d[E:]) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth tile. A tile is a patch (HALO 0), or a
-    piece of a patch or of the map that computes the hidden channels of a border of one pixel for itself (HALO 1).
-    REGION is the number of pixels with that border, rounded up to a power of two.
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a patch (HALO 0); or a piece of a patch or of
+    the map, which computes the hidden channels of a border of one pixel itself (HALO 1). REGION is the number of pixels
+    with that border, rounded up to a power of two.
     """
-    # Whether the addresses of a tile would take too many registers to be kept from one tile to the next. Where pixels
-    # are not aligned, each value has its own.
+    # Whether a tile's addresses take too many registers to be kept from one tile to the next. Where pixels are not
+    # aligned, each value has an address of its own.
     IS_LARGE: tl.constexpr = REGION * C_PAD * (1 if C % 4 == 0 else 4) > 64 * 64
     channel = tl.arange(0, C_PAD)
     region = tl.arange(0, REGION)

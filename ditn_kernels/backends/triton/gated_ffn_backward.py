@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gradient of gated_ffn in Triton: square regions of pixels, their hidden channels in slices.
 
-As in the forward kernel the 3x3 taps go through a scratch buffer per program, here one for the hidden channels and
-one for the gradient of what the taps made of them. A region is a patch; or, on the whole map, a tile and what it
-depends on: two pixels to every side, since the taps are taken forth and back.
+As in the forward kernel the 3x3 taps go through a scratch buffer of each program: here one for the hidden channels and
+one for the gradient of the depthwise convolution's result. A region is a patch, or a tile of the map with a border of
+two pixels: one for the convolution, one for its gradient.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ditn_kernels.backends.triton._math import (
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_vector
 
 CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (16, 32, 64, 128)}}
-# Where there are no patches, a region has this many rows and columns, of which the outer ones belong to others.
+# Without patches a region has MAP_SIDE rows and columns, of which MAP_HALO at each side belong to other regions.
 MAP_SIDE, MAP_HALO = 16, 2
 
 
@@ -48,8 +48,8 @@ def region(
     BLOCK: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """A block of a region's pixels: their numbers, how far they are from the pixel at `top` and `left` in memory, which
-    of them are on the map, and which of these are the region's own."""
+    """A block of a region's pixels: their indices, their offsets in memory from the pixel at `top` and `left`, which of
+    them are on the map, and which of those are the region's own."""
     first = block * BLOCK
     if dtype == tl.float32:
         first = plus_opaque_zero(first)
@@ -69,8 +69,8 @@ def slot(pixel, SIDE: tl.constexpr):
 
 @triton.jit
 def of_both_halves(first, channel, C: tl.constexpr, E: tl.constexpr, SLICE: tl.constexpr):
-    """A slice of W_in's columns, as many of the gate's as of the value's: their numbers, which of them exist, the
-    offsets of the weights in them, and which of these exist."""
+    """A slice of W_in's columns, SLICE of the gate and SLICE of the value: their indices, which of them exist, their
+    weights' offsets, and which of those exist."""
     both = tl.arange(0, 2 * SLICE)
     e = plus_opaque_zero(first) + both % SLICE
     exists = e < E
@@ -123,8 +123,8 @@ def _gated_ffn_bwd_kernel(
 ):
     """The gradients of x + W_out (gelu(d[:E]) * d[E:]) + b_out, d = dw3x3(W_in norm(x) + b_in) + b_dw.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth region, whose pixels but for HALO at each
-    side are its own, and goes through it in blocks of BLOCK pixels.
+    Grid: persistent: program p takes regions p, p + programs, ..., each in blocks of BLOCK pixels. A region's own
+    pixels are those HALO or more away from its sides.
     """
     tl.static_assert(SIDE * SIDE % BLOCK == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty

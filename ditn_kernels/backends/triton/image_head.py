@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image_head in Triton: a 3x3 convolution as nine products of a piece of a row. image_tail is made of it, too."""
+"""image_head in Triton: a 3x3 convolution as nine products of a piece of a row. image_tail uses the same function."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def conv3x3(
     PRECISION: tl.constexpr,
 ):
     """conv3x3(map) + b [BLOCK_W, D_PAD], float32, of row y and columns left + `column` [BLOCK_W] of the image at
-    `map_ptr`, which has C channels; a pixel's `channel` [C_PAD] lie `place` [C_PAD] behind the first of them. `output`
-    [D_PAD] are the D channels of the result."""
+    `map_ptr`, which has C channels: those of a pixel, `channel` [C_PAD], lie at the offsets `place` [C_PAD] from its
+    first one. `output` [D_PAD] are the D channels of the result."""
     sums = tl.broadcast_to(load_vector(bias_ptr, output, D)[None, :], (column.shape[0], output.shape[0]))
     if map_ptr.dtype.element_ty == tl.float32:
-        # One tap after the other: the factors of several, in two parts each, would not fit the registers.
+        # A loop, not unrolled: the factors of several taps, in two parts each, do not fit the registers.
         for tap in tl.range(0, 9, num_stages=1, disable_licm=True):
             sums = add_tap(
                 tap,

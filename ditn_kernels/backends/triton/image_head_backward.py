@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of image_head in Triton: the convolution itself once more, for the image; and a sum over all pixels for
-each tap. image_tail's gradient is made of them, too."""
+"""The gradient of image_head in Triton: for the image the convolution itself with the taps reversed, for each tap a sum
+over all pixels. image_tail's gradient uses both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _image_head_taps_bwd_kernel(
     """dw[i, j] = sum over all pixels of map[y + i - 1, x + j - 1]^T dy[y, x], db = sum of dy, for pixel_shuffle(
     conv3x3(map) + b): dy is its gradient unshuffled, channels in the order of storage. The map has any strides.
 
-    Grid: nine times as many programs as share the tiles, one for each tap; each takes every so-manieth piece of a row.
+    Grid: persistent, with a group of nine programs, one per tap, in place of each program: group p takes tiles
+    p, p + groups, ... A tile is a piece of a row.
     """
     D: tl.constexpr = OUTPUTS * UPSCALE * UPSCALE
     run = UPSCALE * OUTPUTS

@@ -68,9 +68,9 @@ def _image_tail_body_fwd_kernel(
 
 @triton.jit
 def shuffled(lane, W, OUTPUTS: tl.constexpr, UPSCALE: tl.constexpr):
-    """How far the values that pixel_shuffle makes of one pixel's channels are from the first of them, in an image of
-    UPSCALE * W columns. The channels are in the order of storage: of the UPSCALE x UPSCALE pixels row by row, each with
-    its OUTPUTS values."""
+    """The offsets in memory of one pixel's channels after pixel_shuffle, from the first of them, in an image of
+    UPSCALE * W columns. The channels are in the order of storage: the UPSCALE x UPSCALE pixels row by row, OUTPUTS
+    values each."""
     run = UPSCALE * OUTPUTS  # what one pixel gives to each upscaled row
     return (lane // run).to(tl.int64) * W * run + lane % run
 
@@ -160,7 +160,7 @@ def body(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def in_order(weight: Tensor, pixels: int) -> Tensor:
-    """[..., channels * pixels] as pixel_shuffle takes it -> [..., pixels * channels] as they are stored. With the
-    number of channels in the place of that of pixels, the way back."""
+    """[..., channels * pixels], the order that pixel_shuffle takes, -> [..., pixels * channels], the order of storage.
+    Called with the number of channels instead of `pixels` it goes the other way."""
     groups: Tensor = weight.unflatten(-1, (-1, pixels))
     return groups.transpose(-1, -2).reshape(weight.shape).contiguous()  # of a single channel reshape makes a view

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of image_tail in Triton: back through the shuffled pixels and both convolutions. What the first of them
-made is computed once more; what its result is given is the gradient of the skip, too."""
+"""The gradient of image_tail in Triton: back through the pixel shuffle and both convolutions. The first convolution's
+result is computed again; its gradient is also that of the skip."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inner_patch_attention in Triton: a patch is read by address, attended to and written back, in one of two ways.
+"""inner_patch_attention in Triton: each patch is read from the map by address and written back, in one of two ways.
 
-In registers the tiles of q, k and v are [channels, pixels]: attention is between channels, so lengths and softmax are
-sums along rows, which stay inside a quad of threads, and the weights of the softmax are the left factor of the next
-product as they lie in registers. By slices they lie in memory that the first-level cache holds.
+In registers: the tiles of q, k and v are [channels, pixels]. Attention is between channels, so lengths and softmax are
+sums along rows, which stay inside a quad of threads, and the softmax's weights are the left factor of the next product
+without a change of layout. By slices: the tiles lie in memory that fits the first-level cache.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _attend_in_registers(
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """With the weights kept from one patch to the next, where shared memory has room for them, and all tiles of a block
-    of BLOCK_T pixels in registers."""
+    """All tiles of a block of BLOCK_T pixels in registers. The weights stay in shared memory from one patch to the
+    next, where they fit."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     BLOCKS: tl.constexpr = PATCH * PATCH // BLOCK_T
     channel = tl.arange(0, C_PAD)
@@ -138,10 +138,10 @@ def _attend_by_slices(
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """With q, k and v [pixels, channels] of the patch and the softmax's weights in the program's scratch, of which
-    every product takes slices: for float32 and many channels, whose tiles are larger than the registers.
+    """The patch's q, k and v [pixels, channels] and the softmax's weights in the program's scratch, of which each
+    product reads slices: for float32 and many channels, whose tiles do not fit the registers.
 
-    The weights are computed in blocks of rows, so that no product has more than BLOCK_T of them.
+    The weights are computed in blocks of rows, so that no product has more than BLOCK_T rows.
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
@@ -231,8 +231,7 @@ def _inner_patch_attention_fwd_kernel(
 ):
     """x + W_o (softmax(t qn kn^T) v) + b_o in every patch.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth patch, in registers, or by slices if there is
-    a SLICE.
+    Grid: persistent: program p takes patches p, p + programs, ..., in registers, or by slices if SLICE is not 0.
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0, "a block is whole rows that fill a patch")
     temperature = tl.load(temperature_ptr).to(tl.float32)

@@ -2,11 +2,12 @@
 """The gradient of inner_patch_attention in Triton, in three kernels: the forward pass up to the softmax, back to the
 scores, and back through q, k and v.
 
-As in the forward kernel the tiles of q, k and v are [channels, pixels]. What is a sum over the whole patch is a
-[channels, channels] tile, so a patch of more than BLOCK_T pixels is gone through in blocks. Between the kernels, which
-would not fit the registers as one, lie for each patch three matrices and six vectors of what the gradients of q, k and
-v are made of: the cosines c = qn kn^T, whose place dc takes, dc^T and the softmax's weights w^T; 1 / |q|, 1 / |k| and,
-for v, ones; the sums of dc * c over k's channels, over q's and, for v, zeros.
+As in the forward kernel the tiles of q, k and v are [channels, pixels]. Sums over a whole patch are [channels,
+channels] tiles, so a patch of more than BLOCK_T pixels is read in blocks. One kernel would not fit the registers. The
+three hand on three matrices and six vectors for each patch, from which the gradients of q, k and v are computed:
+
+    matrices    the cosines c = qn kn^T, which dc overwrites; dc^T; the softmax's weights w^T
+    vectors     1 / |q|, 1 / |k|, ones (for v); the sums of dc * c over k's channels, over q's channels, zeros (for v)
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _inner_patch_attention_weights_bwd_kernel(
 ):
     """The cosines c = qn kn^T, the weights w = softmax(t c) transposed, 1 / |q| and 1 / |k|; ones and zeros for v.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth patch.
+    Grid: persistent: program p takes patches p, p + programs, ...
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -137,17 +138,17 @@ def _inner_patch_attention_scores_bwd_kernel(
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradient of the cosines c, and transposed, from that of W_o (w v) + b_o, w = softmax(t c); besides, the sums
-    of dc * c over k's channels and over q's.
+    """dc and dc^T from the gradient of W_o (w v) + b_o, w = softmax(t c); and the sums of dc * c over k's channels and
+    over q's.
 
-    With M = v grad, dW_o is w M, dw is W_o M^T, and sum(dw * w) along k's channels is sum(dW_o * W_o). So M is all that
-    has to be summed over the pixels, in a scratch tile for each program, and the rest is done in slices of columns.
+    With M = v grad, dW_o is w M, dw is W_o M^T, and sum(dw * w) along k's channels is sum(dW_o * W_o). So only M is
+    summed over the pixels, in a scratch tile of each program; the rest is computed in slices of columns.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth patch.
+    Grid: persistent: program p takes patches p, p + programs, ...
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # Addresses of a whole tile that are kept take registers which float32 is short of.
+    # In float32 no registers are left to keep a whole tile's addresses.
     IS_WIDE: tl.constexpr = dtype == tl.float32
     BLOCKS: tl.constexpr = PATCH * PATCH // BLOCK_T
     channel = tl.arange(0, C_PAD)
@@ -210,7 +211,7 @@ def _inner_patch_attention_scores_bwd_kernel(
             tl.store(matrices + tile, dcosines)
             tl.store(matrices + transposed, tl.trans(dcosines))
             q_along += tl.sum(along, 1)
-            # Where the lower bound of the length holds, a unit is linear in q or k.
+            # Where the length is below its lower bound, qn or kn is linear in q or k.
             is_long = tl.load(vectors + C_PAD + column) < 1 / NORMALIZE_EPS
             tl.store(vectors + 4 * C_PAD + column, tl.where(is_long, temperature * tl.sum(along, 0), 0.0))
         is_long = tl.load(vectors + channel) < 1 / NORMALIZE_EPS
@@ -244,13 +245,13 @@ def _inner_patch_attention_qkv_bwd_kernel(
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradients of x + ..., q, k, v = W norm(x) + b, from those of the sum, of qn kn^T and of softmax(t qn kn^T) v.
+    """The gradients of x, W and b, where q, k, v = W norm(x) + b, from those of the sum, of qn kn^T and of w v.
 
-    That of each of q, k and v is (M y - a z) s: a matrix and two vectors from the kernels above, and of the tiles kn,
-    qn and the gradient of softmax(t qn kn^T) v, which lie in scratch, another one as y and its own one as z.
+    The gradient of q, k or v is (M y - a z) s. M is a matrix, a and s are vectors from the kernels above; y and z are
+    two of the tiles qn, kn and d(w v), which lie in scratch: z is its own, y is kn for q, qn for k and d(w v) for v.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth block of BLOCK_T pixels of a patch, and
-    unrolls PARTS of q, k and v, since each product that stands for itself takes tensor memory of sm_100 for itself.
+    Grid: persistent: program p takes blocks p, p + programs, ..., of BLOCK_T pixels of a patch. PARTS of q, k and v are
+    unrolled: on sm_100 each product in the code has tensor memory of its own.
     """
     tl.static_assert(PATCH * PATCH % BLOCK_T == 0 and BLOCK_T % PATCH == 0)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
@@ -302,7 +303,7 @@ def _inner_patch_attention_qkv_bwd_kernel(
                 du = dot(load_square(weight_ptr + part * C, 3 * C, channel, C), dy, du, PRECISION)
                 dweight = dot(tl.trans(tl.load(u_ptrs)), tl.trans(dy), tl.zeros((C_PAD, C_PAD), tl.float32), PRECISION)
                 add_matrix(dqkv_weight_ptr + own_row + part * C, dweight, channel, channel, 3 * C, C, C)
-        # Read once more, from addresses computed once more: kept, they would take registers that are short.
+        # Load again, from addresses computed again: kept, they would take registers that are not there.
         here = opaque(pixel)
         offset_again = ((here // PATCH * W + here % PATCH) * C)[:, None] + channel[None, :]
         x = tl.load(x_ptr + corner + offset_again, inside, 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""inner_patch_stage in Triton: a patch is read once, taken through all layers in registers, and written once."""
+"""inner_patch_stage in Triton: each patch is read once, stays in registers through all layers, and is written once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _inner_patch_stage_fwd_kernel(
 ):
     """`layers` times x + attention(x), then x + ffn(x), in every patch.
 
-    Grid: as many programs as the chip holds; each takes every so-manieth patch.
+    Grid: persistent: program p takes patches p, p + programs, ...
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH

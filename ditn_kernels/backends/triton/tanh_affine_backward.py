@@ -34,7 +34,7 @@ def _tanh_affine_bwd_kernel(
 ):
     """dx = (1 - u^2) (g W^T), dW = sum u^T g, db = sum g, where u = tanh(x).
 
-    Grid: as many programs as the chip holds; each takes every so-manieth block of pixels.
+    Grid: persistent: program p takes blocks of pixels p, p + programs, ...
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
@@ -48,10 +48,11 @@ def _tanh_affine_bwd_kernel(
         offset = pixel[:, None] * C + channel[None, :]
         x = tl.load(x_ptr + offset, shown & (channel < C)[None, :], 0.0)  # [BLOCK_N, C_PAD]
         u = layout_barrier(normalize(x, channel, C, "tanh"))
-        # Read anew for every block: kept, it would take registers that are short.
+        # Loaded again for every block: there are no registers to keep it in.
         weight = tl.load(weight_ptr + channel[:, None] * D + output[None, :], inside, 0.0)  # [C_PAD, D_PAD]
         if dtype == tl.float32:
-            # Few pixels as columns: as rows there were too few for the warps, and each would have taken them all.
+            # The few pixels as columns: they are too few rows to share among the warps, and each warp would compute
+            # all.
             du = tl.trans(dot(weight, tl.trans(grad), tl.zeros((C_PAD, BLOCK_N), tl.float32), PRECISION))
         else:
             du = dot(grad, tl.trans(weight), tl.zeros(u.shape, tl.float32), PRECISION)
