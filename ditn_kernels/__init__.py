@@ -2,9 +2,9 @@
 """The operators of the DITN super-resolution transformer, each run by the fastest backend that can.
 
 An operator is called like a function, `gated_ffn(x, ..., backend=None)`; its plain PyTorch definition is
-`gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others,
-`with use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Kernels for GPUs are proved before
-they serve, which `prove` does ahead. Knows no model: see `ditn`.
+`gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others; `with
+use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Kernels for GPUs are proved before they
+serve, or ahead of time by `prove`. The models are in `ditn`.
 """
 
 from __future__ import annotations

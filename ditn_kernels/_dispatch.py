@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend runs a call: forced by argument, by `with use_backend(...)`, by `DITN_BACKEND`, else the first
-that has no reason not to, in the operator's own order or, on a GPU, in that of `_order.py`."""
+"""Which backend runs a call: the one forced by argument, by `with use_backend(...)` or by `DITN_BACKEND`; else the
+first that has no reason not to, in the operator's own order or, on a GPU, in that of `_order.py`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: 
 
 
 def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool) -> list[str]:
-    """The same without what proofs have found."""
+    """As `reasons_against`, but without what proofs have found."""
     support = op.backends.get(backend)
     if support is None:
         return [f"has no {op.name} kernel"]
@@ -94,7 +94,8 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
 
 
 def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | None:
-    """In which order backends are tried; None if the arguments are not on a GPU, where the operator's own holds."""
+    """The order in which backends are tried on a GPU. None if the arguments are not on one: there it is the operator's
+    own."""
     x = next(iter(args.values()))
     if x.device.type != "cuda":
         return None
@@ -114,7 +115,7 @@ def _auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found: the backend that would run and, for each of the others, the reasons against it. `order` is
-    that in which they were tried on a GPU; None on a CPU and where a backend was forced."""
+    the order in which they were tried on a GPU; None on a CPU and where a backend was forced."""
 
     operator: str
     chosen: str | None
@@ -139,10 +140,10 @@ class Explanation:
 
 
 def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
-    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others. As the
-    call would, it has kernels for GPUs proved until it has found one.
+    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others. Like the
+    call itself it proves kernels for GPUs until it has found one.
 
-    Raises the same errors as the call for arguments whose shapes, dtypes or devices do not fit.
+    Raises the call's errors for arguments whose shapes, dtypes or devices do not fit.
     """
     named = op.named(args, options)
     op.check(named)
@@ -167,7 +168,7 @@ _warned: set[str] = set()
 
 
 def _warn_if_slow(op: Op, args: Mapping[str, Any], refusals: Mapping[str, list[str]]) -> None:
-    """A GPU that runs plain PyTorch is a surprise that costs the user a factor: say why, once."""
+    """A GPU that runs plain PyTorch is several times slower than the user expects: say why, once."""
     if next(iter(args.values())).device.type != "cuda":
         return
     why = "; ".join(f"{name} {', '.join(reasons)}" for name, reasons in refusals.items()) or "it has no GPU kernel yet"

@@ -2,8 +2,8 @@
 """Makes each operator a `torch.library` operator. The only file that talks to torch.library.
 
 `ditn::<op>` and `ditn::<op>_backward` choose their backend inside, so `torch.compile` and `torch.export` see one
-node and a forced backend takes effect in graphs that exist already. They are registered with `Library.define` and
-`impl`: half the cost per call of the `custom_op` decorator.
+node, and a forced backend takes effect in graphs that were compiled before. They are registered with `Library.define`
+and `impl`, which cost half as much per call as the `custom_op` decorator.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _no_double_backward(op: Op) -> Callable[..., Any]:
 
 
 def _no_vmap(op: Op) -> Callable[..., Any]:
-    """Without a rule PyTorch would run the operator once for each element, and only warn that it is slow."""
+    """Without this rule PyTorch would run the operator once for each element and only warn that this is slow."""
 
     def vmap(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
         raise NotImplementedError(
@@ -152,6 +152,6 @@ def _no_vmap(op: Op) -> Callable[..., Any]:
 
 
 def _laid_out(axes: str, gradient: Tensor) -> Tensor:
-    """Gradients of activations are channels-last as the activations are; those of weights are contiguous."""
+    """Gradients of activations are channels-last, like the activations; those of weights are contiguous."""
     activation = axes.startswith("B ")
     return gradient.contiguous(memory_format=torch.channels_last if activation else torch.contiguous_format)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator is: one decorated function plus the facts that tests, benchmarks and dispatch need about it.
 
-An operator's file in `ops/` holds its definition and nothing else does. The decorated function is at the same time
-the formula, the documentation and the plain PyTorch backend; `define` attaches the rest to it.
+An operator is defined in its file in `ops/` and nowhere else. The decorated function is the formula, the documentation
+and the plain PyTorch backend at once; `define` attaches the rest to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call must at least do: bytes over the memory bus, multiply-adds on the matrix or vector units."""
+    """The least that one call has to do: bytes over the memory bus, multiply-adds on the matrix or vector units."""
 
     bytes: int
     macs: int

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one rule by which results are compared: as good as PyTorch."""
+"""The rule by which all results are compared: as good as PyTorch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# How well one number is hit is chance: of a gradient that is no more than that, so many draws are compared as one.
+# The error of a single number is a matter of chance. So a gradient that is one number is compared over this many draws.
 DRAWS_OF_A_NUMBER = 8
 
 

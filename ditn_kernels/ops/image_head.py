@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image_head: the way from the image into the residual stream."""
+"""image_head: from the image to the residual stream."""
 
 from __future__ import annotations
 

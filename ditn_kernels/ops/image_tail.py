@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image_tail: the way from the residual stream to the enlarged image."""
+"""image_tail: from the residual stream to the enlarged image."""
 
 from __future__ import annotations
 

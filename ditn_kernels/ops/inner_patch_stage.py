@@ -70,9 +70,9 @@ def inner_patch_stage(
     norm: str,
     patch_size: int,
 ) -> Tensor:
-    """L times inner_patch_attention, then gated_ffn in patches. Each weight is the L layers' weights stacked:
-    [L, ...] of what the two operators take. -> [B, C, H, W], channels-last. Where a gradient is
-    wanted, the layers' operators run one by one.
+    """L times inner_patch_attention, then gated_ffn in patches. Each weight is [L, ...], the L layers' weights stacked
+    as the two operators take them. -> [B, C, H, W], channels-last. Where a gradient is wanted, these operators run one
+    by one.
     """
     return _chain(inner_patch_attention.reference, gated_ffn.reference)(
         x,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""layer_norm2d: the norm of DITN and DITN-Tiny."""
+"""layer_norm2d: the norm of DITN and DITN-Tiny.
+
+No model of `ditn` calls it: their operators contain the norm. It is there for other networks.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spatial_stage: all SALs of a UFONE as one operator, for inference. A pixel sees 12 pixels further per layer."""
+"""spatial_stage: all SALs of a UFONE as one operator, for inference. Each layer sees 12 pixels further."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def spatial_stage(
     ffn_out_bias: Tensor,
     norm: str,
 ) -> Tensor:
-    """L times dilated_gate, then gated_ffn on the whole map. Each weight is the L layers' weights stacked:
-    [L, ...] of what the two operators take. -> [B, C, H, W], channels-last. Where a gradient is
-    wanted, the layers' operators run one by one.
+    """L times dilated_gate, then gated_ffn on the whole map. Each weight is [L, ...], the L layers' weights stacked as
+    the two operators take them. -> [B, C, H, W], channels-last. Where a gradient is wanted, these operators run one by
+    one.
     """
     return _chain(dilated_gate.reference, gated_ffn.reference)(
         x,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tanh_affine: DITN-Real's substitute for LayerNorm."""
+"""tanh_affine: DITN-Real's substitute for LayerNorm.
+
+No model of `ditn` calls it: their operators contain the norm. It is there for other networks.
+"""
 
 from __future__ import annotations
 

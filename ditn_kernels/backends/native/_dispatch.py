@@ -57,7 +57,7 @@ class CPlusPlus(_Compiled):
 
 
 class Cuda(_Compiled):
-    """The backend "cuda": CUDA C++, for chips that Triton serves badly and for where there is no Triton."""
+    """The backend "cuda": CUDA C++, for chips that Triton serves badly and for machines without Triton."""
 
     def support(self, operator: str) -> Support | None:
         return _limits.CUDA.get(operator)
@@ -71,7 +71,7 @@ class Cuda(_Compiled):
         capability, compiled = torch.cuda.get_device_capability(device), build["architectures"]
         if not _libraries.runs_on(compiled, capability):
             reasons.append(f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}")
-        # It brings its own CUDA runtime, which may be newer than the one that torch and the driver are for.
+        # It contains its own CUDA runtime, which may be newer than torch's and than the driver supports.
         major, minor = _libraries.driver()
         if major < int(build["toolkit"].split(".")[0]):
             reasons.append(f"is built with CUDA {build['toolkit']}, the driver is for CUDA {major}.{minor}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled libraries: found and loaded once, at the first question about them, and never at import.
+"""The compiled libraries: found and loaded once, when they are first asked for, and never at import.
 
 `setup.py` leaves `_C.so`, `build_info.json` and, where there is CUDA, `_C_cuda.so` in the folder of `ditn_kernels`.
 Without them, or where a library does not load, there is a reason instead, which `explain` and `info` show.
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[2]
 
 @functools.cache
 def why_missing() -> str | None:
-    """Load the library. None if it is there, else the reason why not."""
+    """Load the library. None if that worked, else the reason why not."""
     library = FOLDER / "_C.so"
     if not library.exists():
         return str(build_info().get("reason", "is not built: `setup.py` did not run when the package was installed"))
@@ -36,7 +36,7 @@ def why_missing() -> str | None:
 
 @functools.cache
 def why_no_cuda() -> str | None:
-    """Load the library for CUDA. None if it is there, else the reason why not."""
+    """Load the library for CUDA. None if that worked, else the reason why not."""
     if reason := why_missing():
         return reason
     if torch.version.cuda is None:
@@ -52,8 +52,8 @@ def why_no_cuda() -> str | None:
 
 
 def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
-    """Whether one of these, written as DITN_CUDA_ARCHS is, was compiled for a chip: machine code for an earlier one of
-    its generation, or PTX for an earlier one."""
+    """Whether code for one of these architectures, written as in DITN_CUDA_ARCHS, runs on a chip: machine code for the
+    chip or an earlier one of its generation, or PTX for it or any earlier one."""
     for arch in architectures:
         major, minor, ptx = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", arch).groups()  # type: ignore[union-attr]
         compiled = (int(major), int(minor))
@@ -64,7 +64,7 @@ def runs_on(architectures: list[str], capability: tuple[int, int]) -> bool:
 
 @functools.cache
 def driver() -> tuple[int, int]:
-    """The newest CUDA that the driver is for; (0, 0) without a driver."""
+    """The newest CUDA that the driver supports; (0, 0) without a driver."""
     version = ctypes.c_int()
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))

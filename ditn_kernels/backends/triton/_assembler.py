@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ptxas makes machine code of the Triton kernels. No release of it is without faults, so for each chip the newest
-is taken of which no fault is known there, out of all that are installed; Triton is not imported for it.
+"""Which ptxas assembles the Triton kernels. No release of it is without faults. So of all that are installed the newest
+is chosen that has no known fault for the chip. Triton is not imported for this.
 
     choose(90).assembler    ptxas 12.9.86 (Triton's ptxas-blackwell)
 
-In this order they are looked for: what TRITON_PTXAS_PATH names (from sm_100 on also TRITON_PTXAS_BLACKWELL_PATH, as in
-Triton), which is then the only one; the wheel nvidia-cuda-nvcc; the CUDA toolkit; Triton's own two. Of two builds that
-are the same the first found counts.
+They are looked for in this order: what TRITON_PTXAS_PATH names (from sm_100 on also TRITON_PTXAS_BLACKWELL_PATH, as in
+Triton), which is then the only one; the wheel nvidia-cuda-nvcc; the CUDA toolkit; Triton's own two. Of two identical
+builds the first found counts.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pathlib import Path
 import torch
 
 Version = tuple[int, ...]
-# The newest name of the wheel first; in some releases it was one package for each major version of CUDA.
+# The wheel's newest name first: in some releases there was one package for each major version of CUDA.
 WHEELS = ("nvidia-cuda-nvcc", "nvidia-cuda-nvcc-cu13", "nvidia-cuda-nvcc-cu12")
 TOOLKIT = Path("/usr/local/cuda")
 _SECONDS = 30
 
 
 class AssemblerError(RuntimeError):
-    """The assembler that an environment variable names is not there, or is none."""
+    """An environment variable names an assembler that does not exist or is no assembler."""
 
 
 @dataclass(frozen=True)
 class Assembler:
-    """One ptxas. `origin` says in words where it is from, `identity` tells its build from all others, `chips` are the
-    names that it assembles for ("sm_90a")."""
+    """One ptxas. `origin` says in words where it is from, `identity` is its build, `chips` are the architectures that
+    it assembles for ("sm_90a")."""
 
     path: Path
     origin: str
@@ -52,9 +52,9 @@ class Assembler:
 
 @dataclass(frozen=True)
 class Fault:
-    """Versions, from `first` on and before `end`, that make wrong code for a chip. What was measured on this package's
-    kernels (`measured_here`) is never taken for products of matrices; what others report of their code is taken after
-    those that nobody reports anything of."""
+    """Versions, from `first` on and before `end`, that make wrong code for a chip. Where the fault was measured on this
+    package's kernels (`measured_here`), they are never used for matrix products; where others report it of their code,
+    they are used after versions without any report."""
 
     first: Version
     end: Version
@@ -70,7 +70,7 @@ class Fault:
         return f"{self.reason} ({self.source})"
 
 
-# Right on an H200 with these kernels, and the same bits every time, were 12.9.86 and 13.0.
+# On an H200 these kernels were right with 12.9.86 and 13.0, and gave the same bits every time.
 FAULTS = (
     Fault(
         (12, 8),
@@ -109,8 +109,8 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What assembles for a chip; None if nothing can. `refusal`, if it is not empty, is why it does not assemble
-    products of matrices; `notes` say what is against each that was found."""
+    """What assembles for a chip; None if nothing can. `refusal`, if not empty, says why it does not assemble matrix
+    products; `notes` say what is against each ptxas that was found."""
 
     assembler: Assembler | None
     refusal: str = ""
@@ -122,17 +122,17 @@ class Choice:
 
 @functools.cache
 def choose(capability: int) -> Choice:
-    """The choice for a chip (90 for sm_90), looked for once per process.
+    """The choice for a chip (90 for sm_90), made once per process.
 
-    Raises AssemblerError if the environment names an assembler that is none.
+    Raises AssemblerError if the environment names one that is no assembler.
     """
     named = explicit(capability, os.environ)
     return select([named] if named else installed(os.environ), capability, driver=_driver())
 
 
 def select(found: Iterable[Assembler], capability: int, *, driver: int | None) -> Choice:
-    """The choice out of `found`. `driver` is the major version of CUDA that the driver knows, whose machine code is the
-    newest that it loads; None where there is no GPU."""
+    """The choice among `found`. `driver` is the major version of CUDA that the driver supports, which loads no machine
+    code of newer ones; None where there is no GPU."""
     chip = name(capability)
     usable: list[Assembler] = []
     notes: list[str] = []
@@ -166,12 +166,12 @@ def select(found: Iterable[Assembler], capability: int, *, driver: int | None) -
 
 
 def faults(assembler: Assembler, capability: int) -> list[Fault]:
-    """What is known against it on a chip."""
+    """Its known faults on a chip."""
     return [fault for fault in FAULTS if fault.concerns(assembler.version, capability)]
 
 
 def explicit(capability: int, environment: Mapping[str, str]) -> Assembler | None:
-    """What the environment names for a chip, if anything. Raises AssemblerError if that is no assembler."""
+    """The assembler that the environment names for a chip, if any. Raises AssemblerError if it is none."""
     blackwell = ["TRITON_PTXAS_BLACKWELL_PATH"] if capability >= 100 else []
     for variable in (*blackwell, "TRITON_PTXAS_PATH"):
         if not (value := environment.get(variable)):
@@ -189,12 +189,12 @@ def explicit(capability: int, environment: Mapping[str, str]) -> Assembler | Non
 
 
 def installed(environment: Mapping[str, str]) -> list[Assembler]:
-    """Every ptxas that is found without being named, each only where it can be run."""
+    """Every ptxas that is found without being named and can be run."""
     return [found for path, origin in _places(environment) if (found := read(path, origin))]
 
 
 def read(path: Path, origin: str) -> Assembler | None:
-    """What a program says of itself; None if it is no ptxas or cannot be run."""
+    """A program's own statements of version and chips; None if it is no ptxas or cannot be run."""
     try:
         about, options = (_output(path, option) for option in ("--version", "--help"))
     except (OSError, subprocess.SubprocessError):
@@ -209,7 +209,7 @@ def read(path: Path, origin: str) -> Assembler | None:
 
 
 def name(capability: int) -> str:
-    """As Triton names the chip to ptxas: from sm_90 on with all that only this chip has."""
+    """The chip as Triton names it to ptxas: from sm_90 on with the features that only this chip has."""
     return f"sm_{capability}{'a' if capability >= 90 else ''}"
 
 
@@ -242,8 +242,8 @@ def _output(path: Path, option: str) -> str:
 
 
 def _driver() -> int | None:
-    """The major version of CUDA that the driver knows. A driver loads machine code of its own major version and of
-    earlier ones (CUDA Compatibility, "Minor Version Compatibility")."""
+    """The major version of CUDA that the driver supports. It loads machine code of this version and of earlier ones
+    (CUDA Compatibility, "Minor Version Compatibility")."""
     if not torch.cuda.is_available():
         return None
     version: int = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]  # 13010 for 13.1

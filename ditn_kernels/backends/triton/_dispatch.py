@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ditn_kernels._op import Op
 
 MINIMUM = (3, 6)
-# From this release on a one-element array is no index, and Triton 3.6's interpreter takes it for one.
+# From this release on an array of one element is no index, as which Triton 3.6's interpreter uses it.
 _NUMPY_LIMIT = (2, 4)
 
 
 class Triton:
-    """Kernels for NVIDIA GPUs. On a CPU they run through Triton's interpreter, which proves them and is slow: so
-    only if TRITON_INTERPRET is set, and only if this backend is asked for."""
+    """Kernels for NVIDIA GPUs. On a CPU they run in Triton's interpreter, for tests, since it is slow: only if
+    TRITON_INTERPRET is set, and only if this backend is forced."""
 
     def support(self, operator: str) -> Support | None:
         return LIMITS.get(operator)
@@ -63,7 +63,7 @@ class Triton:
 
 
 def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter; it reads the same variable when a kernel file is imported."""
+    """Whether Triton runs kernels in its interpreter. It reads the same variable when a kernel file is imported."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "y", "yes", "on", "true")
 
 
@@ -80,15 +80,15 @@ def why_missing() -> tuple[str, ...]:
 
 
 def why_not_assembled(op: Op, capability: tuple[int, int]) -> list[str]:
-    """Every reason why no assembler that is here makes the operator's kernels for a chip. One that is known to be wrong
-    only where matrices are multiplied may make the others. Counted, code for sm_90 without wgmma, with which the fault
-    would not show, takes up to a third more instructions, so that it is not made instead."""
+    """Every reason why no installed assembler makes the operator's kernels for a chip. One whose known fault is in
+    matrix products may make kernels without products. Code for sm_90 without wgmma would not show the fault, but takes
+    up to a third more instructions (counted), so it is not made instead."""
     choice = _assembler.choose(10 * capability[0] + capability[1])
     return [choice.refusal] if choice.refusal and (choice.assembler is None or _multiplies(op)) else []
 
 
 def _multiplies(op: Op) -> bool:
-    """Whether one of its weights is a matrix, which leads from channels to channels."""
+    """Whether one of its weights is a matrix between channels."""
     return any(len(re.findall("[A-Z]", axes)) > 1 for axes in op.axes.values() if not axes.startswith("B "))
 
 
