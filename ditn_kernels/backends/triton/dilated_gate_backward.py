@@ -14,6 +14,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import dilated_gate
+from ditn_kernels.backends.triton._framed_maps import (
+    DILATION,
+    FAR,
+    NEAR,
+    clear_frames,
+    depthwise,
+    depthwise_of_two_rows,
+    framed,
+    rows_apart,
+)
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
@@ -27,7 +37,6 @@ from ditn_kernels.backends.triton._math import (
     settled,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
-from ditn_kernels.backends.triton.dilated_gate import DILATION, FAR, NEAR, depthwise_of_two_rows, rows_apart
 
 CANDIDATES = dilated_gate.CANDIDATES | {
     "dilated_gate_out_bwd": {"BLOCK_W": (16, 32, 64)},
@@ -238,13 +247,13 @@ def backward(
     no_bias = x.new_zeros(channels)
 
     a, g = dilated_gate.branches(x, in_weight, in_bias, norm)
-    near = dilated_gate.framed(x, FAR.value, DILATION.value)
-    dilated_gate.clear_frames(x, a, near)
-    dilated_gate.depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
+    near = framed(x, FAR.value, DILATION.value)
+    clear_frames(x, a, near)
+    depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
 
-    dfar = dilated_gate.framed(x, FAR.value, DILATION.value)
-    dnear = dilated_gate.framed(x, NEAR.value, 1)
-    dilated_gate.clear_frames(x, dnear, dfar)
+    dfar = framed(x, FAR.value, DILATION.value)
+    dnear = framed(x, NEAR.value, 1)
+    clear_frames(x, dnear, dfar)
     dg = torch.empty_like(g)
     launcher = KernelLauncher(_dilated_gate_out_bwd_kernel, x, channels=side)
     segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
@@ -258,11 +267,11 @@ def backward(
     del g
 
     ddw7_weight, ddw7_bias = _taps(x, near, dfar, dw7_weight, dw7_bias, DILATION.value)
-    dilated_gate.depthwise(x, dfar, dw7_weight.flip(0, 1), no_bias, dnear, dilation=DILATION.value, frame=NEAR.value)
+    depthwise(x, dfar, dw7_weight.flip(0, 1), no_bias, dnear, dilation=DILATION.value, frame=NEAR.value)
     del near, dfar
     ddw5_weight, ddw5_bias = _taps(x, a, dnear, dw5_weight, dw5_bias, 1)
     da = torch.empty_like(dg)
-    dilated_gate.depthwise(x, dnear, dw5_weight.flip(0, 1), no_bias, da, dilation=1, frame=0)
+    depthwise(x, dnear, dw5_weight.flip(0, 1), no_bias, da, dilation=1, frame=0)
     del a, dnear
 
     dx = torch.empty_like(x)
