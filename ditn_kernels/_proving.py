@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves all kernels of a device, whatever is known of them, in separate processes: a kernel that accesses memory which
-is not its own ends its process only, and later processes find the verdict."""
+"""Proves all kernels of a device, whatever is known of them, in separate processes: an illegal memory access ends only
+the kernel's own process, and later processes find the verdict."""
 
 from __future__ import annotations
 

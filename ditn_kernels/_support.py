@@ -15,10 +15,11 @@ from torch import Tensor
 class Support:
     """What one backend can run of one operator. An empty field means no restriction.
 
-    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. From
-    `before_capability` on there is none that can. `backward` holds the dtypes for which the backend computes gradients,
-    `max_channels_backward_of` restricts them further in single dtypes, `max_outputs` the length of the operator's last
-    bias. `auto`: what it may be chosen for automatically, without being forced, if that is less.
+    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip,
+    `min_capability_backward`. Chips from `before_capability` on cannot run it. `backward` are the dtypes that have
+    gradients; `max_channels_backward_of` limits the channels of gradients in single dtypes. `max_outputs` limits the
+    length of the operator's last bias. `auto`: what it may be chosen for automatically, without being forced, if that
+    is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -43,7 +44,7 @@ class Support:
         return []
 
     def has_kernel(self, dtype: torch.dtype, capability: tuple[int, int], *, backward: bool) -> bool:
-        """Whether there is anything at all that computes this dtype on such a GPU."""
+        """Whether any kernel computes this dtype on such a GPU."""
         dtypes = self.backward if backward else self.dtypes
         on_gpus = not self.devices or "cuda" in self.devices
         known = dtype in dtypes or not (dtypes or backward)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ditn_kernels._op import Op
 
 MINIMUM = (3, 6)
-# From this release on an array of one element is no index, as which Triton 3.6's interpreter uses it.
+# This release of numpy no longer takes an array of one element as an index, which Triton 3.6's interpreter relies on.
 _NUMPY_LIMIT = (2, 4)
 
 

@@ -2,7 +2,7 @@
 """Device functions that several kernels share.
 
 Triton's interpreter, which proves the kernels without a GPU, runs no PTX and computes bfloat16 wrongly: INTERPRETED is
-the one switch for both. What stands behind `not INTERPRETED` has to be proved on a GPU.
+the one switch for both. What runs only where it is false has to be proved on a GPU.
 """
 
 from __future__ import annotations
@@ -233,14 +233,14 @@ def gelu_and_slope(x, dtype: tl.constexpr):
 
 @triton.jit
 def standardized(x, channel, C: tl.constexpr, eps):
-    """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 behind them."""
+    """(x - mean) / sqrt(var + eps) over the C channels of float32 x [N, C_PAD]; 0 from channel C on."""
     centred, scale = moments(x, channel, C, eps)
     return centred * scale[:, None]
 
 
 @triton.jit
 def moments(x, channel, C: tl.constexpr, eps):
-    """x - mean [N, C_PAD], 0 behind the C channels, and 1 / sqrt(var + eps) [N]."""
+    """x - mean [N, C_PAD], 0 from channel C on, and 1 / sqrt(var + eps) [N]."""
     mean = tl.sum(x, 1) / C
     centred = tl.where((channel < C)[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / C
