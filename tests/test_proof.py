@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import triton.language as tl
 from benchmarks.harness import cases
 from ditn.cli import main
 from ditn_kernels import REGISTRY, BackendError, Op, Proof, _proof, _proving, _trial, _verdicts, explain, prove
+from ditn_kernels._digest import digest
 from ditn_kernels._dispatch import reasons_unproved
 from ditn_kernels._op import Sample
 from ditn_kernels.backends import BACKENDS
@@ -207,6 +209,18 @@ def test_a_verdict_is_found_again(proving, trials, monkeypatch) -> None:
     monkeypatch.setattr(type(BACKENDS["triton"]), "identity", lambda self, device: {"assembler": "another"})
     explain(OP, *small())
     assert len(trials) == 4
+
+
+@pytest.mark.parametrize("changed", ["layer_norm2d.py", "configs/layer_norm2d_fwd.json"])
+def test_other_code_or_configurations_need_another_proof(changed: str, tmp_path, monkeypatch) -> None:
+    package = tmp_path / "ditn_kernels"
+    shutil.copytree(_proof._FOLDER, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setattr(_proof, "_FOLDER", package)
+    before = _proof._code.__wrapped__()
+    with (package / "backends" / "triton" / changed).open("a") as file:
+        file.write("\n")
+    digest.cache_clear()
+    assert _proof._code.__wrapped__() != before
 
 
 def test_once_proved_nothing_is_looked_up(proving, trials, monkeypatch) -> None:
