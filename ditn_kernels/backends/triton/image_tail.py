@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
-from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 
 CANDIDATES = {
     "image_tail_body_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)},

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head_backward, image_tail
+from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._math import rounded
-from ditn_kernels.backends.triton.image_head import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton.image_head_backward import reversed_weight
 from ditn_kernels.backends.triton.image_tail import in_order, shuffled
 

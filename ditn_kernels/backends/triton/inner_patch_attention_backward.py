@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ditn_kernels.backends.triton._attention import NORMALIZE_EPS, load_projection, project, softmax_of_cosines
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
@@ -35,12 +36,6 @@ from ditn_kernels.backends.triton._math import (
     rounded,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_matrix, add_vector
-from ditn_kernels.backends.triton.inner_patch_attention import (
-    NORMALIZE_EPS,
-    load_projection,
-    project,
-    softmax_of_cosines,
-)
 
 CANDIDATES = {
     "inner_patch_attention_weights_bwd": {"BLOCK_T": (16, 32, 64)},

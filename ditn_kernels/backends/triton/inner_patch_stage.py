@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ditn_kernels.backends.triton._attention import attend, project, softmax_of_cosines
+from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
-from ditn_kernels.backends.triton.gated_ffn import clear_border, feed_forward
-from ditn_kernels.backends.triton.inner_patch_attention import attend, project, softmax_of_cosines
 
 CANDIDATES = {"inner_patch_stage_fwd": {"SLICE": (16, 32, 64, 128)}}
 
