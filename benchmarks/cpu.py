@@ -26,7 +26,8 @@ from benchmarks.harness.networks import MODELS
 from benchmarks.harness.outputs import PROJECT
 from benchmarks.harness.processes import Job
 from benchmarks.harness.providers import INFERENCE, TRAINING, title
-from ditn_kernels import REGISTRY, _native
+from ditn_kernels import REGISTRY
+from ditn_kernels.backends.native import _libraries
 
 
 def measure(

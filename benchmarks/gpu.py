@@ -185,7 +185,7 @@ def main() -> int:
         raise SystemExit(f"nothing to measure: cuda {', '.join(reasons)}")
     if reasons:
         print(f"without CUDA C++, which {', '.join(reasons)}", file=sys.stderr)
-    architectures = [] if reasons else _native.build_info()["cuda"]["architectures"]
+    architectures = [] if reasons else _libraries.build_info()["cuda"]["architectures"]
     model = new_model(args.model, args.upscale).to("cuda", dtype)
     chosen = {
         op.name: explain(op, *op.inputs(op.samples[0], dtype=dtype, device="cuda").values()).chosen

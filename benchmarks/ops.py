@@ -30,8 +30,8 @@ from benchmarks import order
 from benchmarks.harness import cases, cpu_timing, gpu_timing, outputs
 from benchmarks.harness.outputs import RESULTS
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, Op, _native, _order, explain
-from ditn_kernels._dispatch import LAYERS, reasons_against
+from ditn_kernels import REGISTRY, Op, _order, explain
+from ditn_kernels._dispatch import DECOMPOSED, reasons_against
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.native import _libraries
 

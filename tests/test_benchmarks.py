@@ -17,7 +17,7 @@ from benchmarks.harness import networks, providers, timing
 from benchmarks.report import cpu as cpu_report
 from benchmarks.report import gpu as gpu_report
 from benchmarks.tools import resources, sanitize, tune
-from ditn_kernels import BackendError, _native
+from ditn_kernels import BackendError
 from ditn_kernels._dispatch import forced_backend
 from ditn_kernels.backends.native import _libraries
 from ditn_kernels.backends.triton._dispatch import interpreted

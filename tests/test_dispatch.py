@@ -11,7 +11,7 @@ import torch
 
 import ditn_kernels
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
+from ditn_kernels import REGISTRY, BackendError, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._op import Op, Sample
 from ditn_kernels._support import Support

@@ -26,8 +26,11 @@ import torch.nn.functional as F
 import ditn
 import ditn_kernels
 from benchmarks.oracle import published
-from ditn_kernels import REGISTRY, _native, explain, use_backend
-from ditn_kernels._dispatch import BACKENDS
+from ditn_kernels import REGISTRY, explain, use_backend
+from ditn_kernels._op import NORMS
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native._dispatch import NORM_CODES
 
 PROJECT = Path(__file__).parent.parent
 REASON = _libraries.why_missing()

@@ -16,7 +16,7 @@ from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 pytestmark = pytest.mark.usefixtures("device")
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in REGISTRY.values() for sample in op.samples]

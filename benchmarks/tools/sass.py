@@ -26,9 +26,10 @@ import torch
 import triton
 
 from benchmarks.harness.outputs import PROJECT
-from ditn_kernels import _assembler
-from ditn_kernels.triton._compile import compiled, source
-from ditn_kernels.triton._launch import Launch
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._compile import compiled, source
+from ditn_kernels.backends.triton._launch import Launch
+from ditn_kernels.backends.triton._loops import Loops, loops
 
 # What is compiled here is not what a user waits for.
 logging.getLogger("ditn_kernels").setLevel(logging.ERROR)

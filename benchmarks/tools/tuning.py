@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ditn_kernels.triton
+import ditn_kernels.backends.triton
 from benchmarks.harness import cases
 from benchmarks.tools import sass
 from ditn_kernels import REGISTRY, Op

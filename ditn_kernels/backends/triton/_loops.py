@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a kernel's loops go round: for counting machine code (`benchmarks.sass`), not for launching it."""
+"""How often a kernel's loops go round: for counting machine code (`benchmarks.tools.sass`), not for launching it."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
     dot,
+    layout_barrier,
     load_square,
     load_vector,
     normalize,
     normalize_backward,
     rounded,
-    settled,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
 
@@ -91,7 +91,7 @@ def _dilated_gate_out_bwd_kernel(
             near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
         )
         if dtype == tl.float32:
-            upper = settled(upper)  # 112 bytes of stack on sm_90 else
+            upper = layout_barrier(upper)  # else 112 bytes of stack on sm_90
         # Not unrolled: two rows at once spill in float32.
         for is_lower in tl.range(2, num_stages=1, disable_licm=True):
             far = rounded(tl.where(is_lower == 1, lower, upper), dtype)  # [BLOCK_W, C_PAD]

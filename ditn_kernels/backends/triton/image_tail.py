@@ -163,4 +163,10 @@ def in_order(weight: Tensor, pixels: int) -> Tensor:
     """[..., channels * pixels], the order that pixel_shuffle takes, -> [..., pixels * channels], the order of storage.
     Called with the number of channels instead of `pixels` it goes the other way."""
     groups: Tensor = weight.unflatten(-1, (-1, pixels))
-    return groups.transpose(-1, -2).reshape(weight.shape).contiguous()  # of a single channel reshape makes a view
+    return groups.transpose(-1, -2).reshape(weight.shape).contiguous()  # a single channel's is a view
+
+
+LOOPS = {
+    "image_tail_body_fwd": lambda given: loops_of_conv3x3(given["x_ptr"]),
+    "image_tail_up_fwd": lambda given: loops_of_conv3x3(given["x_ptr"]),
+}
