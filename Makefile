@@ -67,7 +67,7 @@ gpu-turing:  ## on a GPU: CUDA C++ as code for Turing, compiled for this GPU whe
 	$(ON_GPU) -m pytest tests/kernels/test_ops.py -k test_backends_forward
 	$(ON_GPU) -m benchmarks.gpu --only-cuda --sizes 960x540
 
-gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/triton/configs
+gpu-tune:  ## on a GPU: measure the network's launch configurations and write them into ditn_kernels/backends/triton/configs
 	$(ON_GPU) -m benchmarks.tools.tune --shapes network --dtypes float16 --minutes 8 \
 		--ops inner_patch_stage gated_ffn dilated_gate image_tail inner_patch_attention image_head
 

@@ -26,7 +26,8 @@ from benchmarks.harness.networks import MODELS
 from benchmarks.harness.outputs import PROJECT
 from benchmarks.harness.processes import Job
 from benchmarks.harness.providers import INFERENCE, TRAINING, title
-from ditn_kernels import REGISTRY, _native
+from ditn_kernels import REGISTRY
+from ditn_kernels.backends.native import _libraries
 
 
 def measure(
@@ -77,7 +78,7 @@ def main() -> int:
     parser.add_argument("--training", action="store_true", help="and a training step on a batch of 8 of 48x48")
     parser.add_argument("--json", type=outputs.file, help="where the runs go, beside those that the file has already")
     arguments = parser.parse_args()
-    if reason := _native.why_missing():
+    if reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     runs = []
     jobs = [(size, threads, False) for size in arguments.sizes for threads in arguments.threads]

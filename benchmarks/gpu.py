@@ -38,8 +38,9 @@ from benchmarks.harness.providers import folded
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn.inference.graphs import CudaGraphRunner
-from ditn_kernels import REGISTRY, _native, explain, use_backend
+from ditn_kernels import REGISTRY, explain, use_backend
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels.backends.native import _libraries
 
 Call = Callable[[], Tensor]
 BASE = "published, eager"
@@ -184,7 +185,7 @@ def main() -> int:
         raise SystemExit(f"nothing to measure: cuda {', '.join(reasons)}")
     if reasons:
         print(f"without CUDA C++, which {', '.join(reasons)}", file=sys.stderr)
-    architectures = [] if reasons else _native.build_info()["cuda"]["architectures"]
+    architectures = [] if reasons else _libraries.build_info()["cuda"]["architectures"]
     model = new_model(args.model, args.upscale).to("cuda", dtype)
     chosen = {
         op.name: explain(op, *op.inputs(op.samples[0], dtype=dtype, device="cuda").values()).chosen

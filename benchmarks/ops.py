@@ -30,9 +30,10 @@ from benchmarks import order
 from benchmarks.harness import cases, cpu_timing, gpu_timing, outputs
 from benchmarks.harness.outputs import RESULTS
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, Op, _native, _order, explain
-from ditn_kernels._dispatch import LAYERS, reasons_against
+from ditn_kernels import REGISTRY, Op, _order, explain
+from ditn_kernels._dispatch import DECOMPOSED, reasons_against
 from ditn_kernels._op import Sample
+from ditn_kernels.backends.native import _libraries
 
 Call = Callable[[], Any]
 # Fewer, such as under a profiler, say nothing about which backend is the faster.
@@ -49,8 +50,8 @@ def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tu
         if not reasons_against(op, backend, args):
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
     kernels = "triton" if next(iter(args.values())).is_cuda else "cpu"
-    if op.layers is not None and explain(op, *args.values(), backend=kernels).chosen:
-        yield LAYERS, lambda: op.layers(*args.values(), backend=kernels)  # type: ignore[misc]
+    if op.decomposition is not None and explain(op, *args.values(), backend=kernels).chosen:
+        yield DECOMPOSED, lambda: op.decomposition(*args.values(), backend=kernels)  # type: ignore[misc]
     if compiled:
         function = torch.compile(op.reference, mode="max-autotune-no-cudagraphs", dynamic=False)
         yield "torch.compile", lambda: function(*args.values())
@@ -82,7 +83,7 @@ def compare(op: Op, what: str, results: Any, exact: tuple[Tensor, ...], plain: A
     for name, tensors in results.items():
         try:
             for index, (got, want, base) in enumerate(zip(tensors, exact, plain, strict=True)):
-                assert_as_good(got, want, base, op.floor[dtype], f"{what} {name}, result {index}")
+                assert_as_good(got, want, base, op.atol_of_max[dtype], f"{what} {name}, result {index}")
         except AssertionError as error:
             raise SystemExit(f"{error}; nothing timed") from error
 
@@ -158,7 +159,7 @@ def main() -> int:
     if args.device == "cuda":
         gpu_timing.require_gpu()
         path = gpu_timing.results_folder() / "ops.json"
-    elif reason := _native.why_missing():
+    elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:
         torch.set_num_threads(args.threads)

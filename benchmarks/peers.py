@@ -32,7 +32,7 @@ from benchmarks.harness.outputs import PROJECT, RESULTS
 from benchmarks.harness.peers import PEERS, REDUCED
 from benchmarks.harness.processes import Job
 from benchmarks.harness.providers import AS_INSTALLED, INFERENCE, RUNTIMES, Published, title
-from ditn_kernels import _native
+from ditn_kernels.backends.native import _libraries
 
 # Inputs that give 1280x720; at x3 a column too many.
 SIZES = {2: "640x360", 3: "427x240", 4: "320x180"}
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "cuda":
         gpu_timing.require_gpu()
         folder = args.results or gpu_timing.results_folder()
-    elif reason := _native.why_missing():
+    elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:
         folder = args.results or RESULTS

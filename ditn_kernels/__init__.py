@@ -2,20 +2,20 @@
 """The operators of the DITN super-resolution transformer, each run by the fastest backend that can.
 
 An operator is called like a function, `gated_ffn(x, ..., backend=None)`; its plain PyTorch definition is
-`gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others,
-`with use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Kernels for GPUs are proved before
-they serve, which `prove` does ahead. Knows no model: see `ditn`.
+`gated_ffn.reference`. `explain(op, *args)` says which backend would run and why not the others; `with
+use_backend("torch"):` or the environment variable DITN_BACKEND forces one. Kernels for GPUs are proved before they
+serve, or ahead of time by `prove`. The models are in `ditn`.
 """
 
 from __future__ import annotations
 
-from ditn_kernels._compiling import Compilation, compilations
 from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
 from ditn_kernels._info import info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
 from ditn_kernels._proving import Proof, prove
+from ditn_kernels.backends.triton._compiling import Compilation, compilations
 from ditn_kernels.ops import (
     REGISTRY,
     dilated_gate,

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m ditn_kernels [--capability 90]`: versions, assemblers, the table of operators and backends with every
-reason, and on each GPU their order."""
+reason against them, and the backends' order on each GPU."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from ditn_kernels._assembler import AssemblerError
 from ditn_kernels._info import info
+from ditn_kernels.backends.triton._assembler import AssemblerError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises SystemExit, with what is wrong, for an option that is, and for a TRITON_PTXAS_PATH that names none."""
+    """Raises SystemExit with what is wrong for a wrong option, and for a TRITON_PTXAS_PATH that is no assembler."""
     parser = argparse.ArgumentParser(prog="python -m ditn_kernels", description="What is installed and what can run.")
     parser.add_argument(
         "--capability",
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def capability(text: str) -> int:
-    """A chip's number. Raises ArgumentTypeError for what is none."""
+    """A compute capability, 90 for sm_90. Raises ArgumentTypeError for anything else."""
     if not (text.isascii() and text.isdecimal() and 50 <= int(text) < 1000):
         raise argparse.ArgumentTypeError(f"{text!r} is no compute capability; write 90 for sm_90, 120 for sm_120")
     return int(text)

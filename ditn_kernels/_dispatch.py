@@ -1,65 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend runs a call: forced by argument, by `with use_backend(...)`, by `DITN_BACKEND`, else the first
-that has no reason not to, in the operator's own order or, on a GPU, in that of `_order.py`."""
+"""Which backend runs a call: the one forced by argument, by `with use_backend(...)` or by `DITN_BACKEND`; else the
+first that has no reason not to, in the operator's own order or, on a GPU, in that of `_order.py`."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ditn_kernels import _proof
-from ditn_kernels._native import CPlusPlus, Cuda
 from ditn_kernels._op import Op
 from ditn_kernels._order import Order, order
-from ditn_kernels._triton import Triton
+from ditn_kernels.backends import BACKENDS
 
 
 class BackendError(RuntimeError):
     """A backend was asked for that cannot run the call, or that does not exist. The message holds every reason."""
 
 
-class Backend(Protocol):
-    """How to reach one backend's kernels. `missing` is about this machine and installation; what an operator's
-    arguments allow is said by its `Support`."""
-
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
-
-    def volunteers(self, device: torch.device) -> bool:
-        """Whether it may be chosen on this device without having been asked for."""
-
-    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        """The function that takes the operator's arguments (the gradient first, for a backward)."""
-
-    def identity(self, device: torch.device) -> Mapping[str, str] | None:
-        """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
-
-
-class _PyTorch:
-    """Plain PyTorch: the operator's own definition."""
-
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        return ["is for inference only"] if backward and op.backward is None else []
-
-    def volunteers(self, device: torch.device) -> bool:
-        return True
-
-    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        return op.backward if backward and op.backward else op.reference
-
-    def identity(self, device: torch.device) -> None:
-        return None
-
-
-LAYERS = "layers"
-BACKENDS: dict[str, Backend] = {"triton": Triton(), "cuda": Cuda(), "cpu": CPlusPlus(), "torch": _PyTorch()}
+# The name under which a stage that is run as its decomposition appears beside the backends.
+DECOMPOSED = "layers"
 
 _forced: ContextVar[str | None] = ContextVar("ditn_backend", default=None)
 
@@ -91,7 +57,7 @@ def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: 
 
 
 def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool) -> list[str]:
-    """The same without what proofs have found."""
+    """As `reasons_against`, but without what proofs have found."""
     support = op.backends.get(backend)
     if support is None:
         return [f"has no {op.name} kernel"]
@@ -102,18 +68,18 @@ def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward:
 def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backward: bool = False) -> str:
     """The name of the backend that runs these arguments.
 
-    A stage that no backend has a kernel for as a whole is run as "layers": each of its operators makes its own choice.
-    A kernel for GPUs has to be proved before it is chosen for the first time.
+    A stage that no backend has a kernel for is run as its decomposition, "layers": each of its operators makes its own
+    choice. A kernel for GPUs has to be proved before it is chosen for the first time.
     Raises BackendError, with every reason, if the forced backend cannot or none can. Warns once per operator and
     reason when a call on a GPU is left to plain PyTorch, and once of a kernel that computes wrongly.
     """
     forced = forced_backend(backend)
-    candidates = [forced] if forced else _volunteers(op, args, backward=backward)
+    candidates = [forced] if forced else _auto_candidates(op, args, backward=backward)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_unproved(op, name, args, backward=backward)
-        if not reasons and not forced and (unasked := op.backends[name].unasked):
-            reasons = unasked.why_not(args, backward=backward)
+        if not reasons and not forced and (auto := op.backends[name].auto):
+            reasons = auto.why_not(args, backward=backward)
         if not reasons:
             reasons = _proof.reasons_against(op, name, BACKENDS[name], args, backward=backward, serving=True)
         if not reasons:
@@ -121,14 +87,15 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
                 _warn_if_slow(op, args, refusals)
             return name
         refusals[name] = reasons
-    if op.layers is not None and not backward:
-        return LAYERS
+    if op.decomposition is not None and not backward:
+        return DECOMPOSED
     title = f"{op.name}{' backward' if backward else ''}"
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
 
 
 def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | None:
-    """In which order backends are tried; None if the arguments are not on a GPU, where the operator's own holds."""
+    """The order in which backends are tried on a GPU. None if the arguments are not on one: there it is the operator's
+    own."""
     x = next(iter(args.values()))
     if x.device.type != "cuda":
         return None
@@ -137,18 +104,18 @@ def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | 
     return order(op.name, tuple(op.backends), capability=10 * major + minor, dtype=dtype, backward=backward)
 
 
-def _volunteers(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
-    """The backends that may be chosen unasked. A stage is rather run as its layers than by plain PyTorch."""
+def _auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
+    """The backends to choose from where none is forced. A stage is run as its decomposition before plain PyTorch."""
     device = next(iter(args.values())).device
     found = order_on_gpu(op, args, backward=backward)
-    names = [name for name in (found.backends if found else op.backends) if name != "torch" or op.layers is None]
-    return [name for name in names if BACKENDS[name].volunteers(device)]
+    names = [name for name in (found.backends if found else op.backends) if name != "torch" or op.decomposition is None]
+    return [name for name in names if BACKENDS[name].auto_selectable(device)]
 
 
 @dataclass(frozen=True)
 class Explanation:
     """What `explain` found: the backend that would run and, for each of the others, the reasons against it. `order` is
-    that in which they were tried on a GPU; None on a CPU and where a backend was forced."""
+    the order in which they were tried on a GPU; None on a CPU and where a backend was forced."""
 
     operator: str
     chosen: str | None
@@ -173,10 +140,10 @@ class Explanation:
 
 
 def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
-    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others. As the
-    call would, it has kernels for GPUs proved until it has found one.
+    """Which backend would run `op(*args, **options)` (or its gradient) at this point, and why not the others. Like the
+    call itself it proves kernels for GPUs until it has found one.
 
-    Raises the same errors as the call for arguments whose shapes, dtypes or devices do not fit.
+    Raises the call's errors for arguments whose shapes, dtypes or devices do not fit.
     """
     named = op.named(args, options)
     op.check(named)
@@ -201,7 +168,7 @@ _warned: set[str] = set()
 
 
 def _warn_if_slow(op: Op, args: Mapping[str, Any], refusals: Mapping[str, list[str]]) -> None:
-    """A GPU that runs plain PyTorch is a surprise that costs the user a factor: say why, once."""
+    """A GPU that runs plain PyTorch is several times slower than the user expects: say why, once."""
     if next(iter(args.values())).device.type != "cuda":
         return
     why = "; ".join(f"{name} {', '.join(reasons)}" for name, reasons in refusals.items()) or "it has no GPU kernel yet"

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ditn_kernels import _assembler
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Op
 from ditn_kernels._order import order as order_on
+from ditn_kernels.backends.triton import _assembler
 from ditn_kernels.ops import REGISTRY
 
 

@@ -2,8 +2,8 @@
 """Makes each operator a `torch.library` operator. The only file that talks to torch.library.
 
 `ditn::<op>` and `ditn::<op>_backward` choose their backend inside, so `torch.compile` and `torch.export` see one
-node and a forced backend takes effect in graphs that exist already. They are registered with `Library.define` and
-`impl`: half the cost per call of the `custom_op` decorator.
+node, and a forced backend takes effect in graphs that were compiled before. They are registered with `Library.define`
+and `impl`, which cost half as much per call as the `custom_op` decorator.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditn_kernels._dispatch import BACKENDS, LAYERS, forced_backend, select
+from ditn_kernels._dispatch import DECOMPOSED, forced_backend, select
 from ditn_kernels._op import Op
+from ditn_kernels.backends import BACKENDS
 
 _library = torch.library.Library("ditn", "DEF")
 _AUTOCAST_DEVICES = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -52,8 +53,8 @@ def _runner(op: Op, *, backward: bool) -> Callable[..., Any]:
         named = op.named(inputs, options)
         op.check(named)
         name = select(op, named, backend=backend, backward=backward)
-        if name == LAYERS and op.layers is not None:
-            result = op.layers(*named.values(), backend=backend)
+        if name == DECOMPOSED and op.decomposition is not None:
+            result = op.decomposition(*named.values(), backend=backend)
         else:
             result = BACKENDS[name].kernel(op, backward=backward)(*grads, *named.values())
         if backward:
@@ -114,14 +115,14 @@ def _backward(op: Op) -> Callable[..., tuple[Tensor | None, ...]]:
 
 
 def _differentiable(op: Op) -> Callable[..., Tensor]:
-    """A stage has no gradient of its own: where one is wanted, its layers run, and autograd sees them."""
-    layers = op.layers
-    if layers is None:
-        raise TypeError(f"{op.name} has neither a backward nor layers")
+    """A stage has no gradient of its own: where one is wanted, its decomposition runs, which autograd sees."""
+    decomposition = op.decomposition
+    if decomposition is None:
+        raise TypeError(f"{op.name} has neither a backward nor a decomposition")
 
     def run(*args: Any, backend: str | None = None, **options: Any) -> Tensor:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            return layers(*op.named(args, options).values(), backend=backend)
+            return decomposition(*op.named(args, options).values(), backend=backend)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **options, backend=backend)
 
@@ -139,7 +140,7 @@ def _no_double_backward(op: Op) -> Callable[..., Any]:
 
 
 def _no_vmap(op: Op) -> Callable[..., Any]:
-    """Without a rule PyTorch would run the operator once for each element, and only warn that it is slow."""
+    """Without this rule PyTorch would run the operator once for each element and only warn that this is slow."""
 
     def vmap(info: Any, in_dims: Any, *args: Any, **options: Any) -> Any:
         raise NotImplementedError(
@@ -151,6 +152,6 @@ def _no_vmap(op: Op) -> Callable[..., Any]:
 
 
 def _laid_out(axes: str, gradient: Tensor) -> Tensor:
-    """Gradients of activations are channels-last as the activations are; those of weights are contiguous."""
+    """Gradients of activations are channels-last, like the activations; those of weights are contiguous."""
     activation = axes.startswith("B ")
     return gradient.contiguous(memory_format=torch.channels_last if activation else torch.contiguous_format)

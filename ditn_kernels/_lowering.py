@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported programs for processes without Python: the operators that choose a backend become the compiled library's."""
+"""Exported programs for processes without Python: operators that choose a backend become the compiled library's."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ditn_kernels import _native
-from ditn_kernels._dispatch import BACKENDS, BackendError, reasons_against
+from ditn_kernels._dispatch import BackendError, reasons_against
 from ditn_kernels._op import Op
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _libraries
 from ditn_kernels.ops import REGISTRY
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-# The libraries of each kind of device, the backend of the same name.
+# The libraries for each kind of device. The backend has the device's name.
 NATIVE = {"cpu": ["_C.so"], "cuda": ["_C.so", "_C_cuda.so"]}
 
 
 def native_libraries(device: str = "cpu") -> list[Path]:
-    """Load the compiled libraries whose operators lowered programs call on a kind of device, and return where they are:
-    a C++ program opens these files with dlopen, in this order. Raises BackendError with the reasons if there are none.
+    """Load the compiled libraries that lowered programs call on a kind of device, and return their paths: a C++ program
+    opens these files with dlopen, in this order. Raises BackendError with the reasons if there are none.
     """
     if device not in NATIVE:
         raise BackendError(f"there is no compiled library for {device!r}, only for {', '.join(NATIVE)}")
     reasons = BACKENDS[device].missing(next(iter(REGISTRY.values())), torch.device(device), backward=False)
     if reasons:
         raise BackendError(f"the compiled library {', '.join(reasons)}")
-    return [_native.FOLDER / name for name in NATIVE[device]]
+    return [_libraries.FOLDER / name for name in NATIVE[device]]
 
 
 def lower_to_native(program: ExportedProgram) -> ExportedProgram:
     """The program with every `ditn::*` operator replaced by the compiled library's `ditn_native::*`, and stages that
-    the library does not have by their layers.
+    the library does not have by their decomposition.
 
-    Raises BackendError, with every reason, for an operator that the library cannot run with the program's shapes, type
+    Raises BackendError, with every reason, for an operator that the library cannot run with the program's shapes, dtype
     and device, or if there is no library.
     """
     native_libraries()
     _register_fakes()
     table = {getattr(torch.ops.ditn, op.name).default: _call(op) for op in REGISTRY.values()}
-    # Otherwise the graph, which is traced anew, would assume that no size is 1.
+    # Otherwise the graph, which is traced again, would assume that no size is 1.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         lowered: ExportedProgram = program.run_decompositions(table)
     return lowered
@@ -57,8 +58,8 @@ def _call(op: Op) -> Callable[..., Tensor]:
         named = op.named(args, options)
         device = next(iter(named.values())).device.type
         reasons = reasons_against(op, device, named)
-        if reasons and op.layers is not None:
-            return op.layers(*named.values())
+        if reasons and op.decomposition is not None:
+            return op.decomposition(*named.values())
         if reasons:
             raise BackendError(f"{op.name} cannot be lowered: {device} {', '.join(reasons)}")
         y: Tensor = BACKENDS[device].kernel(op, backward=False)(*named.values())

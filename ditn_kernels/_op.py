@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an operator is: one decorated function plus the facts that tests, benchmarks and dispatch need about it.
 
-An operator's file in `ops/` holds its definition and nothing else does. The decorated function is at the same time
-the formula, the documentation and the plain PyTorch backend; `define` attaches the rest to it.
+An operator is defined in its file in `ops/` and nowhere else. The decorated function is the formula, the documentation
+and the plain PyTorch backend at once; `define` attaches the rest to it.
 """
 
 from __future__ import annotations
@@ -11,79 +11,16 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditn_kernels._support import Support
+from ditn_kernels.backends import BACKENDS
+
 NORMS = ("tanh", "layernorm", "none")
-
-
-@dataclass(frozen=True)
-class Support:
-    """What one backend can run of one operator. An empty field means no restriction.
-
-    `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip. From
-    `before_capability` on there is none that can. `backward` holds the dtypes for which the backend computes gradients,
-    `max_channels_backward_of` restricts them further in single dtypes, `max_outputs` the length of the operator's last
-    bias. `unasked`: what it may be chosen for without being forced, if that is less.
-    """
-
-    devices: tuple[str, ...] = ()
-    dtypes: tuple[torch.dtype, ...] = ()
-    backward: tuple[torch.dtype, ...] = ()
-    max_channels: int | None = None
-    patch_sizes: tuple[int, ...] = ()
-    min_capability: tuple[int, int] | None = None
-    min_capability_backward: tuple[int, int] | None = None
-    before_capability: tuple[int, int] | None = None
-    max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
-    max_outputs: int | None = None
-    unasked: Support | None = None
-
-    def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
-        """Every reason why a chip of this compute capability cannot run it; empty if it can."""
-        needed = (backward and self.min_capability_backward) or self.min_capability
-        if needed is not None and capability < needed:
-            return [f"needs compute capability {needed}, the GPU has {capability}"]
-        if self.before_capability is not None and capability >= self.before_capability:
-            return [f"is for GPUs before compute capability {self.before_capability}, this one has {capability}"]
-        return []
-
-    def has_kernel(self, dtype: torch.dtype, capability: tuple[int, int], *, backward: bool) -> bool:
-        """Whether there is anything at all that computes this dtype on such a GPU."""
-        dtypes = self.backward if backward else self.dtypes
-        on_gpus = not self.devices or "cuda" in self.devices
-        known = dtype in dtypes or not (dtypes or backward)
-        return on_gpus and known and not self.why_not_on(capability, backward=backward)
-
-    def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
-        """Every reason why these arguments cannot run here; empty if they can."""
-        x = next(iter(args.values()))
-        dtypes = self.backward if backward else self.dtypes
-        reasons = []
-        if self.devices and x.device.type not in self.devices:
-            reasons.append(f"runs on {' or '.join(self.devices)}, the input is on {x.device.type}")
-        if backward and not dtypes:
-            reasons.append("has no backward kernel")
-        elif dtypes and x.dtype not in dtypes:
-            names = ", ".join(_dtype_name(dtype) for dtype in dtypes)
-            kind = "differentiates" if backward else "computes"
-            reasons.append(f"{kind} {names}, the input is {_dtype_name(x.dtype)}")
-        limits = self.max_channels_backward_of if backward else {}
-        most = limits.get(x.dtype, self.max_channels)
-        if most is not None and x.shape[1] > most:
-            reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
-        outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
-        if self.max_outputs is not None and outputs > self.max_outputs:
-            reasons.append(f"makes at most {self.max_outputs} outputs per pixel, asked for {outputs}")
-        patch_size = args.get("patch_size")
-        if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
-            reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")
-        if x.device.type == "cuda":
-            reasons += self.why_not_on(torch.cuda.get_device_capability(x.device), backward=backward)
-        return reasons
 
 
 @dataclass(frozen=True)
@@ -97,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call must at least do: bytes over the memory bus, multiply-adds on the matrix or vector units."""
+    """The least that one call has to do: bytes over the memory bus, multiply-adds on the matrix or vector units."""
 
     bytes: int
     macs: int
@@ -109,10 +46,10 @@ class Op:
 
     `axes` names the axes of every tensor argument ("3 3 2E" is a tensor of shape [3, 3, 2 * E]): shapes are checked,
     samples are drawn and costs are counted from it. `output_shape` gives the result's shape from these sizes and the
-    arguments. A stage also has `layers`, the same computation as a chain of other operators, which take over where a
+    arguments. A stage also has a `decomposition`, the same computation as a chain of other operators. It runs where a
     gradient is wanted and where no backend has a kernel for the whole.
-    `floor` is, for each dtype, the error against float64 (relative to the largest output) that is excused besides
-    twice the error of plain PyTorch; its reason stands where it is defined.
+    `atol_of_max` is an absolute tolerance for each dtype, relative to the largest output: the error against float64 may
+    be that much more than twice the error of plain PyTorch.
     """
 
     name: str
@@ -123,8 +60,8 @@ class Op:
     samples: tuple[Sample, ...]
     macs: Callable[[Mapping[str, int]], int]
     backward: Callable[..., tuple[Tensor, ...]] | None
-    layers: Callable[..., Tensor] | None
-    floor: Mapping[torch.dtype, float]
+    decomposition: Callable[..., Tensor] | None
+    atol_of_max: Mapping[torch.dtype, float]
 
     def __post_init__(self) -> None:
         function = self.reference
@@ -203,47 +140,6 @@ class Op:
         return Cost(bytes=elements * tensors[0].element_size(), macs=self.macs(sizes))
 
 
-# What the Triton kernels take.
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-TRITON_FORWARD = Support(dtypes=TRITON_DTYPES, max_channels=128, patch_sizes=(0, 4, 8, 16), min_capability=(7, 5))
-# Before Ampere Triton multiplies without tensor cores, which no gradient has the registers for.
-TRITON = replace(TRITON_FORWARD, backward=TRITON_DTYPES, min_capability_backward=(8, 0))
-# Gradients of more than 64 channels have no room: counted were up to 20 KB of stack, and in float32 more shared memory
-# than chips have. The FFN's takes its hidden channels in slices.
-TRITON_LAYER = replace(TRITON, max_channels_backward_of=dict.fromkeys(TRITON_DTYPES, 64))
-TRITON_FFN = replace(TRITON, max_channels_backward_of={torch.float32: 64})
-# A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Where matrix
-# instructions take no factor from shared memory, four layers, one after the other, take fewer cycles (counted): in
-# float16 27,200 on sm_80, where the stage took 38,800, and 35,100 on sm_120 instead of 67,300. So they do in bfloat16,
-# whose depthwise convolutions are summed in float32: 47,500 on sm_90 instead of 64,300.
-TRITON_STAGE = replace(
-    TRITON_FORWARD,
-    dtypes=(torch.float16, torch.bfloat16),
-    max_channels=64,
-    patch_sizes=(4, 8),
-    min_capability=(9, 0),
-    before_capability=(12, 0),
-    unasked=Support(dtypes=(torch.float16,)),
-)
-
-# What the C++ kernels for the CPU take.
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CPU_FORWARD = Support(devices=("cpu",), dtypes=_CPU_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
-CPU = replace(CPU_FORWARD, backward=(torch.float32,))
-CPU_MAP = replace(CPU, patch_sizes=(0, 4, 8, 16))
-
-# What the CUDA C++ kernels take.
-CUDA = Support(devices=("cuda",), dtypes=(torch.float16, torch.float32), max_channels=128, patch_sizes=(0, 4, 8, 16))
-
-# Their results lie in shared memory, sorted for the pixel shuffle.
-CUDA_CONV = replace(CUDA, max_outputs=128)
-
-# A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
-# are the fastest is better asked of each.
-CUDA_STAGE = replace(CUDA, unasked=Support(dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,)))
-
-_ANY_FLOAT = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
 # Two results that are both rounded to their dtype can differ by one unit in the last place (2^-23, 2^-10, 2^-7) of
 # the largest output even where plain PyTorch happens to hit float64's value exactly.
 ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -259,26 +155,24 @@ def define(
     samples: Iterable[Sample],
     macs: Callable[[Mapping[str, int]], int],
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]] = _same_map,
-    backends: Mapping[str, Support] | None = None,
     backward: Callable[..., tuple[Tensor, ...]] | None = None,
-    layers: Callable[..., Tensor] | None = None,
-    floor: Mapping[torch.dtype, float] | None = None,
+    decomposition: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Op]:
-    """Make the decorated plain PyTorch function an operator. Backends are listed fastest first, as far as no
-    GPU has said otherwise (`_order.py`); plain PyTorch, which can run everything, is the last."""
+    """Make the decorated plain PyTorch function an operator, of every backend that has kernels of its name."""
 
     def decorate(function: Callable[..., Tensor]) -> Op:
+        supports = {name: backend.support(function.__name__) for name, backend in BACKENDS.items()}
         return Op(
             name=function.__name__,
             reference=function,
             axes=axes,
             output_shape=output_shape,
-            backends={**(backends or {}), "torch": Support(backward=_ANY_FLOAT)},
+            backends={name: support for name, support in supports.items() if support is not None},
             samples=tuple(samples),
             macs=macs,
             backward=backward,
-            layers=layers,
-            floor=floor or ROUNDING,
+            decomposition=decomposition,
+            atol_of_max=ROUNDING,
         )
 
     return decorate
@@ -318,7 +212,3 @@ def _fan_in(axes: str, shape: list[int]) -> int:
     spatial = [size for term, size in zip(terms, shape, strict=True) if term.isdigit()]
     channels = [size for term, size in zip(terms, shape, strict=True) if not term.isdigit()]
     return math.prod(spatial) * (channels[0] if len(channels) == 2 else 1)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -49,9 +49,9 @@ def table() -> tuple[Line, ...]:
 
 @functools.cache
 def order(operator: str, backends: tuple[str, ...], *, capability: int, dtype: str, backward: bool) -> Order:
-    """The operator's `backends` in the order of the chip's line for this dtype and direction. A chip without one takes
-    that of the newest measured chip that is not newer, else of the oldest measured one. Backends that the line does not
-    name come last, and without a line all stay as they are."""
+    """The operator's `backends` in the order of the chip's line for this dtype and direction. A chip without a line
+    takes that of the newest measured chip that is not newer, else that of the oldest measured one. Backends that the
+    line does not name come last; without any line the order stays as it is."""
     here = f"unmeasured on sm_{capability} in {dtype}{' backward' if backward else ''}"
     wanted = operator, "backward" if backward else "forward", dtype
     lines = [line for line in table() if (line.operator, line.direction, line.dtype) == wanted]

@@ -2,15 +2,14 @@
 """Proof on the machine: a kernel for GPUs has to pass a trial (`_trial.py`) before it serves for the first time.
 
 What is proved is one kind of call: an operator, a direction and a backend, with the call's dtype, channels and options,
-for which there is machine code of its own. A verdict holds for a GPU, driver, PyTorch, the package's code and whatever
-else the backend says that its results depend on, and is kept on disk (`_verdicts.py`). DITN_PROOF=off takes all kernels
-on trust.
+for which there is machine code of its own. A verdict holds for a GPU, a driver, a PyTorch, this package's code and
+whatever else the backend says its results depend on. It is kept on disk (`_verdicts.py`). DITN_PROOF=off trusts all
+kernels.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import os
 import re
@@ -25,15 +24,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ditn_kernels import _trial, _verdicts
+from ditn_kernels._digest import digest
 from ditn_kernels._op import Op
 
-# Kernels of other devices are taken on trust: their machine code was tested as it is shipped.
+# Kernels of other devices are trusted: their machine code was tested as it is shipped.
 DEVICES = {"cuda"}
 _FOLDER = Path(__file__).parent
 
 
 class Provable(Protocol):
-    """What a proof has to know of a backend."""
+    """What a proof needs of a backend."""
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""
@@ -90,7 +90,7 @@ class Call:
         return _trial.fault(self.op, kernel, self.args, backward=self.backward)
 
 
-# What is known in this process; empty for kernels that passed.
+# The faults that this process knows of; empty for kernels that passed.
 _faults: dict[tuple[Any, ...], str] = {}
 _lock = threading.Lock()
 
@@ -98,10 +98,10 @@ _lock = threading.Lock()
 def reasons_against(
     op: Op, name: str, backend: Provable, args: Mapping[str, Any], *, backward: bool, serving: bool
 ) -> list[str]:
-    """Why a backend is not to be trusted with a call; empty if it is, or if that is not known.
+    """Why a backend must not run a call; empty if it may, or if that is not known.
 
-    If it is about to be `serving` and nothing is known, it is proved now: not while a CUDA graph is captured nor while
-    a graph is traced or exported, though. Warns once of each kernel that failed or could not be tried. Raises
+    If it is about to serve (`serving`) and nothing is known, it is proved now, except while a CUDA graph is captured or
+    a graph is traced or exported. Warns once of each kernel that failed or could not be tried. Raises
     ValueError for a DITN_PROOF that is neither "on" nor "off", NotADirectoryError for a cache folder that is a file,
     LostContextError if the trial ended in an illegal memory access.
     """
@@ -125,7 +125,7 @@ def is_on() -> bool:
 
 
 def prove(call: Call, identity: Mapping[str, str]) -> str:
-    """Prove a call whatever is known of it, and keep the verdict. What is wrong, or an empty string."""
+    """Prove a call, whatever is known of it, and keep the verdict. Returns what is wrong, or an empty string."""
     fault = call.fault()
     _verdicts.write(call.facts(identity), fault)
     return fault
@@ -177,8 +177,7 @@ def _may_run(call: Call) -> bool:
 
 @functools.cache
 def _kind(op: Op) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """A function from arguments to what they share with those that the same machine code is for: the sizes of all axes
-    but the map's, and the options."""
+    """A function from arguments to what selects machine code: the sizes of all axes but the map's, and the options."""
     places: dict[str, tuple[str, int]] = {}
     for name, axes in op.axes.items():
         for place, term in enumerate(axes.split()):
@@ -201,7 +200,7 @@ def _machine(device: torch.device) -> Mapping[str, str]:
 
 
 def _driver() -> str:
-    """The driver's version; where the system does not tell, the version of CUDA that it knows."""
+    """The driver's version or, where the system does not give it, the version of CUDA that the driver supports."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
@@ -213,14 +212,4 @@ def _driver() -> str:
 @functools.cache
 def _code() -> str:
     """A hash of the package's Python files and launch configurations."""
-    return digest(*sorted(_FOLDER.rglob("*.py")), *sorted(_FOLDER.glob("triton/configs/*.json")))
-
-
-@functools.cache
-def digest(*paths: Path) -> str:
-    """A hash of files' contents."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()[:16]
+    return digest(*sorted(_FOLDER.rglob("*.py")), *sorted(_FOLDER.glob("backends/*/configs/*.json")))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves all kernels of a device, whatever is known of them, in processes of their own: a kernel that accesses memory
-which is not its own ends its process and no other, and later ones find the verdict."""
+"""Proves all kernels of a device, whatever is known of them, in separate processes: an illegal memory access ends only
+the kernel's own process, and later processes find the verdict."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from ditn_kernels import _proof, _trial, _verdicts
-from ditn_kernels._dispatch import BACKENDS, reasons_unproved
+from ditn_kernels._dispatch import reasons_unproved
 from ditn_kernels._op import Op, Sample
+from ditn_kernels.backends import BACKENDS
 from ditn_kernels.ops import REGISTRY
 
 _context = multiprocessing.get_context("spawn")
@@ -27,7 +28,7 @@ _MOST_PROCESSES = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of call and the backend that is to be proved for it."""
+    """A kind of call, and the backend to prove for it."""
 
     operator: str
     sample: Sample
@@ -44,8 +45,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one kind of call, that of an operator's sample. `fault` is empty for a kernel that is right;
-    `is_verdict` says whether later processes go by it: they do not where it could not be tried."""
+    """What was found of one kind of call, that of an operator's sample. `fault` is empty for a kernel that is right.
+    `is_verdict`: later processes go by it; false where the kernel could not be tried."""
 
     operator: str
     direction: str
@@ -57,12 +58,12 @@ class Proof:
 
 
 def prove(device: torch.device | str, operators: Collection[str] = tuple(REGISTRY)) -> Iterator[Proof]:
-    """Try every kernel that runs on the device and has to be proved, and keep the verdicts; nothing for a CPU. Starts
-    processes, so that a script calls it under `if __name__ == "__main__":`. With cold caches kernels are compiled for
+    """Try every kernel that runs on the device and has to be proved, and keep the verdicts; on a CPU there are none. It
+    starts processes, so a script has to call it under `if __name__ == "__main__":`. With cold caches it compiles for
     minutes.
 
-    Raises what the first call of such a kernel would: ValueError for a DITN_PROOF that is neither "on" nor "off",
-    NotADirectoryError for a cache folder that is a file.
+    Raises ValueError for a DITN_PROOF that is neither "on" nor "off", NotADirectoryError for a cache folder that is a
+    file, as the first call of such a kernel does.
     """
     if not _proof.is_on():
         return
@@ -76,7 +77,7 @@ def _cases(op: Op, device: torch.device) -> Iterator[Case]:
     if device.type not in _proof.DEVICES:
         return
     samples = [sample for sample in op.samples if sample.axes["B"]]
-    for sample, dtype in itertools.product(samples, op.floor):
+    for sample, dtype in itertools.product(samples, op.atol_of_max):
         args = op.inputs(sample, dtype=dtype, device=device)
         for name, backward in itertools.product(op.backends, (False, True)):
             if not reasons_unproved(op, name, args, backward=backward) and BACKENDS[name].identity(device) is not None:
@@ -84,7 +85,7 @@ def _cases(op: Op, device: torch.device) -> Iterator[Case]:
 
 
 def _prove(cases: list[Case]) -> Iterator[Proof]:
-    """One process after the other: the next goes on where one has ended too early."""
+    """One process at a time: where one ended early, the next continues."""
     while cases:
         receiver, sender = _context.Pipe(duplex=False)
         process = _context.Process(target=_work, args=(cases, sender))
@@ -108,7 +109,7 @@ def _prove(cases: list[Case]) -> Iterator[Proof]:
 
 
 def _work(cases: list[Case], sender: Connection) -> None:
-    """Send what is wrong with each, and whether that is a verdict, until one has cost the process its GPU."""
+    """Send what is wrong with each, and whether that is a verdict, until the process has lost its GPU."""
     for case in cases:
         try:
             call = case.call()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kernel's trial: a small sample of its operator, computed twice, against float64 and plain PyTorch."""
+"""A kernel's trial: a small sample of its operator, computed twice and compared with float64 and plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from ditn_kernels._op import Op, Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER, why_not_as_good
 
-# True during a trial: kernels whose programs share tasks then start few programs, so that each takes several.
+# True during a trial: persistent kernels then start few programs, so that each takes several tiles.
 on_trial: ContextVar[bool] = ContextVar("ditn_on_trial", default=False)
 
 _IMAGES, _HEIGHT, _WIDTH = 3, 16, 80
-# Triton compiles an integer that is a multiple of 16 as one. Counts of patches are quotients of both sides: hence more
-# factors of 2 are kept.
+# Triton specialises code for integers that are multiples of 16. Numbers of patches are quotients of both sides, hence
+# more factors of 2 are kept.
 _FACTOR = 64
 _BITS = {2: torch.int16, 4: torch.int32}
 
@@ -30,17 +30,17 @@ def fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], *, backwa
     """What is wrong with a kernel for calls with arguments like these, as a sentence without its subject; empty if
     nothing is.
 
-    What keeps it from being tried is raised: memory or a disk that is full, an error of earlier work.
+    Raises what prevents the trial: full memory, a full disk, an error of earlier work on the GPU.
     """
-    # No mode of the caller's holds in a thread of its own: autocast, inference, tracing, `use_backend`, streams.
+    # In a new thread none of the caller's modes holds: autocast, inference, tracing, `use_backend`, streams.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_fault, op, kernel, args, backward).result()
 
 
 def like(op: Op, args: Mapping[str, Any]) -> Sample:
-    """A sample of the kind of a call: its channels and options on a small map. There are several images, patches of
-    every size, tiles and pieces of each row, and the sides are multiples of what the call's are, so that the code that
-    is compiled for both is mostly the same."""
+    """A sample of the same kind as a call: its channels and options on a small map. The map has several images, patches
+    of any size, tiles and pieces of rows. Its sides are multiples of the same powers of two as the call's, so that
+    mostly the same code is compiled for both."""
     sizes = op.check(args)
     patch_size = args.get("patch_size") or 1
     sides = {axis: _side(sizes[axis], least, patch_size) for axis, least in (("H", _HEIGHT), ("W", _WIDTH))}
@@ -49,13 +49,13 @@ def like(op: Op, args: Mapping[str, Any]) -> Sample:
 
 
 def _side(size: int, least: int, patch_size: int) -> int:
-    """A side of two patches and `least` pixels or more, an odd multiple of the power of two in the size."""
+    """A side of at least two patches and `least` pixels: an odd multiple of the power of two in the size."""
     step = math.lcm(math.gcd(size, _FACTOR), patch_size)
     return (-(-max(least, 2 * patch_size) // step) | 1) * step
 
 
 def alive(device: torch.device) -> bool:
-    """Whether the process can still use a GPU: after an illegal memory access it cannot."""
+    """Whether the process can still use the GPU: after an illegal memory access it cannot."""
     try:
         _wait(device)
     except RuntimeError:
@@ -83,7 +83,7 @@ def _fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], backward
         for i, name in enumerate(names):
             of_number = None if exact[0][i].numel() == 1 else 1
             y, wide, usual = (torch.stack([draw[i] for draw in of[:of_number]]) for of in (runs[0], exact, plain))
-            if wrong := why_not_as_good(y, wide, usual, op.floor[x.dtype]):
+            if wrong := why_not_as_good(y, wide, usual, op.atol_of_max[x.dtype]):
                 return f"computes wrongly: {name} {wrong}"
         for i, name in enumerate(names):
             if not all(_same_bits(first[i], second[i]) for first, second in zip(*runs, strict=True)):
@@ -107,9 +107,9 @@ def _draws(op: Op, args: Mapping[str, Any], backward: bool) -> Iterator[tuple[An
 
 @contextmanager
 def _usual_settings() -> Iterator[None]:
-    """Without TF32, which users may have allowed: it is not what kernels are held to. PyTorch has an old and a new
-    setting for products, and both are put back. Without the demand for deterministic algorithms either, which plain
-    PyTorch may have to refuse."""
+    """Without TF32, which the user may have allowed: kernels are compared with full float32. PyTorch has an old and a
+    new setting for products; both are restored. Also without the demand for deterministic algorithms, which plain
+    PyTorch may not have."""
     products = torch.backends.cuda.matmul
     new = products.fp32_precision
     try:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What proofs have found, kept in the user's cache folder: a small file for each kernel and all that its results depend
-on. A file is written as a whole and then renamed, so that any number of processes can share the folder."""
+"""What proofs have found, in the user's cache folder: a small file for each kernel and all that its results depend on.
+Files are written under a temporary name and renamed, so any number of processes can share the folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-# What a verdict depends on, by name: whatever JSON gives back as it was.
+# What a verdict depends on, by name: values that JSON returns unchanged.
 Facts = Mapping[str, str | int | float]
 
 
@@ -41,14 +41,14 @@ def read(facts: Facts) -> str | None:
         raise
     except (OSError, ValueError, RuntimeError):
         return None
-    # A file that was damaged is no verdict.
+    # A damaged file is no verdict.
     if not isinstance(content, dict) or content.get("facts") != facts or not isinstance(content.get("fault"), str):
         return None
     return str(content["fault"])
 
 
 def write(facts: Facts, fault: str) -> None:
-    """Keep a verdict. Where that cannot be, it is said once."""
+    """Keep a verdict. Warns once where it cannot be kept."""
     try:
         path = folder()
     except RuntimeError as error:

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ditn_kernels._dispatch import BackendError
 from ditn_kernels._op import Op
-from ditn_kernels._triton import interpreted, why_missing
+from ditn_kernels.backends.triton._dispatch import interpreted, why_missing
 from ditn_kernels.ops import REGISTRY
 
 NAMESPACE = "ditn"
-# Operators that are one kernel. Their plugins' second output is memory that the kernel needs besides its result, since
-# TensorRT gives them no workspace.
+# Operators that are one kernel. TensorRT gives such plugins no workspace, so their second output is the kernel's
+# scratch.
 AHEAD_OF_TIME = ("inner_patch_attention", "gated_ffn")
 # Operators that are several kernels with maps between them.
 IN_PYTHON = ("dilated_gate",)
@@ -47,10 +47,11 @@ class Chip:
 
 
 def register(chip: Chip | None = None, *, most_shared: int | None = None) -> None:
-    """Make the plugins known to TensorRT, once in a process, for engines of a chip, by default PyTorch's current GPU.
+    """Register the plugins with TensorRT, once in a process, for engines of a chip, by default PyTorch's current GPU.
 
     `most_shared`: bytes of dynamic shared memory that a launch may ask for. Above 48 KiB the launcher has to allow it
-    for a kernel, and whether TensorRT does is not known here; below, kernels get configurations that no table chose.
+    for each kernel, and whether TensorRT does is not known. With a lower limit kernels get configurations that are in
+    no table.
 
     Raises ImportError if TensorRT or Triton is missing or too old, RuntimeError if there is no GPU to ask or Triton
     interprets its kernels (TRITON_INTERPRET). While an engine is built, a node that the kernels cannot run raises
@@ -72,16 +73,16 @@ def register(chip: Chip | None = None, *, most_shared: int | None = None) -> Non
 
 
 def complete(model: Any) -> None:
-    """Give every node of an onnx.ModelProto as many outputs as its plugin has, which newer parsers insist on. The file
-    is for these plugins then: those of C++ have a workspace instead."""
+    """Give every node of an onnx.ModelProto as many outputs as its plugin has, which newer parsers require. After that
+    the model works with these plugins only: those of C++ have a workspace instead."""
     for node in model.graph.node:
         if node.domain == NAMESPACE and node.op_type in AHEAD_OF_TIME and len(node.output) == 1:
             node.output.append(f"{node.output[0]}_scratch")
 
 
 class _Plugin:
-    """The functions of one operator that `tensorrt.plugin` asks for. It reads their signatures, and calls them with
-    one argument for each of the operator's, in its order; maps are [B, H, W, C]."""
+    """The functions that `tensorrt.plugin` asks for, of one operator. It reads their signatures, and calls them with
+    the operator's arguments in its order; maps are [B, H, W, C]."""
 
     def __init__(self, op: Op, chip: Chip, most_shared: int | None, trtp: Any) -> None:
         self._op, self._chip, self._most_shared, self._trtp = op, chip, most_shared, trtp
@@ -90,14 +91,14 @@ class _Plugin:
         }
 
     def description(self) -> Any:
-        """What the outputs are like, from descriptions of inputs."""
+        """Shapes and dtypes of the outputs, from those of the inputs."""
         trtp = self._trtp
 
         def describe(*tensors: Any, **options: Any) -> Any:
             return tensors[0].like()
 
         def describe_with_scratch(*tensors: Any, **options: Any) -> Any:
-            # At first TensorRT asks for types alone, and there are no shapes yet.
+            # TensorRT first asks for dtypes only, when there are no shapes yet.
             is_early = tensors[0].shape_expr[0].is_fake
             length = 1 if is_early else self._scratch_length(tensors, options)
             return tensors[0].like(), trtp.from_shape_expr((length,), tensors[0].dtype)
@@ -107,7 +108,7 @@ class _Plugin:
         return self._signed(describe, trtp.TensorDesc, {}, trtp.TensorDesc)
 
     def compilation(self) -> Any:
-        """The kernel and its launch, whose numbers are expressions of the map's size."""
+        """The kernel and its launch, whose integers are expressions of the map's size."""
         trtp = self._trtp
 
         def compile_ahead(*args: Any) -> Any:
@@ -141,7 +142,7 @@ class _Plugin:
         return self._signed(run, self._trtp.Tensor, behind, None)
 
     def _signed(self, function: Any, tensor: Any, behind: dict[str, Any], returned: Any) -> Any:
-        """The function with the signature that TensorRT asks for: the operator's, and what comes behind it."""
+        """The function with the signature that TensorRT asks for: the operator's arguments, then those of `behind`."""
         arguments = dict.fromkeys(self._op.axes, tensor) | self._options | behind
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter(name, kind, annotation=what) for name, what in arguments.items()]
@@ -149,14 +150,14 @@ class _Plugin:
         return function
 
     def _split(self, args: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any], Sequence[Any]]:
-        """Tensors, options, and what comes behind them."""
+        """Tensors, options, and the arguments after them."""
         first, last = len(self._op.axes), len(self._op.axes) + len(self._options)
         return args[:first], dict(zip(self._options, args[first:last], strict=True)), args[last:]
 
     def _compiled(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """A launch and its code, whose grid and integers alone depend on the map's size."""
-        from ditn_kernels.triton import _compile
-        from ditn_kernels.triton._launch import configured, recording
+        """A launch and its code. Only its grid and its integers depend on the map's size."""
+        from ditn_kernels.backends.triton import _compile
+        from ditn_kernels.backends.triton._launch import configured, recording
 
         args = self._arguments(tensors, options)
         configs: dict[str, Any] = {}
@@ -174,7 +175,7 @@ class _Plugin:
             configs[launch.name] = smaller
 
     def _arguments(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments without memory, of a map of some size. Raises what the kernels cannot run."""
+        """Arguments without memory, of a map of some size. Raises BackendError for what the kernels cannot run."""
         options = _cleaned(options)
         # Whole patches, and enough of them for several programs.
         side = 8 * (options["patch_size"] or 8)
@@ -189,7 +190,8 @@ class _Plugin:
         return args
 
     def _meta(self, name: str, desc: Any, side: int) -> Tensor:
-        """A tensor without memory, of a description's shape. Of a map only the channels are known: it gets a side."""
+        """A tensor without memory, of a description's shape. Of a map only the channels are known: it gets this
+        side."""
         dtype = _INPUT_TYPES.get(desc.dtype.name)
         if dtype is None:
             raise TypeError(
@@ -202,7 +204,8 @@ class _Plugin:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     def _scratch_length(self, tensors: Sequence[Any], options: Mapping[str, Any]) -> int:
-        """For as many programs as there can be; 1 where the kernel needs none, since there are no empty outputs."""
+        """Enough scratch for the largest number of programs; 1 if the kernel needs none, since no output may be
+        empty."""
         launch, _ = self._compiled(tensors, options)
         length: int = launch.args[-1].numel() // launch.programs * self._most_programs(launch)
         return max(length, 1)
@@ -212,7 +215,7 @@ class _Plugin:
         return most
 
     def _kernels_file(self) -> Any:
-        return importlib.import_module(f"ditn_kernels.triton.{self._op.name}")
+        return importlib.import_module(f"ditn_kernels.backends.triton.{self._op.name}")
 
 
 def _tensorrt_plugin() -> Any:
@@ -231,7 +234,7 @@ def _tensorrt_plugin() -> Any:
 
 
 def _smaller(config: Any) -> Any:
-    """The configuration with less in shared memory at a time, None if there is none."""
+    """A configuration that needs less shared memory; None if there is none."""
     if config.num_stages > 1:
         return replace(config, num_stages=1)
     if config.blocks.get("SLICE", 0) > 16:
@@ -245,7 +248,7 @@ def _pack(*kinds: type) -> Any:
 
 
 def _cleaned(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A parser may count the zero at the end of a string."""
+    """Without the zero that a parser may leave at the end of a string."""
     return {name: value.rstrip("\0") if isinstance(value, str) else value for name, value in options.items()}
 
 

@@ -84,7 +84,7 @@ def _answer(case: Case) -> dict[str, Any]:
     from tensorrt import plugin
 
     from ditn_kernels import REGISTRY, tensorrt_plugins
-    from ditn_kernels.triton._launch import recording
+    from ditn_kernels.backends.triton._launch import recording
 
     plugin.PLUGINS.clear()
     tensorrt_plugins.register(tensorrt_plugins.Chip(case.capability, PROCESSORS), most_shared=case.most_shared)
@@ -92,7 +92,7 @@ def _answer(case: Case) -> dict[str, Any]:
     known = {"C": case.channels, "E": case.hidden}
     shapes = node_of(op, known | {axis: axis for axis in "BHW"})
     built = plugin.build(f"ditn::{case.op}", getattr(tensorrt, case.dtype), shapes, case.options)
-    module = sys.modules[f"ditn_kernels.triton.{case.op}"]
+    module = sys.modules[f"ditn_kernels.backends.triton.{case.op}"]
     launches = []
     for batch, height, width in case.sizes:
         sizes = {"B": batch, "H": height, "W": width}

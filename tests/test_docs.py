@@ -17,7 +17,7 @@ from PIL import Image
 
 import ditn
 from ditn.export.formats import FORMATS
-from ditn_kernels import _native
+from ditn_kernels.backends.native import _libraries
 
 PROJECT = Path(__file__).parent.parent
 GUIDE = (PROJECT / "docs" / "deployment.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def missing(section: str) -> list[str]:
     needs = re.search(r"<!-- needs: (.+) -->", SECTIONS[section])
     present = {
         "libpng": shutil.which("libpng-config") is not None,
-        "cmake": shutil.which("cmake") is not None and _native.why_missing() is None,
+        "cmake": shutil.which("cmake") is not None and _libraries.why_missing() is None,
     }
     return [name for name in (needs[1].split() if needs else ()) if not present.get(name, find_spec(name) is not None)]
 

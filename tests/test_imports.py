@@ -14,6 +14,9 @@ import pytest
 import ditn
 import ditn_kernels
 from ditn_kernels import REGISTRY
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _limits as native_limits
+from ditn_kernels.backends.triton import _limits as triton_limits
 
 PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
@@ -107,7 +110,7 @@ def test_definitions_import_no_backend() -> None:
     for path in (PROJECT / "ditn_kernels" / "ops").glob("*.py"):
         used = {name.split(".")[0] for name in imports(path)}
         assert "triton" not in used, path
-        backends = ("ditn_kernels._dispatch", "ditn_kernels._library", "ditn_kernels._native")
+        backends = ("ditn_kernels._dispatch", "ditn_kernels._library", "ditn_kernels.backends")
         assert not any(name.startswith(backends) for name in imports(path)), path
 
 
@@ -115,11 +118,23 @@ def test_every_operator_has_one_stem() -> None:
     stems = {path.stem for path in (PROJECT / "ditn_kernels" / "ops").glob("[a-z]*.py")}
     assert stems == set(REGISTRY)
     # A stage's C++ is the loop over its layers, in kernels.cpp; every other kernel has its operator's name.
-    kernels = {op.name for op in REGISTRY.values() if "cpu" in op.backends and op.layers is None}
+    kernels = {op.name for op in REGISTRY.values() if "cpu" in op.backends and op.decomposition is None}
     assert kernels <= {path.stem for path in (PROJECT / "csrc" / "cpu").glob("*.h")}
     supports = {op.name: op.backends["triton"] for op in REGISTRY.values() if "triton" in op.backends}
     kernels = set(supports) | {f"{name}_backward" for name, support in supports.items() if support.backward}
-    assert kernels == {path.stem for path in (PROJECT / "ditn_kernels" / "triton").glob("[a-z]*.py")}
+    assert kernels == {path.stem for path in (PROJECT / "ditn_kernels" / "backends" / "triton").glob("[a-z]*.py")}
+
+
+def test_a_backend_is_a_folder_and_a_line() -> None:
+    folders = [path.parent for path in (PROJECT / "ditn_kernels" / "backends").glob("*/__init__.py")]
+    assert {path.name for path in folders} == {type(one).__module__.split(".")[2] for one in BACKENDS.values()}
+    for folder in folders:
+        assert {"_dispatch.py", "_limits.py"} <= {path.name for path in folder.iterdir()}, folder
+
+
+def test_limits_are_of_operators() -> None:
+    """A table's misspelt line would be of no operator, and its kernels would never run."""
+    assert set(triton_limits.LIMITS) | set(native_limits.CPU) | set(native_limits.CUDA) <= set(REGISTRY)
 
 
 @pytest.mark.parametrize("module", [ditn, ditn_kernels], ids=lambda module: module.__name__)

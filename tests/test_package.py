@@ -29,8 +29,9 @@ from benchmarks.harness.outputs import RESULTS
 from benchmarks.report import pages
 from ditn.commands import cli
 from ditn.imaging.resize import downscale
-from ditn_kernels import _native, info
-from ditn_kernels._native import runs_on
+from ditn_kernels import info
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native._libraries import runs_on
 
 PROJECT = Path(__file__).parent.parent
 README, MODELS, SUPPORT, TRAINING = (
@@ -147,7 +148,7 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
         path.relative_to(PROJECT).as_posix()
         for package in ("ditn", "ditn_kernels")
         for path in (PROJECT / package).rglob("*")
-        if path.suffix in (".py", ".typed", ".safetensors", ".tsv") or path.name == "backend_order.json"
+        if path.suffix in (".py", ".typed", ".safetensors", ".tsv") or path.suffix == ".json"
     }
     assert {"ditn/weights/ditn-real-x4.safetensors", "ditn/py.typed", "ditn_kernels/py.typed"} <= expected
     assert (expected | {"ditn/weights/SHA256SUMS"}) - names == set()
@@ -155,7 +156,7 @@ def test_wheel_holds_the_packages_weights_and_licences(wheel) -> None:
     licences = {"LICENSE", "NOTICE", "ditn/weights/LICENSE.md", "ditn/weights/ATTRIBUTION.tsv"}
     assert {metadata_name.replace("METADATA", f"licenses/{name}") for name in licences} <= names
     assert metadata["License-Expression"] == "Apache-2.0 AND CC-BY-SA-4.0"
-    assert (LIBRARY in names) == (_native.why_missing() is None)
+    assert (LIBRARY in names) == (_libraries.why_missing() is None)
     # What CUDA C++ adds is looked at by test_wheel.py.
     assert "ditn_kernels/_C_cuda.so" in names or wheel.stat().st_size < 12e6
 

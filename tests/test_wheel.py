@@ -75,7 +75,8 @@ def test_machine_code_of_every_generation(installed) -> None:
 def test_on_a_machine_without_compiler_the_cpu_runs(installed, tmp_path) -> None:
     code = """
     import json, shutil, torch, ditn_kernels
-    from ditn_kernels import _native, explain, info
+    from ditn_kernels import explain, info
+    from ditn_kernels.backends.native import _libraries
     assert not [name for name in ("nvcc", "g++", "gcc", "cc", "clang") if shutil.which(name)]
     op = ditn_kernels.gated_ffn
     args = op.inputs(op.samples[0])
@@ -118,11 +119,11 @@ def test_it_loads_without_a_driver_into_any_torch(installed, tmp_path) -> None:
     subprocess.run(command, input=source, text=True, check=True)
     code = """
     import ctypes, sys, torch
-    from ditn_kernels import _native
+    from ditn_kernels.backends.native import _libraries
     if torch.version.cuda is None:
         ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
-    assert _native.why_missing() is None, _native.why_missing()
-    torch.ops.load_library(_native.FOLDER / "_C_cuda.so")
+    assert _libraries.why_missing() is None, _libraries.why_missing()
+    torch.ops.load_library(_libraries.FOLDER / "_C_cuda.so")
     for name in ("gated_ffn", "image_tail"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ditn_native::{name}", "CUDA"), name
     """

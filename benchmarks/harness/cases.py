@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ditn_kernels import Op
-from ditn_kernels._dispatch import BACKENDS
 from ditn_kernels._op import NORMS, Sample
-from ditn_kernels.triton._launch import Launch, padded, recording
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.triton._launch import Launch, padded, recording
 
 # 960 x 540, padded to whole patches.
 FRAME = (544, 960)

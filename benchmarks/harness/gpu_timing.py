@@ -20,7 +20,7 @@ import triton
 
 from benchmarks.harness.outputs import PROJECT, RESULTS
 from benchmarks.harness.timing import in_turns
-from ditn_kernels import _assembler
+from ditn_kernels.backends.triton import _assembler
 
 # Larger than any second-level cache, and long enough to write that the host is ahead when the clock starts.
 _FLUSHED_BYTES = 512 << 20

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.report.results import NOT_MEASURED, Content, folder, load_if_there
 from ditn_kernels import REGISTRY
-from ditn_kernels._op import Support
+from ditn_kernels._support import Support
 
 
 def support(project: Path) -> str:

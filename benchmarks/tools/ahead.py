@@ -31,9 +31,9 @@ from benchmarks.harness import gpu_timing as gpu
 from benchmarks.tools.resources import Case
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
-from ditn_kernels._triton import interpreted
-from ditn_kernels.triton import _backend, _compile
-from ditn_kernels.triton._launch import Launch
+from ditn_kernels.backends.triton import _compile, _ptxas
+from ditn_kernels.backends.triton._dispatch import interpreted
+from ditn_kernels.backends.triton._launch import Launch
 
 # Batch, height and width, besides those of `cases.FRAME`.
 _MAPS = ((1, 192, 320), (1, 184, 320), (1, 544, 960), (16, 64, 64))
@@ -108,7 +108,7 @@ def _without_gpu(capability: int) -> None:
 def _compile_one(record: Recorded, index: int) -> None:
     """As a launch does, of tensors that are aligned as allocated memory is."""
     launch = record()[index]
-    _backend.own(launch.kernel)
+    _ptxas.own(launch.kernel)
     args: list[Any] = [torch.empty(64, dtype=a.dtype) if torch.is_tensor(a) else a for a in launch.args]
     warps, stages = launch.config.num_warps, launch.config.num_stages
     launch.kernel.warmup(*args, grid=(1,), **launch.constants, num_warps=warps, num_stages=stages)

@@ -16,16 +16,17 @@ import sys
 from benchmarks.harness import gpu_timing as gpu
 from benchmarks.harness.outputs import PROJECT
 from ditn_kernels import __main__ as table
-from ditn_kernels import _assembler, _native
-from ditn_kernels._triton import why_missing
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._dispatch import why_missing
 
 
 def build() -> int:
     """Exit code 0 if the libraries load, or CUDA's cannot be built here, which is said."""
-    if _native.why_no_cuda() is None:
-        print(f"the compiled libraries are there, for {', '.join(_native.build_info()['cuda']['architectures'])}")
+    if _libraries.why_no_cuda() is None:
+        print(f"the compiled libraries are there, for {', '.join(_libraries.build_info()['cuda']['architectures'])}")
         return 0
-    print(f"the CUDA library {_native.why_no_cuda()}", flush=True)
+    print(f"the CUDA library {_libraries.why_no_cuda()}", flush=True)
     nvcc = shutil.which("nvcc")
     # Machine code for the GPU that is here only: for all of them it would take several times as long.
     capability = gpu.capability()
@@ -46,7 +47,7 @@ def main() -> int:
     table.main([])
     print("\n" + "\n".join(f"{name:16} {value}" for name, value in gpu.machine().items()))
     choice = _assembler.choose(gpu.capability())
-    print(f"\n{', '.join(why_missing()) or 'Triton is there'}; CUDA C++ {_native.why_no_cuda() or 'is there'}")
+    print(f"\n{', '.join(why_missing()) or 'Triton is there'}; CUDA C++ {_libraries.why_no_cuda() or 'is there'}")
     print(f"assembler sm_{gpu.capability()}  {choice}")
     return int(bool(choice.refusal or why_missing()))
 

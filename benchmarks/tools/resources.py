@@ -30,9 +30,10 @@ import triton
 
 from benchmarks.harness import cases, outputs
 from benchmarks.tools import cuda_code, sass
-from ditn_kernels import REGISTRY, _assembler
+from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 _COLUMNS = {
     "kernel": "",

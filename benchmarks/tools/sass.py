@@ -4,8 +4,9 @@
     report = count(launch, capability=90)
 
 Nothing is timed. An instruction counts as often as the loops around it go round, so the code's loops have to be those
-that the launch names; if they are not, instructions are not counted, and `cycles` raises. What was counted is kept in
-build/sass, under a hash of the kernel's source, its arguments, configuration and target, and of this file.
+that the kernel's file names in LOOPS; if they are not, instructions are not counted, and `cycles` raises. What was
+counted is kept in build/sass, under a hash of the kernel's source, its arguments, configuration and target, and of this
+file.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import torch
 import triton
 
 from benchmarks.harness.outputs import PROJECT
-from ditn_kernels import _assembler
-from ditn_kernels.triton._compile import compiled, source
-from ditn_kernels.triton._launch import Launch
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._compile import compiled, source
+from ditn_kernels.backends.triton._launch import Launch
+from ditn_kernels.backends.triton._loops import Loops, loops
 
 # What is compiled here is not what a user waits for.
 logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
@@ -64,7 +66,7 @@ _TENSOR_MEMORY = 512  # columns, on sm_100 (PTX ISA, "Tensor Memory")
 
 
 class LoopsError(ValueError):
-    """The loops of the code are not those that the launch names."""
+    """The loops of the code are not those that the kernel's file names."""
 
 
 class TensorMemoryError(RuntimeError):
@@ -125,13 +127,11 @@ def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
 def count(launch: Launch, capability: int) -> Count:
     """Compile the launch for a chip (90 for sm_90) and count. Raises TensorMemoryError if there is no code to count."""
     options = {"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages}
-    rounds = launch.tasks / launch.programs
     facts = (
         source(launch).hash(),
         options,
-        rounds,
         launch.programs,
-        launch.trips,
+        loops(launch),
         capability,
         assembler.identity if (assembler := _assembler.choose(capability).assembler) else None,
         triton.__version__,
@@ -161,7 +161,7 @@ def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Co
         raise ValueError(f"{launch.name}: cuobjdump says nothing about registers: {usage[:200]!r}")
     instructions = parse(code)
     try:
-        weights, uncounted = _weights(launch, instructions), ""
+        weights, uncounted = _weights(launch, loops(launch), instructions), ""
     except LoopsError as error:
         weights, uncounted = None, str(error)
     tensor = {a: name for a, (name, _) in instructions.items() if re.match(r"[A-Z0-9]*MMA[.0-9]|UTC.?MMA", name)}
@@ -215,23 +215,25 @@ def macs_of(name: str) -> int:
     raise ValueError(f"{name}: a tensor-core instruction whose size is not known here")
 
 
-def _weights(launch: Launch, instructions: dict[int, tuple[str, str]]) -> dict[int, float]:
+def _weights(launch: Launch, named: Loops, instructions: dict[int, tuple[str, str]]) -> dict[int, float]:
     """How often each instruction is executed by one warp of every program, over the whole launch."""
     weights = dict.fromkeys(instructions, float(launch.programs))
-    loops = [loop for loop in natural_loops(instructions) if not _waits(loop, instructions)]
-    if launch.trips[:1] == (1,):
-        if not loops:
-            raise LoopsError(f"{launch.name}: no loop over the tasks")
-        # The largest loop goes over the tasks; those outside of it are done once per program and count as one round.
-        over_tasks = max(loops, key=len)
-        loops = [loop for loop in loops if loop < over_tasks]
-        for address in over_tasks:
-            weights[address] *= launch.tasks / launch.programs
-    trips = [rounds for rounds in launch.trips if rounds != 1]
-    if len(loops) != len(trips):
-        sizes = list(map(len, loops))
-        raise LoopsError(f"{launch.name}: loops of {sizes} instructions, but the launch names trips {launch.trips}")
-    for loop, rounds in zip(loops, trips, strict=True):
+    found = [loop for loop in natural_loops(instructions) if not _waits(loop, instructions)]
+    if named.tiles is not None:
+        if not found:
+            raise LoopsError(f"{launch.name}: no loop over the tiles")
+        # The largest loop goes over the tiles; those outside of it are done once per program and count as one round.
+        over_tiles = max(found, key=len)
+        found = [loop for loop in found if loop < over_tiles]
+        for address in over_tiles:
+            weights[address] *= named.tiles / launch.programs
+    trip_counts = [rounds for rounds in named.trip_counts if rounds != 1]
+    if len(found) != len(trip_counts):
+        sizes = list(map(len, found))
+        raise LoopsError(
+            f"{launch.name}: loops of {sizes} instructions, but the trip counts {named.trip_counts} are named"
+        )
+    for loop, rounds in zip(found, trip_counts, strict=True):
         for address in loop:
             weights[address] *= rounds
     return weights

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the launch configurations of the Triton kernels, `ditn_kernels/triton/configs/<kernel>.json`.
+"""Writes the launch configurations of the Triton kernels, `ditn_kernels/backends/triton/configs/<kernel>.json`.
 
     python -m benchmarks.tools.tune             on a GPU: measures
     python -m benchmarks.tools.tune --count     anywhere: compiles for every chip and counts (sass.py)
@@ -31,8 +31,8 @@ from benchmarks.tools.tune_count import count, mend
 from benchmarks.tools.tune_measure import measure
 from benchmarks.tools.tuning import FOLDER, SHAPES, tasks, write
 from ditn_kernels import REGISTRY, Op
-from ditn_kernels._triton import interpreted
-from ditn_kernels.triton._config import Row
+from ditn_kernels.backends.triton._config import Row
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 
 def compile_candidates(ops: Iterable[Op], shapes: str, dtypes: Collection[str], jobs: int) -> None:

@@ -15,7 +15,7 @@ from benchmarks.harness import cases
 from benchmarks.tools import sass
 from benchmarks.tools.tuning import Task, patch, short, tasks
 from ditn_kernels import Op
-from ditn_kernels.triton._config import Config, Row, lookup
+from ditn_kernels.backends.triton._config import Config, Row, lookup
 
 # Chips whose instructions differ are ranked by themselves; for the others the order of the nearest of these holds.
 RANKED = {75: 80, 80: 80, 86: 80, 89: 80, 90: 90, 100: 90, 120: 80}

@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ditn_kernels.triton
+import ditn_kernels.backends.triton
 from benchmarks.harness import cases
 from benchmarks.tools import sass
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
-from ditn_kernels.triton._config import Config, Row, nearest, table
-from ditn_kernels.triton._launch import Launch, configured
+from ditn_kernels.backends.triton._config import Config, Row, nearest, table
+from ditn_kernels.backends.triton._launch import Launch, configured
 
-FOLDER = Path(ditn_kernels.triton.__file__).parent / "configs"
+FOLDER = Path(ditn_kernels.backends.triton.__file__).parent / "configs"
 WARPS = (4, 8)
 STAGES = (1, 2)
 # What Triton compiles for.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators, in the order the network uses them. This list is the only one."""
+"""The operators, in the order in which networks use them. There is no other list of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The few pieces of plain PyTorch that several definitions share. Tokens are channels-last: [N, h, w, C]."""
+"""Pieces of plain PyTorch that several definitions share. Tokens are channels-last: [N, h, w, C]."""
 
 from __future__ import annotations
 
@@ -100,7 +100,8 @@ def depthwise_backward(grad: Tensor, u: Tensor, weight: Tensor, dilation: int = 
 
 
 def _needs_float32(u: Tensor, dilation: int) -> bool:
-    """oneDNN's bfloat16 weight gradient of a dilated depthwise convolution is memory it never wrote (PyTorch 2.13)."""
+    """oneDNN returns uninitialised memory as the bfloat16 weight gradient of a dilated depthwise convolution (PyTorch
+    2.13)."""
     return dilation > 1 and u.device.type == "cpu" and u.dtype == torch.bfloat16
 
 

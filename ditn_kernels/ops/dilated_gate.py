@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ditn_kernels._op import CPU, CUDA, TRITON_LAYER, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops._parts import (
     depthwise,
     depthwise_backward,
@@ -65,7 +65,6 @@ def _backward(
         "out_weight": "C C",
         "out_bias": "C",
     },
-    backends={"triton": TRITON_LAYER, "cuda": CUDA, "cpu": CPU},
     samples=[
         Sample("tanh", {"B": 2, "C": 60, "H": 16, "W": 24}, {"norm": "tanh"}),
         Sample("layernorm", {"B": 1, "C": 60, "H": 13, "W": 29}, {"norm": "layernorm"}),

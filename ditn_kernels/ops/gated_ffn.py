@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditn_kernels._op import CPU_MAP, CUDA, TRITON_FFN, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops._parts import (
     depthwise,
     depthwise_backward,
@@ -58,7 +58,6 @@ def _backward(
         "out_weight": "E C",
         "out_bias": "C",
     },
-    backends={"triton": TRITON_FFN, "cuda": CUDA, "cpu": CPU_MAP},
     samples=[
         Sample("patch", {"B": 2, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample("map", {"B": 2, "C": 60, "E": 120, "H": 13, "W": 21}, {"norm": "tanh", "patch_size": 0}),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image_head: the way from the image into the residual stream."""
+"""image_head: from the image to the residual stream."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ditn_kernels._op import CPU, CUDA_CONV, TRITON_LAYER, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops._parts import conv3x3, conv3x3_backward
 
 
@@ -15,7 +15,6 @@ def _backward(grad: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> tupl
 
 @define(
     axes={"image": "B N H W", "weight": "3 3 N C", "bias": "C"},
-    backends={"triton": TRITON_LAYER, "cuda": CUDA_CONV, "cpu": CPU},
     samples=[
         Sample("rgb", {"B": 2, "N": 3, "C": 60, "H": 16, "W": 24}),
         Sample("odd", {"B": 1, "N": 1, "C": 20, "H": 5, "W": 7}),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""image_tail: the way from the residual stream to the enlarged image."""
+"""image_tail: from the residual stream to the enlarged image."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditn_kernels._op import CPU, CUDA_CONV, TRITON_LAYER, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops._parts import conv3x3, conv3x3_backward
 
 
@@ -41,7 +41,6 @@ def _backward(
         sizes["H"] * args["upscale"],
         sizes["W"] * args["upscale"],
     ),
-    backends={"triton": TRITON_LAYER, "cuda": CUDA_CONV, "cpu": CPU},
     samples=[
         Sample("x4", {"B": 2, "C": 60, "D": 48, "H": 16, "W": 8}, {"upscale": 4}),
         Sample("x3", {"B": 1, "C": 60, "D": 27, "H": 9, "W": 7}, {"upscale": 3}),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ditn_kernels._op import CPU, CUDA, TRITON_LAYER, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops._parts import (
     from_patches,
     normalize,
@@ -71,7 +71,6 @@ def _unit_backward(grad: Tensor, unit: Tensor, length: Tensor) -> Tensor:
         "out_weight": "C C",
         "out_bias": "C",
     },
-    backends={"triton": TRITON_LAYER, "cuda": CUDA, "cpu": CPU},
     samples=[
         Sample("tanh", {"B": 2, "C": 60, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample("layernorm", {"B": 1, "C": 60, "H": 16, "W": 8}, {"norm": "layernorm", "patch_size": 8}),

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ditn_kernels._op import CPU_FORWARD, CUDA_STAGE, TRITON_STAGE, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops.gated_ffn import gated_ffn
 from ditn_kernels.ops.inner_patch_attention import inner_patch_attention
 
@@ -24,7 +24,7 @@ def _chain(attention: Callable[..., Tensor], ffn: Callable[..., Tensor]) -> Call
     return run
 
 
-def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
+def _decomposition(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
     return _chain(partial(inner_patch_attention, backend=backend), partial(gated_ffn, backend=backend))(*args)
 
 
@@ -43,7 +43,6 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         "ffn_out_weight": "L E C",
         "ffn_out_bias": "L C",
     },
-    backends={"triton": TRITON_STAGE, "cuda": CUDA_STAGE, "cpu": CPU_FORWARD},
     samples=[
         Sample("tanh", {"B": 2, "L": 4, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample(
@@ -53,7 +52,7 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (6 * s["C"] ** 2 + s["E"] * (3 * s["C"] + 18)),
-    layers=_layers,
+    decomposition=_decomposition,
 )
 def inner_patch_stage(
     x: Tensor,
@@ -71,9 +70,9 @@ def inner_patch_stage(
     norm: str,
     patch_size: int,
 ) -> Tensor:
-    """L times inner_patch_attention, then gated_ffn in patches. Each weight is the L layers' weights stacked:
-    [L, ...] of what the two operators take. -> [B, C, H, W], channels-last. Where a gradient is
-    wanted, the layers' operators run one by one.
+    """L times inner_patch_attention, then gated_ffn in patches. Each weight is [L, ...], the L layers' weights stacked
+    as the two operators take them. -> [B, C, H, W], channels-last. Where a gradient is wanted, these operators run one
+    by one.
     """
     return _chain(inner_patch_attention.reference, gated_ffn.reference)(
         x,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spatial_stage: all SALs of a UFONE as one operator, for inference. A pixel sees 12 pixels further per layer."""
+"""spatial_stage: all SALs of a UFONE as one operator, for inference. Each layer sees 12 pixels further."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ditn_kernels._op import CPU_FORWARD, Sample, define
+from ditn_kernels._op import Sample, define
 from ditn_kernels.ops.dilated_gate import dilated_gate
 from ditn_kernels.ops.gated_ffn import gated_ffn
 
@@ -24,7 +24,7 @@ def _chain(gate: Callable[..., Tensor], ffn: Callable[..., Tensor]) -> Callable[
     return run
 
 
-def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
+def _decomposition(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
     return _chain(partial(dilated_gate, backend=backend), partial(gated_ffn, backend=backend))(*args)
 
 
@@ -48,7 +48,6 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         "ffn_out_weight": "L E C",
         "ffn_out_bias": "L C",
     },
-    backends={"cpu": CPU_FORWARD},
     samples=[
         Sample("tanh", {"B": 2, "L": 4, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh"}),
         Sample("layernorm", {"B": 1, "L": 2, "C": 60, "E": 120, "H": 37, "W": 19}, {"norm": "layernorm"}),
@@ -56,7 +55,7 @@ def _layers(*args: Tensor | str | int, backend: str | None = None) -> Tensor:
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh"}),
     ],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (s["C"] * (4 * s["C"] + 25 + 49) + s["E"] * (3 * s["C"] + 18)),
-    layers=_layers,
+    decomposition=_decomposition,
 )
 def spatial_stage(
     x: Tensor,
@@ -78,9 +77,9 @@ def spatial_stage(
     ffn_out_bias: Tensor,
     norm: str,
 ) -> Tensor:
-    """L times dilated_gate, then gated_ffn on the whole map. Each weight is the L layers' weights stacked:
-    [L, ...] of what the two operators take. -> [B, C, H, W], channels-last. Where a gradient is
-    wanted, the layers' operators run one by one.
+    """L times dilated_gate, then gated_ffn on the whole map. Each weight is [L, ...], the L layers' weights stacked as
+    the two operators take them. -> [B, C, H, W], channels-last. Where a gradient is wanted, these operators run one by
+    one.
     """
     return _chain(dilated_gate.reference, gated_ffn.reference)(
         x,

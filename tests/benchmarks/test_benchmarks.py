@@ -17,9 +17,10 @@ from benchmarks.harness import networks, providers, timing
 from benchmarks.report import cpu as cpu_report
 from benchmarks.report import gpu as gpu_report
 from benchmarks.tools import resources, sanitize, tune
-from ditn_kernels import BackendError, _native
+from ditn_kernels import BackendError
 from ditn_kernels._dispatch import forced_backend
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 
 def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
@@ -56,7 +57,7 @@ def test_a_providers_title_says_which_eager_it_is() -> None:
 
 
 @pytest.mark.slow  # imports torch in five processes
-@pytest.mark.skipif(_native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}")
+@pytest.mark.skipif(_libraries.why_missing() is not None, reason=f"the compiled library {_libraries.why_missing()}")
 def test_cpu_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "result.json"
     names = ["PyTorch eager, published", "fused float32"]
@@ -72,7 +73,7 @@ def test_cpu_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) ->
 
 
 @pytest.mark.slow  # imports torch in three processes
-@pytest.mark.skipif(_native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}")
+@pytest.mark.skipif(_libraries.why_missing() is not None, reason=f"the compiled library {_libraries.why_missing()}")
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed (pip install .[deploy])")
 def test_deployment_benchmark_writes_what_it_measured(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "result.json"

@@ -15,12 +15,12 @@ import torch
 from benchmarks import compare, peers
 from benchmarks.harness import contest, processes, providers, runtimes
 from benchmarks.harness.processes import Job
-from ditn_kernels import _native
+from ditn_kernels.backends.native import _libraries
 
 JOB = Job("ditn-real", "fused float32", 4, ("17x9",), 1)
 FACTS = {"error": 1e-7, "extra_bytes": 2**20, "ready_s": 0.5, "first_s": [1.0]}
 needs_library = pytest.mark.skipif(
-    _native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}"
+    _libraries.why_missing() is not None, reason=f"the compiled library {_libraries.why_missing()}"
 )
 
 

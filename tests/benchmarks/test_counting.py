@@ -12,9 +12,10 @@ import pytest
 from benchmarks.tools import sass, tune_count, tuning
 from benchmarks.tools.sass import Count, macs_of, natural_loops, parse
 from ditn_kernels._op import Sample
-from ditn_kernels.triton._config import Config, Row, nearest
+from ditn_kernels.backends.triton._config import Config, Row, nearest
+from ditn_kernels.backends.triton._loops import Loops
 
-# A loop over tasks from 0010 to 00c0; in it one from 0030 to 0050, and one from 0070 to 00a0 whose rare path stands
+# A loop over tiles from 0010 to 00c0; in it one from 0030 to 0050, and one from 0070 to 00a0 whose rare path stands
 # behind the end of the code, at 00f0, and jumps back to 0090, which makes no loop. 00b0 and 00b8 wait.
 CODE = """
     /*0000*/                   S2R R1, SR_TID.X ;                        /* 0x1 */
@@ -38,8 +39,7 @@ CODE = """
 """
 
 
-def launch(*trips: int, tasks: int = 40, programs: int = 4) -> SimpleNamespace:
-    return SimpleNamespace(name="kernel", trips=trips, tasks=tasks, programs=programs)
+LAUNCH = SimpleNamespace(name="kernel", programs=4)
 
 
 def test_instructions_are_read() -> None:
@@ -61,20 +61,20 @@ def test_loops_are_found() -> None:
 
 
 def test_an_instruction_counts_as_often_as_its_loops_go_round() -> None:
-    weights = sass._weights(launch(1, 3, 5), parse(CODE))
-    # Four programs of ten tasks each.
+    weights = sass._weights(LAUNCH, Loops(40, (3, 5)), parse(CODE))
+    # Four programs of ten tiles each.
     assert (weights[0x0], weights[0x10], weights[0x30], weights[0x70], weights[0xD0]) == (4, 40, 120, 200, 4)
 
 
-@pytest.mark.parametrize("trips", [(1,), (1, 3), (1, 3, 5, 7), (3, 5)])
-def test_other_loops_than_the_launch_names_are_an_error(trips) -> None:
-    with pytest.raises(ValueError, match=r"kernel: loops of \[.*\] instructions, but the launch names trips"):
-        sass._weights(launch(*trips), parse(CODE))
+@pytest.mark.parametrize("named", [Loops(40), Loops(40, (3,)), Loops(40, (3, 5, 7)), Loops(None, (3, 5))])
+def test_other_loops_than_those_named_are_an_error(named) -> None:
+    with pytest.raises(ValueError, match=r"kernel: loops of \[.*\] instructions, but the trip counts \(.*\) are named"):
+        sass._weights(LAUNCH, named, parse(CODE))
 
 
-def test_no_loop_over_the_tasks_is_an_error() -> None:
-    with pytest.raises(sass.LoopsError, match="kernel: no loop over the tasks"):
-        sass._weights(launch(1), {0x0: ("BPT.TRAP", "0x1"), 0x10: ("EXIT", "")})
+def test_no_loop_over_the_tiles_is_an_error() -> None:
+    with pytest.raises(sass.LoopsError, match="kernel: no loop over the tiles"):
+        sass._weights(LAUNCH, Loops(40), {0x0: ("BPT.TRAP", "0x1"), 0x10: ("EXIT", "")})
 
 
 def test_multiply_adds_of_an_instruction() -> None:
@@ -148,9 +148,9 @@ def test_what_was_measured_is_not_replaced_by_what_was_counted() -> None:
 
 
 def test_a_candidate_that_cannot_be_counted_is_not_chosen(monkeypatch, capsys) -> None:
-    uncounted = Count("kernel", 90, 4, 32, 0, 0, None, None, True, (), uncounted="no loop over the tasks")
+    uncounted = Count("kernel", 90, 4, 32, 0, 0, None, None, True, (), uncounted="no loop over the tiles")
     monkeypatch.setattr(tune_count, "counts", lambda *_: [uncounted])
     sample = Sample("map", {"B": 1, "C": 60, "H": 8, "W": 8})
     task = tuning.Task("dilated_gate", "kernel", False, sample, "float16")
     assert tune_count.judge(task, 90, Config(4)) is None
-    assert "not judged on sm_90, no blocks, 4 warps, 2 stages: no loop over the tasks" in capsys.readouterr().out
+    assert "not judged on sm_90, no blocks, 4 warps, 2 stages: no loop over the tiles" in capsys.readouterr().out

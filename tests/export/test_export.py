@@ -21,13 +21,14 @@ from ditn.commands import cli
 from ditn.export import formats
 from ditn.export.export import SIZES
 from ditn.export.portable import Portable
-from ditn_kernels import BackendError, _native
+from ditn_kernels import BackendError
+from ditn_kernels.backends.native import _libraries
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime", "openvino")
 absent = [name for name in NEEDED if not find_spec(name)]
 needs_onnx = pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)} (pip install .[deploy])")
 needs_library = pytest.mark.skipif(
-    _native.why_missing() is not None, reason=f"the compiled library {_native.why_missing()}"
+    _libraries.why_missing() is not None, reason=f"the compiled library {_libraries.why_missing()}"
 )
 PLACES = ((1, 1, 1), (3, 2, 31), (1, 37, 20))
 # float32 against float64, relative to the largest value: a dozen layers with sums of up to 108 products.

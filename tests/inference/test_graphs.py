@@ -13,7 +13,7 @@ from networks import small
 
 import ditn
 from ditn.commands.cli import main
-from ditn_kernels import _compiling
+from ditn_kernels.backends.triton import _compiling
 
 
 def test_a_graph_without_a_cuda_device_is_refused() -> None:
@@ -56,7 +56,7 @@ def compile_kernel(monkeypatch):
 
 def test_a_compilation_is_said_once_with_its_time(compile_kernel, caplog) -> None:
     caplog.set_level(logging.WARNING, logger="ditn_kernels")
-    module = "ditn_kernels.triton.gated_ffn"
+    module = "ditn_kernels.backends.triton.gated_ffn"
     compile_kernel("_gated_ffn_fwd_kernel", module, cached=True)
     assert not caplog.messages
     compile_kernel("_gated_ffn_bwd_kernel", module, cached=False)

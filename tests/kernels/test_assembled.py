@@ -29,10 +29,10 @@ COMPILED = """
 import hashlib, json, os, sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
-from ditn_kernels import _assembler
-from ditn_kernels.triton import _backend, _compile
-from ditn_kernels.triton._config import Config
-from ditn_kernels.triton._launch import Launch
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton import _ptxas, _compile
+from ditn_kernels.backends.triton._config import Config
+from ditn_kernels.backends.triton._launch import Launch
 from written import another, kernel
 
 class Device:  # as much of a driver as compiling asks
@@ -59,7 +59,7 @@ for path in sys.argv[1:]:
     before = state()
     found.append(facts(_compile.compiled(launch, 90)))
     assert state() == before
-_backend.own(kernel)
+_ptxas.own(kernel)
 launched, theirs = (fn.warmup(torch.float16, torch.float16, N=64, grid=(1,), **options) for fn in (kernel, another))
 assert state() == before
 plain = triton.compile(_compile.source(launch), target=GPUTarget("cuda", 90, 32), options=options)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from ditn.commands import cli
-from ditn_kernels import REGISTRY, _assembler
+from ditn_kernels import REGISTRY
 from ditn_kernels import __main__ as command
-from ditn_kernels._assembler import Assembler, AssemblerError, select
-from ditn_kernels._dispatch import BACKENDS
-from ditn_kernels._triton import why_not_assembled
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.triton import _assembler
+from ditn_kernels.backends.triton._assembler import Assembler, AssemblerError, select
+from ditn_kernels.backends.triton._dispatch import why_not_assembled
 
 CHIPS = ("sm_80", "sm_90", "sm_90a", "sm_100a")
 

@@ -11,10 +11,12 @@ import torch
 
 import ditn_kernels
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, BackendError, _native, explain, use_backend
+from ditn_kernels import REGISTRY, BackendError, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
-from ditn_kernels._native import runs_on
-from ditn_kernels._op import Op, Sample, Support
+from ditn_kernels._op import Op, Sample
+from ditn_kernels._support import Support
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native._libraries import runs_on
 
 OP = ditn_kernels.tanh_affine
 
@@ -28,7 +30,7 @@ class FakeBackend:
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
         return list(self.reasons)
 
-    def volunteers(self, device: torch.device) -> bool:
+    def auto_selectable(self, device: torch.device) -> bool:
         return True
 
     def kernel(self, op: Op, *, backward: bool):
@@ -170,7 +172,7 @@ def test_a_sabotaged_backend_is_caught(op: Op, install) -> None:
     exact = op.reference(*op.inputs(op.samples[0], dtype=torch.float64).values())
     plain = op.reference(*args.values())
     with pytest.raises(AssertionError, match="is allowed"):
-        assert_as_good(op(*args.values(), backend="fake"), exact, plain, op.floor[torch.float32], op.name)
+        assert_as_good(op(*args.values(), backend="fake"), exact, plain, op.atol_of_max[torch.float32], op.name)
 
 
 def test_plain_pytorch_on_a_gpu_warns_once(monkeypatch) -> None:
@@ -221,8 +223,8 @@ def test_chips_are_refused_with_a_reason() -> None:
         assert support.why_not_on(chip, backward=backward) == []
 
 
-def test_unasked_a_backend_may_be_chosen_for_less(install) -> None:
-    install(FakeBackend(), Support(unasked=Support(max_channels=32)))
+def test_a_backend_may_be_chosen_automatically_for_less(install) -> None:
+    install(FakeBackend(), Support(auto=Support(max_channels=32)))
     for channels in (32, 33):
         args = OP.inputs(Sample("", {**OP.samples[0].axes, "C": channels})).values()
         assert (explain(OP, *args).chosen == "fake") == (channels == 32)
@@ -250,9 +252,9 @@ def test_chips_that_a_library_was_compiled_for() -> None:
 def test_chip_and_driver_fit_the_library(chip, driver, reasons, monkeypatch) -> None:
     """Within a major release a driver runs what a newer toolkit built."""
     built = {"architectures": ["8.0", "9.0"], "toolkit": "13.0"}
-    monkeypatch.setattr(_native, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(_native, "build_info", lambda: {"cuda": built})
-    monkeypatch.setattr(_native, "driver", lambda: driver)
+    monkeypatch.setattr(_libraries, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(_libraries, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(_libraries, "driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
     assert dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False) == reasons
 

@@ -22,8 +22,8 @@ from test_ops import check_backward, check_forward
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
-from ditn_kernels.triton._launch import precision
-from ditn_kernels.triton._math import dot
+from ditn_kernels.backends.triton._launch import precision
+from ditn_kernels.backends.triton._math import dot
 
 pytestmark = [
     pytest.mark.usefixtures("device", "truncating"),
@@ -34,7 +34,7 @@ import sys
 import torch
 from benchmarks.harness.cases import launches
 from ditn_kernels import image_head
-from ditn_kernels.triton._compile import ptx
+from ditn_kernels.backends.triton._compile import ptx
 (sample,) = (sample for sample in image_head.samples if sample.name == "stream")
 chip = int(sys.argv[1])
 (launch,) = launches(image_head, sample, dtype=torch.float32, capability=chip)

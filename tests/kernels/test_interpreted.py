@@ -13,7 +13,7 @@ from test_ops import DTYPES, check_backward, check_forward
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 pytestmark = [
     pytest.mark.usefixtures("device", "poisoned"),
@@ -104,11 +104,14 @@ def loops(op: Op, sample: Sample, dtype: torch.dtype, *, backward: bool) -> set[
     """Which of a sample's loops go round more than once: the kernel, how many loops it has, and which it is; -1 is the
     loop over tiles, which the interpreter's few programs share, whatever the others."""
     from benchmarks.harness.cases import launches
-    from ditn_kernels.triton._launch import _FEW_PROGRAMS
+    from ditn_kernels.backends.triton._launch import _FEW_PROGRAMS
+    from ditn_kernels.backends.triton._loops import loops as loops_of
 
     found = set()
     for launch in launches(op, sample, dtype=dtype, capability=90, backward=backward):
-        found |= {(launch.name, len(launch.trips), place) for place, rounds in enumerate(launch.trips) if rounds > 1}
-        if launch.tasks > _FEW_PROGRAMS:
+        named = loops_of(launch)
+        counts = named.trip_counts
+        found |= {(launch.name, len(counts), place) for place, rounds in enumerate(counts) if rounds > 1}
+        if (launch.programs if named.tiles is None else named.tiles) > _FEW_PROGRAMS:
             found.add((launch.name, 0, -1))
     return found

@@ -27,10 +27,13 @@ from conftest import PROJECT
 import ditn
 import ditn_kernels
 from benchmarks.oracle import published
-from ditn_kernels import REGISTRY, _native, explain, use_backend
-from ditn_kernels._dispatch import BACKENDS
+from ditn_kernels import REGISTRY, explain, use_backend
+from ditn_kernels._op import NORMS
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native._dispatch import NORM_CODES
 
-REASON = _native.why_missing()
+REASON = _libraries.why_missing()
 needs_library = pytest.mark.skipif(REASON is not None, reason=f"the compiled library {REASON}")
 FUSED = [op for op in REGISTRY.values() if "cpu" in op.backends]
 TRAINED = [op for op in FUSED if op.backends["cpu"].backward]
@@ -40,7 +43,11 @@ def levels() -> list[str]:
     """The levels that were compiled in and that this CPU runs."""
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     needed = {"avx2": "avx2", "avx512": "avx512vl", "avx512bf16": "avx512_bf16", "amx": "amx_bf16", "neon": "asimd"}
-    return [level for level in _native.build_info().get("levels", []) if needed[level] in flags]
+    return [level for level in _libraries.build_info().get("levels", []) if needed[level] in flags]
+
+
+def test_every_norm_has_a_code() -> None:
+    assert set(NORM_CODES) == set(NORMS)
 
 
 def test_the_library_is_there_where_it_can_be_built() -> None:
@@ -227,7 +234,8 @@ def test_nan_stays_nan_and_stays_where_it_was() -> None:
 @pytest.mark.parametrize("level", levels())
 def test_every_level_passes_the_operator_tests(level: str) -> None:
     code = (
-        "import sys, pytest; from ditn_kernels import _native; assert _native.why_missing() is None;"
+        "import sys, pytest; from ditn_kernels.backends.native import _libraries;"
+        "assert _libraries.why_missing() is None;"
         "chosen = 'test_backends_forward or test_backends_backward';"
         "sys.exit(pytest.main(['-k', chosen, 'tests/kernels/test_ops.py']))"
     )
@@ -269,7 +277,7 @@ for dtype in (torch.bfloat16, torch.float16):
     got = torch.ops.ditn_native.layer_norm2d(special.reshape(1, 3, 1, 1), *torch.zeros(2, 1, dtype=dtype), 1e-5)
     assert got.isnan().all(), got
 """
-    code = "from ditn_kernels import _native; assert _native.why_missing() is None" + code
+    code = "from ditn_kernels.backends.native import _libraries; assert _libraries.why_missing() is None" + code
     environment = os.environ | {"DITN_CPU_LEVEL": level}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
@@ -295,7 +303,7 @@ def test_bfloat16_network_is_as_good_as_autocast(size: tuple[int, int]) -> None:
 
 @needs_library
 def test_a_level_that_is_not_there_is_a_reason() -> None:
-    code = "from ditn_kernels import _native; print(_native.why_missing())"
+    code = "from ditn_kernels.backends.native import _libraries; print(_libraries.why_missing())"
     environment = os.environ | {"DITN_CPU_LEVEL": "avx9"}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
@@ -304,9 +312,9 @@ def test_a_level_that_is_not_there_is_a_reason() -> None:
 
 def test_without_the_library_there_is_a_reason_and_plain_pytorch_runs(monkeypatch, tmp_path) -> None:
     (tmp_path / "build_info.json").write_text(json.dumps({"reason": "is not built: no C++ compiler was found"}))
-    monkeypatch.setattr(_native, "FOLDER", tmp_path)
-    _native.why_missing.cache_clear()
-    _native.build_info.cache_clear()
+    monkeypatch.setattr(_libraries, "FOLDER", tmp_path)
+    _libraries.why_missing.cache_clear()
+    _libraries.build_info.cache_clear()
     try:
         op = ditn_kernels.dilated_gate
         found = explain(op, *op.inputs(op.samples[0]).values())
@@ -314,8 +322,8 @@ def test_without_the_library_there_is_a_reason_and_plain_pytorch_runs(monkeypatc
         assert found.refusals["cpu"] == ("is not built: no C++ compiler was found",)
     finally:
         monkeypatch.undo()
-        _native.why_missing.cache_clear()
-        _native.build_info.cache_clear()
+        _libraries.why_missing.cache_clear()
+        _libraries.build_info.cache_clear()
 
 
 @needs_library
@@ -323,7 +331,7 @@ def test_the_library_needs_no_python_and_no_unstable_torch() -> None:
     """One file serves every Python and every torch from 2.10 on: it may use libtorch's C shims only."""
     if platform.system() != "Linux":
         pytest.skip("reads symbols with nm, from Linux' binutils")
-    library = Path(_native.__file__).parent / "_C.so"
+    library = _libraries.FOLDER / "_C.so"
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
     symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
     assert any(symbol.startswith("aoti_torch_") for symbol in symbols)

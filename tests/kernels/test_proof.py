@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,10 +21,12 @@ import triton.language as tl
 from benchmarks.harness import cases
 from ditn.commands.cli import main
 from ditn_kernels import REGISTRY, BackendError, Op, Proof, _proof, _proving, _trial, _verdicts, explain, prove
-from ditn_kernels._dispatch import BACKENDS, reasons_unproved
+from ditn_kernels._digest import digest
+from ditn_kernels._dispatch import reasons_unproved
 from ditn_kernels._op import Sample
-from ditn_kernels.triton import _compile
-from ditn_kernels.triton._math import load_vector, rounded, standardized
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.triton import _compile, _loops
+from ditn_kernels.backends.triton._math import load_vector, rounded, standardized
 
 OP = REGISTRY["layer_norm2d"]
 SMALL = Sample("small", {"B": 1, "C": 20, "H": 5, "W": 7})
@@ -81,13 +84,13 @@ class Sabotaged:
 
 @pytest.fixture
 def proving(device, tmp_path, monkeypatch):
-    """Proofs are made and kept in a folder of their own; Triton volunteers also where it is interpreted."""
+    """Proofs are made and kept in a folder of their own; Triton may be chosen also where it is interpreted."""
     monkeypatch.setenv("DITN_PROOF", "on")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DITN_BACKEND", raising=False)
     monkeypatch.setattr(_proof, "DEVICES", {device.type})
     monkeypatch.setattr(_proof, "_faults", {})
-    monkeypatch.setattr(type(BACKENDS["triton"]), "volunteers", lambda self, device: True)
+    monkeypatch.setattr(type(BACKENDS["triton"]), "auto_selectable", lambda self, device: True)
     _verdicts._say_not_kept.cache_clear()
     return tmp_path / "ditn-kernels"
 
@@ -95,7 +98,7 @@ def proving(device, tmp_path, monkeypatch):
 @pytest.fixture
 def sabotage(monkeypatch):
     """Make the library's kernel wrong."""
-    module = import_module("ditn_kernels.triton.layer_norm2d")
+    module = import_module("ditn_kernels.backends.triton.layer_norm2d")
 
     def put(fault: str) -> Sabotaged:
         kernel = Sabotaged(fault)
@@ -206,6 +209,18 @@ def test_a_verdict_is_found_again(proving, trials, monkeypatch) -> None:
     monkeypatch.setattr(type(BACKENDS["triton"]), "identity", lambda self, device: {"assembler": "another"})
     explain(OP, *small())
     assert len(trials) == 4
+
+
+@pytest.mark.parametrize("changed", ["layer_norm2d.py", "configs/layer_norm2d_fwd.json"])
+def test_other_code_or_configurations_need_another_proof(changed: str, tmp_path, monkeypatch) -> None:
+    package = tmp_path / "ditn_kernels"
+    shutil.copytree(_proof._FOLDER, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    monkeypatch.setattr(_proof, "_FOLDER", package)
+    before = _proof._code.__wrapped__()
+    with (package / "backends" / "triton" / changed).open("a") as file:
+        file.write("\n")
+    digest.cache_clear()
+    assert _proof._code.__wrapped__() != before
 
 
 def test_once_proved_nothing_is_looked_up(proving, trials, monkeypatch) -> None:
@@ -337,11 +352,11 @@ def test_tf32_is_put_back(old, new) -> None:
 
 @pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
 def test_every_loop_of_a_sample_goes_round(op: Op) -> None:
-    """On an H100 each program takes several tasks, as those of a picture do, and the loops inside a task go round as
+    """On an H100 each program takes several tiles, as those of a picture do, and the loops inside a task go round as
     often as with a picture; and what is compiled is the same but for counts that are multiples of 16 in one of them."""
     if "triton" not in op.backends:
         pytest.skip("has no Triton kernel")
-    counts = {"patches", "blocks", "tiles", "tasks", "pixels", "segments", "rows", "columns", "near_rows", "stride"}
+    counts = {"patches", "blocks", "tiles", "pixels", "segments", "rows", "columns", "near_rows", "stride"}
     kinds = {}
     for sample in (sample for sample in op.samples if sample.axes["B"]):
         kinds[(sample.axes["C"], *sample.options.items())] = sample
@@ -363,11 +378,12 @@ def test_every_loop_of_a_sample_goes_round(op: Op) -> None:
                 assert len(launches) == len(real) > 0
                 for one, other in zip(launches, real, strict=True):
                     what = (op.name, sample.name, one.name)
-                    shares = other.programs < other.tasks
+                    ours_named, named = _loops.loops(one), _loops.loops(other)
+                    shares = named.tiles is not None and other.programs < named.tiles
                     assert one.programs > 1, what
-                    assert (one.tasks >= 2 * one.programs) or not shares, what
+                    assert not shares or ours_named.tiles >= 2 * one.programs, what
                     if "frame" not in one.name:  # whose loop is over a line
-                        assert one.trips == other.trips, what
+                        assert ours_named.trip_counts == named.trip_counts, what
                     assert one.constants == other.constants, what
                     mine, theirs = _compile.source(one), _compile.source(other)
                     names = one.kernel.arg_names

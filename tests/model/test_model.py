@@ -20,7 +20,7 @@ from benchmarks.oracle import published
 from ditn.model.layers import UFONE
 from ditn.model.network import pad_to_grid
 from ditn_kernels import use_backend
-from ditn_kernels._triton import interpreted
+from ditn_kernels.backends.triton._dispatch import interpreted
 
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 

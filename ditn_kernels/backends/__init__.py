@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backends. Each is a folder with its dispatch side (`_dispatch.py`), its limits (`_limits.py`) and its kernels or
+what finds them, and one line here. Importing them loads no library and no Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ditn_kernels._support import Support
+from ditn_kernels.backends.native._dispatch import CPlusPlus, Cuda
+from ditn_kernels.backends.pytorch._dispatch import PyTorch
+from ditn_kernels.backends.triton._dispatch import Triton
+
+if TYPE_CHECKING:
+    from ditn_kernels._op import Op
+
+
+class Backend(Protocol):
+    """How to reach one backend's kernels. `missing` is about this machine and installation; what an operator's
+    arguments allow is said by its `Support`."""
+
+    def support(self, operator: str) -> Support | None:
+        """What its kernels for an operator can run; None if it has none."""
+
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
+
+    def auto_selectable(self, device: torch.device) -> bool:
+        """Whether it may be chosen on this device automatically, without being forced."""
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        """The function that takes the operator's arguments (the gradient first, for a backward)."""
+
+    def identity(self, device: torch.device) -> Mapping[str, str] | None:
+        """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
+
+
+# Fastest first, as far as no GPU has said otherwise (`_order.py`). Plain PyTorch, which can run everything, is last.
+BACKENDS: dict[str, Backend] = {
+    "triton": Triton(),
+    "cuda": Cuda(),
+    "cpu": CPlusPlus(),
+    "torch": PyTorch(),
+}

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the compiled kernels are reached: through `torch.ops.ditn_native`, on the CPU and on GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ditn_kernels._digest import digest
+from ditn_kernels._support import Support
+from ditn_kernels.backends.native import _libraries, _limits
+
+if TYPE_CHECKING:
+    from ditn_kernels._op import Op
+
+NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
+
+
+class _Compiled:
+    """Kernels that are reached through `torch.ops.ditn_native`, which has an implementation for each device."""
+
+    def auto_selectable(self, device: torch.device) -> bool:
+        return True
+
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        overload = getattr(torch.ops.ditn_native, f"{op.name}_backward" if backward else op.name).default
+
+        def forward(*args: Any) -> Tensor:
+            y: Tensor = overload(*map(_dense, op.axes.values(), args), *map(_code, args[len(op.axes) :]))
+            return y.permute(0, 3, 1, 2)
+
+        def gradients(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+            tensors = map(_dense, op.axes.values(), args)
+            found = overload(_dense("B C H W", grad), *tensors, *map(_code, args[len(op.axes) :]))
+            return tuple(
+                g.permute(0, 3, 1, 2) if _is_map(axes) else g for axes, g in zip(op.axes.values(), found, strict=True)
+            )
+
+        return gradients if backward else forward
+
+
+class CPlusPlus(_Compiled):
+    """The backend "cpu": vectorised C++."""
+
+    def support(self, operator: str) -> Support | None:
+        return _limits.CPU.get(operator)
+
+    def identity(self, device: torch.device) -> None:
+        return None
+
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        reason = _libraries.why_missing()
+        return [reason] if reason else []
+
+
+class Cuda(_Compiled):
+    """The backend "cuda": CUDA C++, for chips that Triton serves badly and for machines without Triton."""
+
+    def support(self, operator: str) -> Support | None:
+        return _limits.CUDA.get(operator)
+
+    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        if reason := _libraries.why_no_cuda():
+            return [reason]
+        if device.type != "cuda":
+            return []
+        reasons, build = [], _libraries.build_info()["cuda"]
+        capability, compiled = torch.cuda.get_device_capability(device), build["architectures"]
+        if not _libraries.runs_on(compiled, capability):
+            reasons.append(f"is built for {', '.join(compiled)}, the GPU is {capability[0]}.{capability[1]}")
+        # It contains its own CUDA runtime, which may be newer than torch's and than the driver supports.
+        major, minor = _libraries.driver()
+        if major < int(build["toolkit"].split(".")[0]):
+            reasons.append(f"is built with CUDA {build['toolkit']}, the driver is for CUDA {major}.{minor}")
+        return reasons
+
+    def identity(self, device: torch.device) -> Mapping[str, str]:
+        return {"library": digest(_libraries.FOLDER / "_C_cuda.so")}
+
+
+def _dense(axes: str, tensor: Tensor) -> Tensor:
+    """What the kernels read: activations as [B, H, W, C], everything contiguous."""
+    return (tensor.permute(0, 2, 3, 1) if _is_map(axes) else tensor).contiguous()
+
+
+def _is_map(axes: str) -> bool:
+    return axes.startswith("B ")
+
+
+def _code(option: Any) -> Any:
+    return NORM_CODES.get(option, option)

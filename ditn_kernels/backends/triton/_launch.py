@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an operator's arguments to a kernel launch: layout, configuration, device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ditn_kernels._trial import on_trial
+from ditn_kernels.backends.triton import _compiling, _ptxas
+from ditn_kernels.backends.triton._config import Config, lookup
+from ditn_kernels.backends.triton._math import INTERPRETED
+
+# Few enough that every program of a test takes several tiles; interpreted, that many for each of the configuration's.
+_FEW_PROGRAMS = 3
+# Multiprocessors of the chip that launches are recorded for: an H100's.
+RECORDED_PROCESSORS = 132
+_compiling.listen()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded instead of run. `shape` is what its configuration was looked up for."""
+
+    kernel: Any
+    name: str
+    args: tuple[Any, ...]
+    constants: Mapping[str, Any]
+    config: Config
+    shape: Mapping[str, int]
+    programs: int
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    capability: int
+    launches: list[Launch]
+
+
+_recorder: ContextVar[_Recorder | None] = ContextVar("ditn_triton_recorder", default=None)
+_configs: ContextVar[Mapping[str, Config]] = ContextVar("ditn_triton_configs", default={})  # noqa: B039
+
+
+@contextmanager
+def recording(capability: int) -> Iterator[list[Launch]]:
+    """Inside, a `forward` or `backward` of tensors on the "meta" device launches nothing. Its launches are appended to
+    a list, as for a chip of this capability (90 for sm_90)."""
+    launches: list[Launch] = []
+    token = _recorder.set(_Recorder(capability, launches))
+    try:
+        yield launches
+    finally:
+        _recorder.reset(token)
+
+
+@contextmanager
+def configured(configs: Mapping[str, Config]) -> Iterator[None]:
+    """Inside, these configurations, by the kernel's name, take precedence over the tables'."""
+    token = _configs.set(configs)
+    try:
+        yield
+    finally:
+        _configs.reset(token)
+
+
+class KernelLauncher:
+    """A kernel with the configuration for one dtype and shape on the device of `like`."""
+
+    def __init__(self, kernel: Any, like: Tensor, **shape: int) -> None:
+        recorder = _recorder.get()
+        self._kernel = kernel
+        self._device = like.device
+        self._capability = recorder.capability if recorder else _capability(like.device)
+        self.name = kernel.fn.__name__.strip("_").removesuffix("_kernel")
+        dtype = str(like.dtype).removeprefix("torch.")
+        self._shape = shape
+        self.config = _configs.get().get(self.name) or lookup(
+            self.name, capability=self._capability, dtype=dtype, shape=shape
+        )
+        self.blocks = self.config.blocks
+
+    def programs(self, tiles: int) -> int:
+        """How many programs of a persistent kernel share the tiles: as many as the chip holds, on trial a few."""
+        if on_trial.get():
+            return min(tiles, _FEW_PROGRAMS)
+        processors = RECORDED_PROCESSORS if _recorder.get() else _processors(self._device)
+        return min(tiles, self.config.programs * processors)
+
+    def launch(self, programs: int, *args: Any, **constants: Any) -> None:
+        """Run the kernel. The block sizes of the configuration, and PRECISION for a kernel that multiplies matrices,
+        come on top of `constants`."""
+        constants |= self.blocks
+        if "PRECISION" in self._kernel.arg_names:
+            constants["PRECISION"] = precision(self._capability, gradient=self.name.endswith("_bwd"))
+        if recorder := _recorder.get():
+            launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs)
+            recorder.launches.append(launch)
+        elif programs:
+            if not INTERPRETED.value:
+                _ptxas.own(self._kernel)
+            with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+                warps, stages = self.config.num_warps, self.config.num_stages
+                self._kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """An activation as the kernels read it: channels-last without gaps."""
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def empty_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """Memory for a channels-last activation of the same batch, dtype and device."""
+    shape = (like.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def padded(size: int) -> int:
+    """The side of the tile that holds `size` channels: a power of two that a matrix instruction takes."""
+    side: int = triton.next_power_of_2(size)
+    return max(16, side)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if INTERPRETED.value:
+        return _FEW_PROGRAMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def precision(capability: int, *, gradient: bool) -> str:
+    """How float32 factors are multiplied: exactly, or as products of TF32 parts (`_math.dot`).
+
+    Plain TF32 is used where the user has allowed it. Only PyTorch's new setting is read: it also shows what was set by
+    the old one, whose reading raises an error once the new one was written.
+    """
+    if torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    if capability < 80:
+        return "ieee"
+    return "tf32x4" if gradient else "tf32x3"

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dilated_gate in Triton: three kernels with two maps between them (`_framed_maps.py`).
+
+The 7x7 with dilation 3 sees 9 pixels to every side, the 5x5 before it 2 more: a tile that computed its surroundings
+itself would spend most of its work on them. So `a` and the result of the 5x5 go to memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ditn_kernels.backends.triton import _framed_maps
+from ditn_kernels.backends.triton._framed_maps import (
+    DILATION,
+    FAR,
+    NEAR,
+    clear_frames,
+    depthwise,
+    depthwise_of_two_rows,
+    framed,
+    rows_apart,
+)
+from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._loops import Loops, slices
+from ditn_kernels.backends.triton._math import (
+    dot,
+    dot_by_slices,
+    load_square,
+    load_vector,
+    multiply_add,
+    normalize,
+    rounded,
+)
+
+CANDIDATES = _framed_maps.CANDIDATES | {
+    "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
+    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
+}
+
+
+@triton.jit
+def resident_weight(weight_ptr, stride, channel, C: tl.constexpr, SLICE: tl.constexpr):
+    """A weight that stays in registers or shared memory from one tile to the next; 0 if products are by slices."""
+    if SLICE:
+        return 0
+    else:
+        return load_square(weight_ptr, stride, channel, C)
+
+
+@triton.jit
+def pointwise(
+    u,
+    weight,
+    weight_ptr,
+    stride,
+    bias,
+    tile_ptr,
+    depth,
+    column,
+    channel,
+    C: tl.constexpr,
+    SLICE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """u W + b of u [BLOCK_W, C_PAD], with the resident weight; or by slices from memory, of the weight and of u, which
+    goes into the program's scratch tile."""
+    C_PAD: tl.constexpr = channel.shape[0]
+    sums = tl.broadcast_to(bias[None, :], u.shape)
+    if SLICE:
+        tl.debug_barrier()
+        tl.store(tile_ptr + column[:, None] * C_PAD + channel[None, :], u)
+        tl.debug_barrier()
+        return dot_by_slices(tile_ptr, column, weight_ptr, stride, depth, channel, C, C_PAD, C, sums, SLICE, PRECISION)
+    else:
+        return dot(u, weight, sums, PRECISION)
+
+
+@triton.jit
+def _dilated_gate_in_fwd_kernel(
+    x_ptr,
+    in_weight_ptr,
+    in_bias_ptr,
+    a_ptr,
+    g_ptr,
+    scratch_ptr,
+    H,
+    W,
+    depth,
+    segments,
+    tiles,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    SLICE: tl.constexpr,
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """a, g = W_in norm(x) + b_in; a into its frame.
+
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of a row.
+    """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    channel = tl.arange(0, C_PAD)
+    a_weight = resident_weight(in_weight_ptr, 2 * C, channel, C, SLICE)
+    g_weight = resident_weight(in_weight_ptr + C, 2 * C, channel, C, SLICE)
+    a_bias = load_vector(in_bias_ptr, channel, C)
+    g_bias = load_vector(in_bias_ptr + C, channel, C)
+    tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row = tile // segments
+        left = tile % segments * BLOCK_W
+        column = tl.arange(0, BLOCK_W)
+        inside = column < W - left
+        pixel = row.to(tl.int64) * W + left
+        pointers = x_ptr + pixel * C + column[:, None] * C + channel[None, :]
+        u = tl.load(pointers, inside[:, None] & (channel < C)[None, :], 0.0)  # [BLOCK_W, C_PAD]
+        u = normalize(u, channel, C, NORM)
+        padded_offset = column[:, None] * C_PAD + channel[None, :]
+        a = pointwise(u, a_weight, in_weight_ptr, 2 * C, a_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION)
+        framed_row = (row // H).to(tl.int64) * (H + 2 * NEAR) + row % H + NEAR
+        a_pixel = framed_row * (W + 2 * NEAR) + left + NEAR
+        tl.store(a_ptr + a_pixel * C_PAD + padded_offset, rounded(a, dtype), inside[:, None])
+        g = pointwise(
+            u, g_weight, in_weight_ptr + C, 2 * C, g_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
+        )
+        tl.store(g_ptr + pixel * C_PAD + padded_offset, rounded(g, dtype), inside[:, None])
+
+
+@triton.jit
+def _gate(
+    far,
+    x_ptr,
+    g_ptr,
+    y_ptr,
+    pixel,
+    column,
+    channel,
+    inside,
+    mix_weight,
+    mix_weight_ptr,
+    mix_bias,
+    out_weight,
+    out_weight_ptr,
+    out_bias,
+    tile_ptr,
+    depth,
+    C: tl.constexpr,
+    SLICE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x + W_out (g * (W_mix far + b_mix)) + b_out of one piece of a row."""
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    C_PAD: tl.constexpr = channel.shape[0]
+    zero = tl.zeros((column.shape[0], C_PAD), tl.float32)
+    far = rounded(far, dtype)
+    mixed = pointwise(
+        far, mix_weight, mix_weight_ptr, C, mix_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
+    )
+    g = tl.load(g_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :], inside, 0.0)
+    gated = multiply_add(g, rounded(mixed, dtype), zero.to(dtype))
+    out = pointwise(
+        gated, out_weight, out_weight_ptr, C, out_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
+    )
+    offset = pixel * C + column[:, None] * C + channel[None, :]
+    inside &= (channel < C)[None, :]
+    out += tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
+    tl.store(y_ptr + offset, rounded(out, dtype), inside)
+
+
+@triton.jit
+def _dilated_gate_out_fwd_kernel(
+    x_ptr,
+    near_ptr,
+    g_ptr,
+    dw7_weight_ptr,
+    dw7_bias_ptr,
+    mix_weight_ptr,
+    mix_bias_ptr,
+    out_weight_ptr,
+    out_bias_ptr,
+    y_ptr,
+    scratch_ptr,
+    H,
+    W,
+    depth,
+    segments,
+    tiles,
+    C: tl.constexpr,
+    C_PAD: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    SLICE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3.
+
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of two rows, three rows apart.
+    """
+    channel = tl.arange(0, C_PAD)
+    column = tl.arange(0, BLOCK_W)
+    mix_weight = resident_weight(mix_weight_ptr, C, channel, C, SLICE)
+    mix_bias = load_vector(mix_bias_ptr, channel, C)
+    out_weight = resident_weight(out_weight_ptr, C, channel, C, SLICE)
+    out_bias = load_vector(out_bias_ptr, channel, C)
+    tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
+    columns = W + 2 * FAR
+    # One stage: with more the pipeline would put every tap into shared memory.
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        image, y, segment = rows_apart(tile, H, segments, DILATION)
+        left = segment * BLOCK_W
+        near_pixel = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
+        nearest = tl.minimum(column, W - 1 - left)
+        corner = near_ptr + near_pixel * C_PAD
+        upper, lower = depthwise_of_two_rows(
+            corner, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
+        )
+        pixel = (image.to(tl.int64) * H + y) * W + left
+        inside = (column < W - left)[:, None]
+        for is_lower in tl.static_range(2):
+            far = lower if is_lower else upper
+            _gate(
+                far,
+                x_ptr,
+                g_ptr,
+                y_ptr,
+                pixel + is_lower * DILATION * W,
+                column,
+                channel,
+                inside & (y + is_lower * DILATION < H),
+                mix_weight,
+                mix_weight_ptr,
+                mix_bias,
+                out_weight,
+                out_weight_ptr,
+                out_bias,
+                tile_ptr,
+                depth,
+                C,
+                SLICE,
+                PRECISION,
+            )
+
+
+def forward(
+    x: Tensor,
+    in_weight: Tensor,
+    in_bias: Tensor,
+    dw5_weight: Tensor,
+    dw5_bias: Tensor,
+    dw7_weight: Tensor,
+    dw7_bias: Tensor,
+    mix_weight: Tensor,
+    mix_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    norm: str,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    x = dense(x)
+    y = torch.empty_like(x)
+    a, g = branches(x, in_weight, in_bias, norm)
+    near = framed(x, FAR.value, DILATION.value)
+    clear_frames(x, a, near)
+    depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
+    launcher = KernelLauncher(_dilated_gate_out_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
+    tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    programs = launcher.programs(tiles)
+    args = (x, near, g, *weights, y, scratch_tiles(launcher, programs, x, side), height, width, side, segments, tiles)
+    launcher.launch(programs, *args, C=channels, C_PAD=side)
+    return y
+
+
+def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """The maps a, in a frame that is not cleared, and g."""
+    batch, channels, height, width = x.shape
+    side = padded(channels)
+    a = framed(x, NEAR.value, 1)
+    g = x.new_empty(batch, height, width, side)
+    launcher = KernelLauncher(_dilated_gate_in_fwd_kernel, x, channels=side)
+    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    tiles = batch * height * segments
+    programs = launcher.programs(tiles)
+    scratch = scratch_tiles(launcher, programs, x, side)
+    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tiles)
+    launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
+    return a, g
+
+
+def scratch_tiles(launcher: KernelLauncher, programs: int, like: Tensor, side: int) -> Tensor:
+    """A scratch tile for each program, if products are by slices."""
+    return like.new_empty(programs * launcher.blocks["BLOCK_W"] * side if launcher.blocks["SLICE"] else 0)
+
+
+LOOPS = {
+    "dilated_gate_in_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 2),
+    "dilated_gate_out_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 4),
+}
