@@ -231,7 +231,14 @@ def test_interruption_leaves_no_half_file(weights, tmp_path, number: signal.Sign
         "--tile",
         "64",
     ]
-    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    # What a shell runs in the background inherits that SIGINT is ignored; the command is to be one in the foreground.
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (
         output.exists() and any(path.suffix == ".raw" for path in output.iterdir()) and (output / "0.png").exists()
