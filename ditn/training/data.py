@@ -96,7 +96,8 @@ class PairedImages(Sequence[Pair]):
 
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
-        partial = self._file.with_suffix(".partial")
+        # Two runs that begin at once may share the folder: each writes a file of its own, and both files are the same.
+        partial = self._file.with_suffix(f".{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
                 for path in paths:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 
 from ditn.imaging.resize import downscale
+from ditn.training import data
 from ditn.training.data import PairedImages, batches, list_images, to_pixels, to_tensor
 from ditn.training.recipe import Recipe
 
@@ -34,6 +38,24 @@ def test_pairs_are_the_files_and_their_bicubic(folder: Path, tmp_path: Path) -> 
         whole = np.asarray(Image.open(path))
         np.testing.assert_array_equal(high, whole[: whole.shape[0] // 4 * 4, : whole.shape[1] // 4 * 4])
         np.testing.assert_array_equal(low, downscale(whole, 4))
+
+
+def test_two_runs_may_fill_one_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins and ends while this one is halfway through its images."""
+    paths, cache, others = list_images([folder]), tmp_path / "cache", []
+
+    def beside(image: np.ndarray, scale: int) -> np.ndarray:
+        if not others:
+            code = "import sys; from pathlib import Path; from ditn.training.data import *; "
+            code += "PairedImages([Path(p) for p in sys.argv[2:]], 4, Path(sys.argv[1]))"
+            others.append(subprocess.run([sys.executable, "-c", code, cache, *paths], cwd=PROJECT, check=True))
+        return downscale(image, scale)
+
+    monkeypatch.setattr(data, "downscale", beside)
+    images = PairedImages(paths, 4, cache)
+    assert others
+    np.testing.assert_array_equal(images[1].low, downscale(images[1].high, 4))
+    assert not list(cache.glob("*.partial"))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
