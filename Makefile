@@ -21,7 +21,7 @@ help:  ## this list
 
 # What running needs. torch comes first and alone: what follows finds it installed, and --no-build-isolation keeps a
 # second one out. Few of torch's modules are ever imported: Python compiles those when they are.
-.venv/installed: pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
+.venv/installed: pyproject.toml setup.py $(wildcard csrc/* csrc/*/* ditn_kernels/ops/*.py) ditn_kernels/_interface.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
 	$(BIN)/python -m pip install --quiet 'setuptools>=77' wheel

@@ -96,7 +96,7 @@ class BuildLibrary(build_ext):
         compiler, root = _compiler(), _torch()
         if "amx" in levels and not _takes(compiler, AMX):
             levels = {name: flags for name, flags in levels.items() if name != "amx"}
-        target = [*TORCH_FLAGS, "-isystem", str(root / "include")]
+        target = [*TORCH_FLAGS, "-isystem", str(root / "include"), f"-I{self._interface()}"]
         known = ["-DDITN_AMX"] if "amx" in levels else []
         units = {"level": ("csrc/cpu/level.cpp", known), "register": ("csrc/register.cpp", target)}
         for name, flags in levels.items():
@@ -135,7 +135,7 @@ class BuildLibrary(build_ext):
         kernels, register = str(temporary / "cuda-kernels.o"), str(temporary / "cuda-register.o")
         generate = ["--threads", "0", *(f"-gencode={code}" for code in codes)]
         _run([*compile_to, kernels, *generate, f"-I{PROJECT / 'csrc/cuda'}", str(PROJECT / "csrc/cuda/kernels.cu")])
-        target = ["-DUSE_CUDA", *TORCH_FLAGS, "-isystem", str(root / "include")]
+        target = ["-DUSE_CUDA", *TORCH_FLAGS, "-isystem", str(root / "include"), f"-I{self._interface()}"]
         _run([*compile_to, register, *target, str(PROJECT / "csrc/cuda/register.cpp")])
         libraries = root / "lib"
         if not (libraries / "libtorch_cuda.so").exists():
@@ -155,6 +155,13 @@ class BuildLibrary(build_ext):
         (toolkit,) = re.findall(r"release (\d+\.\d+)", compiler)
         facts = {"architectures": asked.split(";"), "toolkit": toolkit, "compiler": compiler}
         return facts | {"torch": torch.__version__}
+
+    def _interface(self) -> Path:
+        """The folder of the C++ headers that are written from the operators' definitions."""
+        folder = Path(self.build_temp).absolute() / "interface"
+        # In a process of its own, for which this folder is where packages are.
+        _run([sys.executable, "-m", "ditn_kernels._interface", str(folder)], PROJECT)
+        return folder
 
     def get_outputs(self) -> list[str]:
         folder = Path(self.build_lib) / "ditn_kernels"
@@ -205,8 +212,8 @@ def _takes(compiler: str, flags: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str], folder: Path | None = None) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BuildError(f"is not built: {' '.join(command[:1])} failed:\n{result.stderr[-4000:]}")
 

@@ -51,10 +51,11 @@ def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tu
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
     kernels = "triton" if next(iter(args.values())).is_cuda else "cpu"
     if op.decomposition is not None and explain(op, *args.values(), backend=kernels).chosen:
-        yield DECOMPOSED, lambda: op.decomposition(*args.values(), backend=kernels)  # type: ignore[misc]
+        yield DECOMPOSED, lambda: op.decomposed(*args.values(), backend=kernels)
     if compiled:
-        function = torch.compile(op.reference, mode="max-autotune-no-cudagraphs", dynamic=False)
-        yield "torch.compile", lambda: function(*args.values())
+        function = torch.compile(op.definition, mode="max-autotune-no-cudagraphs", dynamic=False)
+        structured = list(op.structured(args.values()))
+        yield "torch.compile", lambda: function(*structured)
 
 
 def gradients(op: Op, args: Mapping[str, Any], grad: Tensor) -> Iterator[tuple[str, Call]]:

@@ -14,10 +14,18 @@ from ditn_kernels._info import info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
+from ditn_kernels._prepared import Prepared
 from ditn_kernels._proving import Proof, prove
+from ditn_kernels._records import layers, map_tensors, stack
 from ditn_kernels.backends.triton._compiling import Compilation, compilations
 from ditn_kernels.ops import (
     REGISTRY,
+    AttentionWeights,
+    FfnWeights,
+    GateWeights,
+    InnerPatchStageWeights,
+    SpatialStageWeights,
+    TailWeights,
     dilated_gate,
     gated_ffn,
     image_head,
@@ -31,11 +39,18 @@ from ditn_kernels.ops import (
 
 __all__ = [
     "REGISTRY",
+    "AttentionWeights",
     "BackendError",
     "Compilation",
     "Explanation",
+    "FfnWeights",
+    "GateWeights",
+    "InnerPatchStageWeights",
     "Op",
+    "Prepared",
     "Proof",
+    "SpatialStageWeights",
+    "TailWeights",
     "compilations",
     "dilated_gate",
     "explain",
@@ -46,10 +61,13 @@ __all__ = [
     "inner_patch_attention",
     "inner_patch_stage",
     "layer_norm2d",
+    "layers",
     "lower_to_native",
+    "map_tensors",
     "native_libraries",
     "prove",
     "spatial_stage",
+    "stack",
     "tanh_affine",
     "use_backend",
 ]

@@ -50,6 +50,11 @@ def forced_backend(argument: str | None) -> str | None:
     return _known(argument or _forced.get() or os.environ.get("DITN_BACKEND") or None)
 
 
+def conditions() -> tuple[str | None, ...]:
+    """What a choice depends on besides the call's arguments and the machine."""
+    return forced_backend(None), os.environ.get("DITN_PROOF"), os.environ.get("TRITON_INTERPRET")
+
+
 def reasons_against(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool = False) -> list[str]:
     """Every reason why a backend cannot run these arguments, or is known to run them wrongly; empty if it can."""
     reasons = reasons_unproved(op, backend, args, backward=backward)

@@ -9,11 +9,13 @@ and `impl`, which cost half as much per call as the `custom_op` decorator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import DECOMPOSED, forced_backend, select
 from ditn_kernels._op import Op
 from ditn_kernels.backends import BACKENDS
@@ -43,8 +45,11 @@ def register(op: Op) -> None:
 
 
 def _schema_arguments(op: Op) -> str:
-    schema = torch.library.infer_schema(op.reference, mutates_args=())
-    return schema[1 : schema.rindex(") ->")] + ", *, str? backend=None"
+    options = [
+        f"{op.parameters[name].__name__} {name}" + ("" if default is Parameter.empty else f"={default!r}")
+        for name, default in op.options.items()
+    ]
+    return ", ".join([*(f"Tensor {name}" for name in op.axes), *options, "*", "str? backend=None"])
 
 
 def _runner(op: Op, *, backward: bool) -> Callable[..., Any]:
@@ -54,7 +59,7 @@ def _runner(op: Op, *, backward: bool) -> Callable[..., Any]:
         op.check(named)
         name = select(op, named, backend=backend, backward=backward)
         if name == DECOMPOSED and op.decomposition is not None:
-            result = op.decomposition(*named.values(), backend=backend)
+            result = op.decomposed(*named.values(), backend=backend)
         else:
             result = BACKENDS[name].kernel(op, backward=backward)(*grads, *named.values())
         if backward:
@@ -116,13 +121,12 @@ def _backward(op: Op) -> Callable[..., tuple[Tensor | None, ...]]:
 
 def _differentiable(op: Op) -> Callable[..., Tensor]:
     """A stage has no gradient of its own: where one is wanted, its decomposition runs, which autograd sees."""
-    decomposition = op.decomposition
-    if decomposition is None:
+    if op.decomposition is None:
         raise TypeError(f"{op.name} has neither a backward nor a decomposition")
 
     def run(*args: Any, backend: str | None = None, **options: Any) -> Tensor:
         if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-            return decomposition(*op.named(args, options).values(), backend=backend)
+            return op.decomposed(*args, backend=backend, **options)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **options, backend=backend)
 
@@ -153,5 +157,4 @@ def _no_vmap(op: Op) -> Callable[..., Any]:
 
 def _laid_out(axes: str, gradient: Tensor) -> Tensor:
     """Gradients of activations are channels-last, like the activations; those of weights are contiguous."""
-    activation = axes.startswith("B ")
-    return gradient.contiguous(memory_format=torch.channels_last if activation else torch.contiguous_format)
+    return gradient.contiguous(memory_format=torch.channels_last if is_map(axes) else torch.contiguous_format)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import BackendError, reasons_against
 from ditn_kernels._op import Op
 from ditn_kernels.backends import BACKENDS
@@ -59,7 +60,7 @@ def _call(op: Op) -> Callable[..., Tensor]:
         device = next(iter(named.values())).device.type
         reasons = reasons_against(op, device, named)
         if reasons and op.decomposition is not None:
-            return op.decomposition(*named.values())
+            return op.decomposed(*named.values())
         if reasons:
             raise BackendError(f"{op.name} cannot be lowered: {device} {', '.join(reasons)}")
         y: Tensor = BACKENDS[device].kernel(op, backward=False)(*named.values())
@@ -76,7 +77,7 @@ def _register_fakes() -> None:
 
 def _fake(op: Op) -> Callable[..., Tensor]:
     def fake(*args: Any) -> Tensor:
-        maps = [axes.startswith("B ") for axes in op.axes.values()]
+        maps = [is_map(axes) for axes in op.axes.values()]
         tensors = [t.permute(0, 3, 1, 2) if is_map else t for is_map, t in zip(maps, args, strict=False)]
         named = op.named([*tensors, *args[len(tensors) :]])
         if "norm" in named:

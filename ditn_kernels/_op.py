@@ -7,20 +7,21 @@ and the plain PyTorch backend at once; `define` attaches the rest to it.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
 
+from ditn_kernels import _axes, _records
 from ditn_kernels._support import Support
 from ditn_kernels.backends import BACKENDS
 
 NORMS = ("tanh", "layernorm", "none")
+_MISSING = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -40,43 +41,107 @@ class Cost:
     macs: int
 
 
+class Layer(NamedTuple):
+    """A link of a chain of operators: x -> op(x, *arguments)."""
+
+    op: Op
+    arguments: tuple[Any, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One operator. Calling it runs the best backend that can: `op(*args, backend=None)`.
+    """One operator. Calling it runs the best backend that can: `op(x, weights, *options, backend=None)`.
 
-    `axes` names the axes of every tensor argument ("3 3 2E" is a tensor of shape [3, 3, 2 * E]): shapes are checked,
-    samples are drawn and costs are counted from it. `output_shape` gives the result's shape from these sizes and the
-    arguments. A stage also has a `decomposition`, the same computation as a chain of other operators. It runs where a
-    gradient is wanted and where no backend has a kernel for the whole.
+    `definition` is its plain PyTorch formula, and its signature that of the operator. A record of weights among its
+    arguments (`_records`) stands for its tensors in this order, and wherever the operator's arguments are taken, they
+    may also be given flat: the tensors one by one. `axes` names every tensor and its axes, `options` are the rest:
+    shapes are checked, samples are drawn and costs are counted from them. `output_shape` gives the result's shape from
+    the axes' sizes and the arguments.
+    A stage also has a `decomposition`: from its arguments behind x to the same computation as a chain of operators. It
+    runs where a gradient is wanted and where no backend has a kernel for the whole.
     `atol_of_max` is an absolute tolerance for each dtype, relative to the largest output: the error against float64 may
     be that much more than twice the error of plain PyTorch.
     """
 
     name: str
-    reference: Callable[..., Tensor]
-    axes: Mapping[str, str]
+    definition: Callable[..., Tensor]
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]]
     backends: Mapping[str, Support]
     samples: tuple[Sample, ...]
     macs: Callable[[Mapping[str, int]], int]
-    backward: Callable[..., tuple[Tensor, ...]] | None
-    decomposition: Callable[..., Tensor] | None
+    gradient: Callable[..., tuple[Any, ...]] | None
+    decomposition: Callable[..., Iterable[Layer]] | None
     atol_of_max: Mapping[torch.dtype, float]
+    parameters: Mapping[str, Any] = field(init=False)
+    axes: Mapping[str, str] = field(init=False)
+    options: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        function = self.reference
+        function = self.definition
+        hints = get_type_hints(function, include_extras=True)
+        parameters = {name: hints[name] for name in inspect.signature(function).parameters}
+        defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        axes = dict(pair for name, hint in parameters.items() for pair in _records.operands(name, hint))
+        options = {name: defaults[name] for name, hint in parameters.items() if not dict(_records.operands(name, hint))}
+        vars(self).update(parameters=parameters, axes=axes, options=options)
         vars(self).update(__doc__=function.__doc__, __module__=function.__module__, __wrapped__=function)
 
     def __call__(self, *args: Any, backend: str | None = None, **options: Any) -> Tensor:
+        by_name = dict(pair for name, value in options.items() for pair in self._flat(name, value))
         overload = getattr(torch.ops.ditn, self.name).default
-        result: Tensor = overload(*args, **options, backend=backend)
+        result: Tensor = overload(*_records.flatten(args), **by_name, backend=backend)
         return result
 
+    def reference(self, *args: Any, **options: Any) -> Tensor:
+        """The result by the plain PyTorch definition."""
+        return self.definition(*self.structured(self.named(args, options).values()))
+
+    @property
+    def backward(self) -> Callable[..., tuple[Tensor, ...]] | None:
+        """From the result's gradient and the arguments to the gradient of each tensor, in plain PyTorch."""
+        gradient = self.gradient
+        if gradient is None:
+            return None
+        return lambda grad, *args: tuple(_records.flatten(gradient(grad, *self.structured(self.named(args).values()))))
+
     def named(self, args: Iterable[Any], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Positional and keyword arguments as one dict in signature order, defaults filled in."""
-        bound = inspect.signature(self.reference).bind(*args, **(options or {}))
-        bound.apply_defaults()
-        return bound.arguments
+        """Arguments as one flat dict in the order of the signature, defaults filled in.
+
+        Raises TypeError for arguments that are missing, too many, given twice or unknown.
+        """
+        values = list(_records.flatten(args))
+        names = [*self.axes, *self.options]
+        found: dict[str, Any] = {**dict.fromkeys(self.axes, _MISSING), **self.options}
+        found.update(zip(names, values, strict=False))
+        by_name = dict(pair for name, value in (options or {}).items() for pair in self._flat(name, value))
+        found |= by_name
+        twice = not by_name.keys().isdisjoint(names[: len(values)])
+        if twice or max(len(values), len(found)) > len(names) or any(value is _MISSING for value in found.values()):
+            given = [f"{len(values)} by place", *by_name]
+            raise TypeError(f"{self.name} takes {len(names)} arguments, {', '.join(names)}; got {', '.join(given)}")
+        return found
+
+    def _flat(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """The tensors of a record that was given by name."""
+        if not _records.is_record(self.parameters.get(name)):
+            return [(name, value)]
+        names = [flat for flat, _ in _records.operands(name, self.parameters[name])]
+        return zip(names, _records.flatten([value]), strict=True)
+
+    def decomposed(self, *args: Any, backend: str | None = None, **options: Any) -> Tensor:
+        """The result by its decomposition, each operator of which makes its own choice of a backend."""
+        if self.decomposition is None:
+            raise TypeError(f"{self.name} has no decomposition")
+        x: Tensor
+        x, *rest = self.structured(self.named(args, options).values())
+        for op, arguments in self.decomposition(*rest):
+            x = op(x, *arguments, backend=backend)
+        return x
+
+    def structured(self, flat: Iterable[Any]) -> Iterator[Any]:
+        """The arguments as the definition takes them, out of all flat ones."""
+        values = iter(flat)
+        return (_records.rebuild(hint, values) for hint in self.parameters.values())
 
     def check(self, args: Mapping[str, Any]) -> dict[str, int]:
         """The size of every named axis. Raises ValueError or TypeError that names the argument, its shape, and
@@ -86,12 +151,15 @@ class Op:
         first = args[first_name]
         for name, axes in self.axes.items():
             tensor = args[name]
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{self.name}: {name} is {tensor!r}, must be a tensor")
             if tensor.dtype != first.dtype or tensor.device != first.device:
                 raise TypeError(
                     f"{self.name}: {name} is {tensor.dtype} on {tensor.device}, "
                     f"but {first_name} is {first.dtype} on {first.device}; all tensors must agree"
                 )
-            _bind(self.name, name, tensor.shape, axes, sizes)
+            if expected := _axes.bind(axes, tensor.shape, sizes):
+                raise ValueError(f"{self.name}: {name} has shape {list(tensor.shape)}, expected [{expected}]")
         norm, patch_size = args.get("norm", "none"), args.get("patch_size", 0)
         if norm not in NORMS:
             raise ValueError(f"{self.name}: norm is {norm!r}, must be one of {', '.join(map(repr, NORMS))}")
@@ -118,16 +186,16 @@ class Op:
         generator = torch.Generator().manual_seed(seed)
         args: dict[str, Any] = {}
         for name, axes in self.axes.items():
-            shape = [_size(term, sample.axes) for term in axes.split()]
+            shape = _axes.shape_of(axes, sample.axes)
             values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             if name.endswith("weight"):
-                values /= max(1, _fan_in(axes, shape)) ** 0.5
+                values /= max(1, _axes.fan_in(axes, shape)) ** 0.5
             elif name.endswith("bias"):
                 values *= 0.2
             elif name.endswith("temperature"):
                 values = 2 + values.abs()
             tensor = values.to(device=device, dtype=dtype)
-            if axes.startswith("B "):
+            if _axes.is_map(axes):
                 tensor = tensor.contiguous(memory_format=torch.channels_last)
             args[name] = tensor
         return self.named(args.values(), sample.options)
@@ -138,6 +206,13 @@ class Op:
         tensors = [args[name] for name in self.axes]
         elements = sum(tensor.numel() for tensor in tensors) + math.prod(self.output_shape(sizes, args))
         return Cost(bytes=elements * tensors[0].element_size(), macs=self.macs(sizes))
+
+
+def in_turn(x: Tensor, chain: Iterable[Layer]) -> Tensor:
+    """The plain PyTorch definition of a chain."""
+    for op, arguments in chain:
+        x = op.definition(x, *arguments)
+    return x
 
 
 # Two results that are both rounded to their dtype can differ by one unit in the last place (2^-23, 2^-10, 2^-7) of
@@ -151,12 +226,11 @@ def _same_map(sizes: Mapping[str, int], args: Mapping[str, Any]) -> tuple[int, .
 
 def define(
     *,
-    axes: Mapping[str, str],
     samples: Iterable[Sample],
     macs: Callable[[Mapping[str, int]], int],
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]] = _same_map,
-    backward: Callable[..., tuple[Tensor, ...]] | None = None,
-    decomposition: Callable[..., Tensor] | None = None,
+    backward: Callable[..., tuple[Any, ...]] | None = None,
+    decomposition: Callable[..., Iterable[Layer]] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Op]:
     """Make the decorated plain PyTorch function an operator, of every backend that has kernels of its name."""
 
@@ -164,51 +238,14 @@ def define(
         supports = {name: backend.support(function.__name__) for name, backend in BACKENDS.items()}
         return Op(
             name=function.__name__,
-            reference=function,
-            axes=axes,
+            definition=function,
             output_shape=output_shape,
             backends={name: support for name, support in supports.items() if support is not None},
             samples=tuple(samples),
             macs=macs,
-            backward=backward,
+            gradient=backward,
             decomposition=decomposition,
             atol_of_max=ROUNDING,
         )
 
     return decorate
-
-
-def _size(term: str, sizes: Mapping[str, int]) -> int:
-    """The value of one term of an axes string: a number, an axis, or a multiple of an axis ("2E")."""
-    coefficient, axis = _split(term)
-    return coefficient * (sizes[axis] if axis else 1)
-
-
-@functools.cache
-def _split(term: str) -> tuple[int, str]:
-    axis = term.lstrip("0123456789")
-    return int(term.removesuffix(axis) or 1), axis
-
-
-def _bind(op: str, name: str, shape: torch.Size, axes: str, sizes: dict[str, int]) -> None:
-    """Match a shape with its axes; an axis not met before takes its size from here."""
-    terms = axes.split()
-    fits = len(shape) == len(terms)
-    for term, size in zip(terms, shape, strict=False):
-        coefficient, axis = _split(term)
-        if axis and axis not in sizes:
-            sizes[axis] = size // coefficient
-        fits = fits and _size(term, sizes) == size
-    if not fits:
-        expected = ", ".join(f"{term}={_size(term, sizes)}" if _split(term)[1] in sizes else term for term in terms)
-        raise ValueError(f"{op}: {name} has shape {list(shape)}, expected [{expected}]")
-
-
-def _fan_in(axes: str, shape: list[int]) -> int:
-    """Inputs per output of a weight: [C_in, C_out], [k, k, C_in, C_out], or depthwise [k, k, C]."""
-    terms = axes.split()
-    if terms[0] == "L":
-        terms, shape = terms[1:], shape[1:]
-    spatial = [size for term, size in zip(terms, shape, strict=True) if term.isdigit()]
-    channels = [size for term, size in zip(terms, shape, strict=True) if not term.isdigit()]
-    return math.prod(spatial) * (channels[0] if len(channels) == 2 else 1)

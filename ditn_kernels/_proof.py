@@ -10,7 +10,6 @@ kernels.
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import re
 import threading
@@ -70,7 +69,7 @@ class Call:
         """All that the verdict depends on."""
         x = next(iter(self.args.values()))
         axes = {axis: size for axis, size in self.op.check(self.args).items() if axis not in ("B", "H", "W")}
-        options = {name: value for name, value in self.args.items() if name not in self.op.axes}
+        options = {name: self.args[name] for name in self.op.options}
         return {
             "operator": self.op.name,
             "direction": "backward" if self.backward else "forward",
@@ -183,10 +182,9 @@ def _kind(op: Op) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
         for place, term in enumerate(axes.split()):
             places.setdefault(term.lstrip("0123456789"), (name, place))
     fixed = [place for axis, place in places.items() if axis not in ("B", "H", "W", "")]
-    options = [name for name in inspect.signature(op.reference).parameters if name not in op.axes]
 
     def kind(args: Mapping[str, Any]) -> tuple[Any, ...]:
-        return (*[args[name].shape[place] for name, place in fixed], *[args[name] for name in options])
+        return (*[args[name].shape[place] for name, place in fixed], *[args[name] for name in op.options])
 
     return kind
 

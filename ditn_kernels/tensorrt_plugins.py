@@ -163,7 +163,7 @@ class _Plugin:
         configs: dict[str, Any] = {}
         while True:
             with recording(self._chip.capability) as launches, configured(configs):
-                self._kernels_file().forward(**args)
+                self._kernels_file().forward(*self._op.structured(args.values()))
             (launch,) = launches
             code = _compile.ptx(launch, self._chip.capability)
             if self._most_shared is None or code.shared <= self._most_shared:

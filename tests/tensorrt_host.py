@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import cuda_host
@@ -17,6 +18,7 @@ from cuda_host import PROJECT
 from torch import Tensor
 
 from ditn_kernels import Op
+from ditn_kernels._interface import headers
 
 PLUGINS = sorted((PROJECT / "csrc" / "tensorrt").glob("*.cpp"))
 SHIM = PROJECT / "tests" / "tensorrt_shim"
@@ -59,13 +61,26 @@ class Described(ctypes.Structure):
 
 
 @functools.cache
+def interface() -> Path:
+    """The folder of the headers that are written from the operators' definitions."""
+    folder = PROJECT / "build" / "tensorrt_host" / "interface"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in headers().items():
+        partial = folder / f"{name}.{os.getpid()}"
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(folder / name)
+    return folder
+
+
+@functools.cache
 def library() -> ctypes.CDLL:
     """The plugins and who calls them, kept in build/tensorrt_host until a source changes."""
     kernels = cuda_host.build(ARCH)
     sources = [*PLUGINS, SHIM / "harness.cpp"]
-    headers = sorted([*SHIM.glob("*.h"), *(PROJECT / "csrc" / "tensorrt").glob("*.h")])
-    command = ["g++", *FLAGS, "-shared", f"-I{SHIM}", *map(str, sources), str(kernels), f"-Wl,-rpath,{kernels.parent}"]
-    content = repr(command).encode() + b"".join(path.read_bytes() for path in (*sources, *headers))
+    included = sorted([*SHIM.glob("*.h"), *(PROJECT / "csrc" / "tensorrt").glob("*.h"), *interface().glob("*.h")])
+    includes = [f"-I{SHIM}", f"-I{interface()}"]
+    command = ["g++", *FLAGS, "-shared", *includes, *map(str, sources), str(kernels), f"-Wl,-rpath,{kernels.parent}"]
+    content = repr(command).encode() + b"".join(path.read_bytes() for path in (*sources, *included))
     path = PROJECT / "build" / "tensorrt_host" / f"{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

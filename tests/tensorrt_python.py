@@ -100,7 +100,7 @@ def _answer(case: Case) -> dict[str, Any]:
         shapes = [tuple((known | sizes).get(axis, axis) for axis in shape) for shape in node_of(op, known | sizes)]
         x, *weights = (torch.empty(shape, dtype=getattr(torch, case.dtype), device="meta") for shape in shapes)
         with recording(case.capability) as recorded:
-            module.forward(x.permute(0, 3, 1, 2), *weights, **case.options)
+            module.forward(*op.structured([x.permute(0, 3, 1, 2), *weights, *case.options.values()]))
         (launch,) = recorded
         integers = [argument for argument in launch.args if not isinstance(argument, torch.Tensor)]
         launches.append({"engine": engine, "triton": [launch.programs, integers]})

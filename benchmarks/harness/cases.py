@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from ditn_kernels import Op
 from ditn_kernels._op import NORMS, Sample
 from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.triton._dispatch import kernel_file
 from ditn_kernels.backends.triton._launch import Launch, padded, recording
 
 # 960 x 540, padded to whole patches.
@@ -64,7 +64,7 @@ def samples_of(op: Op, channels: int) -> Iterator[Sample]:
 
 def candidates(op: Op, *, backward: bool) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
     """The block sizes to choose from, of every kernel in the file of the operator's forward or backward."""
-    module = import_module(BACKENDS["triton"].kernel(op, backward=backward).__module__)
+    module = kernel_file(op, backward=backward)
     found: Mapping[str, Mapping[str, tuple[int, ...]]] = getattr(module, "CANDIDATES", {})
     return found
 
@@ -97,5 +97,5 @@ def launches(
     gradient = [torch.empty(op.output_shape(op.check(args), args), dtype=dtype, device="meta")] if backward else []
     function = BACKENDS["triton"].kernel(op, backward=backward)
     with recording(capability) as recorded:
-        function(*gradient, *op.named(args.values()).values())
+        function(*gradient, *args.values())
     return recorded

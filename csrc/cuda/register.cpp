@@ -19,6 +19,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace ditn;
 
+// Both written by ditn_kernels/_interface.py when the library is built, as in ../register.cpp.
+#include "torch_operators.h"
+
 // The GPU of a tensor, made the current one, with torch's current stream and torch's memory.
 class TorchDevice : public cuda::Device {
  public:
@@ -53,6 +56,12 @@ T* out(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// As a function that records can be mapped with.
+template <class T>
+constexpr auto kData = [](const Tensor& t) { return data<T>(t); };
+
+int as_int(int64_t value) { return static_cast<int>(value); }
+
 // Calls work with the type of x.
 template <class Work>
 void with_type(const Tensor& x, const Work& work) {
@@ -70,54 +79,40 @@ void with_type(const Tensor& x, const Work& work) {
 
 Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
 
-Tensor inner_patch_attention(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor out_weight,
-                             Tensor out_bias, int64_t norm, int64_t patch_size) {
+Tensor inner_patch_attention(Tensor x, AttentionWeights weights, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::inner_patch_attention<T>(
-        device, shape_of(x), data<T>(x), out<T>(y),
-        {data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature), data<T>(out_weight), data<T>(out_bias)},
-        static_cast<Norm>(norm), static_cast<int>(patch_size));
+    cuda::inner_patch_attention<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.as<AttentionOf<const T>>(kData<T>),
+                                   static_cast<Norm>(norm), as_int(patch_size));
   });
   return y;
 }
 
-Tensor gated_ffn(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias, Tensor out_weight,
-                 Tensor out_bias, int64_t norm, int64_t patch_size) {
+Tensor gated_ffn(Tensor x, FfnWeights weights, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const FfnOf<const T> weights{data<T>(in_weight), data<T>(in_bias),    data<T>(dw_weight), data<T>(dw_bias),
-                                 data<T>(out_weight), data<T>(out_bias), static_cast<int>(out_weight.size(0))};
-    cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm),
-                       static_cast<int>(patch_size));
+    const auto ffn = weights.as<FfnOf<const T>>(kData<T>, as_int(weights.out_weight.size(0)));
+    cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), ffn, static_cast<Norm>(norm), as_int(patch_size));
   });
   return y;
 }
 
-Tensor dilated_gate(Tensor x, Tensor in_weight, Tensor in_bias, Tensor dw5_weight, Tensor dw5_bias, Tensor dw7_weight,
-                    Tensor dw7_bias, Tensor mix_weight, Tensor mix_bias, Tensor out_weight, Tensor out_bias, int64_t norm) {
+Tensor dilated_gate(Tensor x, GateWeights weights, int64_t norm) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const GateOf<const T> weights{data<T>(in_weight),  data<T>(in_bias),  data<T>(dw5_weight), data<T>(dw5_bias),
-                                  data<T>(dw7_weight), data<T>(dw7_bias), data<T>(mix_weight), data<T>(mix_bias),
-                                  data<T>(out_weight), data<T>(out_bias)};
-    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights, static_cast<Norm>(norm));
+    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.as<GateOf<const T>>(kData<T>),
+                          static_cast<Norm>(norm));
   });
   return y;
 }
 
-Tensor inner_patch_stage(Tensor x, Tensor qkv_weight, Tensor qkv_bias, Tensor temperature, Tensor attn_out_weight,
-                         Tensor attn_out_bias, Tensor in_weight, Tensor in_bias, Tensor dw_weight, Tensor dw_bias,
-                         Tensor ffn_out_weight, Tensor ffn_out_bias, int64_t norm, int64_t patch_size) {
+Tensor inner_patch_stage(Tensor x, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
   Tensor y = torch::stable::empty_like(x);
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const AttentionOf<const T> attention{data<T>(qkv_weight), data<T>(qkv_bias), data<T>(temperature),
-                                         data<T>(attn_out_weight), data<T>(attn_out_bias)};
-    const FfnOf<const T> ffn{data<T>(in_weight), data<T>(in_bias),        data<T>(dw_weight),
-                             data<T>(dw_bias),   data<T>(ffn_out_weight), data<T>(ffn_out_bias),
-                             static_cast<int>(ffn_out_weight.size(1))};
-    cuda::inner_patch_stage<T>(device, shape_of(x), data<T>(x), out<T>(y), attention, ffn,
-                               static_cast<int>(qkv_weight.size(0)), static_cast<Norm>(norm), static_cast<int>(patch_size));
+    const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
+    cuda::inner_patch_stage<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.attention.as<AttentionOf<const T>>(kData<T>),
+                               weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers),
+                               static_cast<Norm>(norm), as_int(patch_size));
   });
   return y;
 }
@@ -127,20 +122,18 @@ Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
   Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
   with_type(image, [&]<class T>(cuda::Device& device) {
     cuda::image_head<T>(device, shape_of(image), data<T>(image), out<T>(y), data<T>(weight), data<T>(bias),
-                        static_cast<int>(outputs));
+                        as_int(outputs));
   });
   return y;
 }
 
-Tensor image_tail(Tensor x, Tensor skip, Tensor body_weight, Tensor body_bias, Tensor up_weight, Tensor up_bias,
-                  int64_t upscale) {
-  const int64_t outputs = up_weight.size(3);
+Tensor image_tail(Tensor x, Tensor skip, TailWeights weights, int64_t upscale) {
+  const int64_t outputs = weights.up_weight.size(3);
   Tensor y = torch::stable::new_empty(
       x, {x.size(0), x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale)});
   with_type(x, [&]<class T>(cuda::Device& device) {
-    const TailOf<const T> weights{data<T>(body_weight), data<T>(body_bias),       data<T>(up_weight),
-                                  data<T>(up_bias),     static_cast<int>(outputs), static_cast<int>(upscale)};
-    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), weights);
+    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y),
+                        weights.as<TailOf<const T>>(kData<T>, as_int(outputs), as_int(upscale)));
   });
   return y;
 }
@@ -150,7 +143,7 @@ Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
   with_type(x, [&]<class T>(cuda::Device& device) {
     cuda::tanh_affine<T>(device, shape_of(x), data<T>(x), out<T>(y), data<T>(weight), data<T>(bias),
-                         static_cast<int>(outputs));
+                         as_int(outputs));
   });
   return y;
 }
@@ -164,15 +157,8 @@ Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
   return y;
 }
 
+#include "torch_cuda.h"
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) {
-  m.impl("inner_patch_attention", TORCH_BOX(&inner_patch_attention));
-  m.impl("gated_ffn", TORCH_BOX(&gated_ffn));
-  m.impl("dilated_gate", TORCH_BOX(&dilated_gate));
-  m.impl("image_head", TORCH_BOX(&image_head));
-  m.impl("image_tail", TORCH_BOX(&image_tail));
-  m.impl("inner_patch_stage", TORCH_BOX(&inner_patch_stage));
-  m.impl("tanh_affine", TORCH_BOX(&tanh_affine));
-  m.impl("layer_norm2d", TORCH_BOX(&layer_norm2d));
-}
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CUDA, m) { implement_operators(m); }

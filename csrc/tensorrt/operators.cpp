@@ -36,49 +36,7 @@ void dilated_gate(const Call& call) {
 
 }  // namespace
 
-const std::vector<Operator>& operators() {
-  static const std::vector<Operator> all{
-      {"inner_patch_attention",
-       {{"x", "B H W C"},
-        {"qkv_weight", "C 3C"},
-        {"qkv_bias", "3C"},
-        {"temperature", "1"},
-        {"out_weight", "C C"},
-        {"out_bias", "C"}},
-       {4, 8, 16},
-       128,
-       inner_patch_attention<__half>,
-       inner_patch_attention<float>},
-      {"gated_ffn",
-       {{"x", "B H W C"},
-        {"in_weight", "C 2E"},
-        {"in_bias", "2E"},
-        {"dw_weight", "3 3 2E"},
-        {"dw_bias", "2E"},
-        {"out_weight", "E C"},
-        {"out_bias", "C"}},
-       {0, 4, 8, 16},
-       128,
-       gated_ffn<__half>,
-       gated_ffn<float>},
-      {"dilated_gate",
-       {{"x", "B H W C"},
-        {"in_weight", "C 2C"},
-        {"in_bias", "2C"},
-        {"dw5_weight", "5 5 C"},
-        {"dw5_bias", "C"},
-        {"dw7_weight", "7 7 C"},
-        {"dw7_bias", "C"},
-        {"mix_weight", "C C"},
-        {"mix_bias", "C"},
-        {"out_weight", "C C"},
-        {"out_bias", "C"}},
-       {},
-       128,
-       dilated_gate<__half>,
-       dilated_gate<float>},
-  };
-  return all;
-}
+// `operators()`: written by ditn_kernels/_interface.py when the library is built.
+#include "tensorrt_operators.h"
 
 }  // namespace ditn::tensorrt

@@ -8,7 +8,7 @@ A node has the operator's name in the domain "ditn", its tensors as inputs and i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import ditn_kernels
 from ditn.model.network import DITN, crop, pad_to_grid
-from ditn_kernels import REGISTRY, BackendError
+from ditn_kernels import REGISTRY, BackendError, Op, inner_patch_stage, spatial_stage
 
 DOMAIN = "ditn"
 # TensorRT's parser finds a plugin by these two and the node's name.
@@ -31,19 +31,17 @@ class PluginGraph(nn.Module):
 
     def __init__(self, model: DITN) -> None:
         super().__init__()
-        head, ufones, tail = model.operands()
-        self.config = model.config
-        self.head, self.body, self.up = (_convolution(*pair) for pair in (head, tail[:2], tail[2:]))
+        head, ufones, tail = model.folded()
+        self.config = config = model.config
+        convolutions = (head, (tail.body_weight, tail.body_bias), (tail.up_weight, tail.up_bias))
+        self.head, self.body, self.up = (_convolution(*pair) for pair in convolutions)
         self.ufones = nn.ModuleList()
         for itls, sals, last in ufones:
             layers: list[nn.Module] = []
-            for layer in zip(*itls, strict=True):
-                options = {"norm": model.config.norm, "patch_size": model.config.patch_size}
-                layers += [_Fused("inner_patch_attention", layer[:5], options), _Fused("gated_ffn", layer[5:], options)]
-            for layer in zip(*sals, strict=True):
-                options = {"norm": model.config.norm}
-                layers.append(_Fused("dilated_gate", layer[:10], options))
-                layers.append(_Fused("gated_ffn", layer[10:], options | {"patch_size": 0}))
+            if itls:
+                layers += _nodes(inner_patch_stage, itls, config.norm, config.patch_size)
+            if sals:
+                layers += _nodes(spatial_stage, sals, config.norm)
             if last:
                 layers.append(_ChannelsLast(_convolution(*last)))
             self.ufones.append(nn.Sequential(*layers))
@@ -57,6 +55,13 @@ class PluginGraph(nn.Module):
             x = ufone(x)
         large = F.pixel_shuffle(self.up(self.body(x.permute(0, 3, 1, 2)) + skip), scale)
         return crop(large, height * scale, width * scale)
+
+
+def _nodes(stage: Op, *arguments: Any) -> Iterator[_Fused]:
+    """One node for each operator of a stage."""
+    if stage.decomposition is not None:
+        for op, (weights, *options) in stage.decomposition(*arguments):
+            yield _Fused(op.name, weights, dict(zip(op.options, options, strict=True)))
 
 
 class _Fused(nn.Module):

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ditn.model.layers import Operands
 from ditn.model.network import DITN, crop, pad_to_grid
+from ditn_kernels import AttentionWeights, FfnWeights, GateWeights, layers
 
 _BLOCK = 8
 _DILATION = 3
@@ -52,24 +52,21 @@ class OnGrid(nn.Module):
         dim, width = config.dim, _blocks(config.dim)
         stream = width if config.norm == "tanh" else dim
         self.config = config
-        head, ufones, tail = model.operands()
+        head, ufones, tail = model.folded()
         self.head = _conv3x3(head, config.in_channels, stream)
-        self.body = _conv3x3(tail[:2], stream, stream)
-        self.up = _conv3x3(tail[2:], stream, len(tail[3]))
+        self.body = _conv3x3((tail.body_weight, tail.body_bias), stream, stream)
+        self.up = _conv3x3((tail.up_weight, tail.up_bias), stream, len(tail.up_bias))
         self.ufones = nn.ModuleList()
         for itls, sals, conv in ufones:
             inner = [
                 nn.Sequential(
-                    _Attention(config.norm, dim, stream, i == 0, *layer[:5]),
-                    _FeedForward(config.norm, stream, *layer[5:]),
+                    _Attention(config.norm, dim, stream, i == 0, attention), _FeedForward(config.norm, stream, ffn)
                 )
-                for i, layer in enumerate(zip(*itls, strict=True))
+                for i, (attention, ffn) in enumerate(layers(itls) if itls else ())
             ]
             spatial = [
-                nn.Sequential(
-                    _Gate(config.norm, width, stream, *layer[:10]), _FeedForward(config.norm, stream, *layer[10:])
-                )
-                for layer in zip(*sals, strict=True)
+                nn.Sequential(_Gate(config.norm, width, stream, gate), _FeedForward(config.norm, stream, ffn))
+                for gate, ffn in (layers(sals) if sals else ())
             ]
             last = [_Convolution(_conv3x3(conv, stream, stream))] if conv else []
             self.ufones.append(nn.ModuleList([nn.Sequential(*inner), nn.Sequential(*spatial, *last)]))
@@ -106,24 +103,13 @@ class _Layer(nn.Module):
 class _Attention(_Layer):
     """`ditn_kernels.inner_patch_attention`, on patches [N, C, P, P]; `cut`: as they come from `to_patches`."""
 
-    def __init__(
-        self,
-        norm: str,
-        dim: int,
-        stream: int,
-        cut: bool,
-        qkv: Tensor,
-        qkv_bias: Tensor,
-        temperature: Tensor,
-        out: Tensor,
-        out_bias: Tensor,
-    ) -> None:
-        super().__init__(norm, qkv)
-        thirds = zip(qkv.chunk(3, dim=1), qkv_bias.chunk(3), strict=True)
+    def __init__(self, norm: str, dim: int, stream: int, cut: bool, weights: AttentionWeights) -> None:
+        super().__init__(norm, weights.qkv_weight)
+        thirds = zip(weights.qkv_weight.chunk(3, dim=1), weights.qkv_bias.chunk(3), strict=True)
         self.cut = cut
         self.qkv = [_pointwise(weight, bias, stream, dim) for weight, bias in thirds]
-        self.temperature = temperature
-        self.out = _pointwise(out, out_bias, dim, stream)
+        self.temperature = weights.temperature
+        self.out = _pointwise(weights.out_weight, weights.out_bias, dim, stream)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.cut and self.norm == "tanh":  # those are rows of P pixels in memory, less than a vector holds
@@ -140,20 +126,11 @@ class _Attention(_Layer):
 class _FeedForward(_Layer):
     """`ditn_kernels.gated_ffn`, on patches or on the map."""
 
-    def __init__(
-        self,
-        norm: str,
-        stream: int,
-        inward: Tensor,
-        in_bias: Tensor,
-        dw: Tensor,
-        dw_bias: Tensor,
-        out: Tensor,
-        out_bias: Tensor,
-    ) -> None:
-        super().__init__(norm, inward)
+    def __init__(self, norm: str, stream: int, weights: FfnWeights) -> None:
+        super().__init__(norm, weights.in_weight)
+        *inner, out, out_bias = weights
         hidden = _blocks(out.shape[0])
-        halves = zip(*(t.chunk(2, dim=-1) for t in (inward, in_bias, dw, dw_bias)), strict=True)
+        halves = zip(*(t.chunk(2, dim=-1) for t in inner), strict=True)
         self.halves = [
             (_pointwise(weight, bias, stream, hidden), _depthwise(taps, taps_bias, hidden))
             for weight, bias, taps, taps_bias in halves
@@ -169,28 +146,14 @@ class _FeedForward(_Layer):
 class _Gate(_Layer):
     """`ditn_kernels.dilated_gate`."""
 
-    def __init__(
-        self,
-        norm: str,
-        width: int,
-        stream: int,
-        inward: Tensor,
-        in_bias: Tensor,
-        near: Tensor,
-        near_bias: Tensor,
-        far: Tensor,
-        far_bias: Tensor,
-        mix: Tensor,
-        mix_bias: Tensor,
-        out: Tensor,
-        out_bias: Tensor,
-    ) -> None:
-        super().__init__(norm, inward)
-        self.halves = [
-            _pointwise(*half, stream, width) for half in zip(inward.chunk(2, dim=1), in_bias.chunk(2), strict=True)
-        ]
-        self.near, self.far = _depthwise(near, near_bias, width), _depthwise(far, far_bias, width)
-        self.mix, self.out = _pointwise(mix, mix_bias, width, width), _pointwise(out, out_bias, width, stream)
+    def __init__(self, norm: str, width: int, stream: int, weights: GateWeights) -> None:
+        super().__init__(norm, weights.in_weight)
+        w = weights
+        halves = zip(w.in_weight.chunk(2, dim=1), w.in_bias.chunk(2), strict=True)
+        self.halves = [_pointwise(*half, stream, width) for half in halves]
+        self.near, self.far = _depthwise(w.dw5_weight, w.dw5_bias, width), _depthwise(w.dw7_weight, w.dw7_bias, width)
+        self.mix = _pointwise(w.mix_weight, w.mix_bias, width, width)
+        self.out = _pointwise(w.out_weight, w.out_bias, width, stream)
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.normalize(x)
@@ -257,9 +220,9 @@ def _depthwise(weight: Tensor, bias: Tensor, channels: int) -> _Conv:
     return _padded(weight.permute(2, 0, 1), channels, *weight.shape[:2])[:, None], _padded(bias, channels)
 
 
-def _conv3x3(operands: Operands, inputs: int, outputs: int) -> _Conv:
+def _conv3x3(weights: _Conv, inputs: int, outputs: int) -> _Conv:
     """[3, 3, C_in, C_out] and [C_out], with zeros up to `inputs` and `outputs` channels."""
-    weight, bias = operands
+    weight, bias = weights
     return _padded(weight.permute(3, 2, 0, 1), outputs, inputs, 3, 3), _padded(bias, outputs)
 
 

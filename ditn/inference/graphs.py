@@ -39,15 +39,15 @@ class CudaGraphRunner:
         if device.type != "cuda":
             raise ValueError(f"a CUDA graph needs a CUDA device, the model is on {device}")
         self._model, self._device = model, device
-        self._operands: object = None
+        self._weights: object = None
         self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
 
     def __call__(self, image: Tensor) -> Tensor:
         with torch.inference_mode(), torch.cuda.device(self._device):
-            operands = self._model.operands()
-            if operands is not self._operands:
+            weights = self._model.folded()
+            if weights is not self._weights:
                 self._recorded.clear()
-                self._operands, self._pool = operands, torch.cuda.graph_pool_handle()
+                self._weights, self._pool = weights, torch.cuda.graph_pool_handle()
             key = (tuple(image.shape), image.dtype)
             if key not in self._recorded:
                 self._recorded[key] = self._record(image)

@@ -71,5 +71,5 @@ def _stages_run_in_cpp(model: DITN) -> bool:
     if not (model.fused and config.ufones and config.itls and config.sals):
         return False
     with torch.no_grad():
-        sals = model.operands().ufones[0].sals
-    return explain(spatial_stage, weight.new_empty(1, config.dim, 8, 8), *sals, config.norm).chosen == "cpu"
+        sals = model.folded().ufones[0].sals
+    return explain(spatial_stage, weight.new_empty(1, config.dim, 8, 8), sals, config.norm).chosen == "cpu"

@@ -14,6 +14,8 @@ The products are a few 60 x 60 matrices and differentiable, so training goes thr
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +46,15 @@ def depthwise(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
     return layer.weight.squeeze(1).permute(1, 2, 0), _bias(layer)
 
 
-def conv3x3(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight [3, 3, in, out] and bias [out]."""
-    return layer.weight.permute(2, 3, 1, 0), _bias(layer)
+class ConvWeights(NamedTuple):
+    """Weight [3, 3, in, out] and bias [out] of a 3x3 convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def conv3x3(layer: nn.Conv2d) -> ConvWeights:
+    return ConvWeights(layer.weight.permute(2, 3, 1, 0), _bias(layer))
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

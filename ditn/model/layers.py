@@ -8,17 +8,27 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ditn.model import folding
 from ditn.model.config import DITNConfig
-from ditn_kernels import Op, image_head, inner_patch_stage, spatial_stage
-
-Operands = tuple[Tensor, ...]
+from ditn.model.folding import ConvWeights
+from ditn_kernels import (
+    AttentionWeights,
+    FfnWeights,
+    GateWeights,
+    InnerPatchStageWeights,
+    Op,
+    SpatialStageWeights,
+    image_head,
+    inner_patch_stage,
+    spatial_stage,
+    stack,
+)
 
 
 class InnerPatchAttention(nn.Module):
@@ -30,8 +40,9 @@ class InnerPatchAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.project_out = nn.Conv2d(config.dim, config.dim, 1, bias=config.bias)
 
-    def fold(self, norm: nn.Module | None) -> Operands:
-        return *folding.pointwise(self.qkv, norm), self.temperature.flatten(), *folding.pointwise(self.project_out)
+    def fold(self, norm: nn.Module | None) -> AttentionWeights:
+        qkv, out = folding.pointwise(self.qkv, norm), folding.pointwise(self.project_out)
+        return AttentionWeights(*qkv, self.temperature.flatten(), *out)
 
 
 class FeedForward(nn.Module):
@@ -44,9 +55,9 @@ class FeedForward(nn.Module):
         self.dwconv = nn.Conv2d(both, both, 3, padding=1, groups=both, bias=config.bias)
         self.project_out = nn.Conv2d(config.hidden, config.dim, 1, bias=config.bias)
 
-    def fold(self, norm: nn.Module | None) -> Operands:
+    def fold(self, norm: nn.Module | None) -> FfnWeights:
         first = folding.pointwise(self.project_in, norm)
-        return *first, *folding.depthwise(self.dwconv), *folding.pointwise(self.project_out)
+        return FfnWeights(*first, *folding.depthwise(self.dwconv), *folding.pointwise(self.project_out))
 
 
 class DilatedGate(nn.Module):
@@ -64,9 +75,9 @@ class DilatedGate(nn.Module):
         self.proj_first = nn.Sequential(nn.Conv2d(dim, 2 * dim, 1))
         self.proj_last = nn.Sequential(nn.Conv2d(dim, dim, 1))
 
-    def fold(self, norm: nn.Module | None) -> Operands:
+    def fold(self, norm: nn.Module | None) -> GateWeights:
         near, far, mix = map(conv2d, self.DConvs)
-        return (
+        return GateWeights(
             *folding.pointwise(conv2d(self.proj_first[0]), norm),
             *folding.depthwise(near),
             *folding.depthwise(far),
@@ -100,9 +111,9 @@ class ITL(_Layer):
         self.attn = InnerPatchAttention(config)
         self.ffn = FeedForward(config)
 
-    def fold(self) -> Operands:
+    def fold(self) -> InnerPatchStageWeights:
         norm1, norm2 = self.norms()
-        return *self.attn.fold(norm1), *self.ffn.fold(norm2)
+        return InnerPatchStageWeights(self.attn.fold(norm1), self.ffn.fold(norm2))
 
 
 class SAL(_Layer):
@@ -113,17 +124,17 @@ class SAL(_Layer):
         self.SDA = DilatedGate(config)
         self.ffn = FeedForward(config)
 
-    def fold(self) -> Operands:
+    def fold(self) -> SpatialStageWeights:
         norm1, norm2 = self.norms()
-        return *self.SDA.fold(norm1), *self.ffn.fold(norm2)
+        return SpatialStageWeights(self.SDA.fold(norm1), self.ffn.fold(norm2))
 
 
-class UFONEOperands(NamedTuple):
-    """Each weight of the ITLs, and of the SALs, stacked over the layers; the convolution's weight and bias, if any."""
+class UFONEWeights(NamedTuple):
+    """The weights of all ITLs, and of all SALs, and of the convolution behind them; None where there are none."""
 
-    itls: Operands
-    sals: Operands
-    conv: Operands
+    itls: InnerPatchStageWeights | None
+    sals: SpatialStageWeights | None
+    conv: ConvWeights | None
 
 
 class UFONE(nn.Module):
@@ -136,39 +147,44 @@ class UFONE(nn.Module):
         self.SALs = nn.ModuleList(SAL(config) for _ in range(config.sals))
         self.conv = nn.Conv2d(config.dim, config.dim, 3, padding=1) if config.ufone_conv else None
 
-    def fold(self) -> UFONEOperands:
-        return UFONEOperands(
-            itls=_stack([cast(ITL, itl).fold() for itl in self.ITLs]),
-            sals=_stack([cast(SAL, sal).fold() for sal in self.SALs]),
-            conv=folding.conv3x3(self.conv) if self.conv is not None else (),
+    def fold(self) -> UFONEWeights:
+        return UFONEWeights(
+            itls=stack([cast(ITL, itl).fold() for itl in self.ITLs]) if len(self.ITLs) else None,
+            sals=stack([cast(SAL, sal).fold() for sal in self.SALs]) if len(self.SALs) else None,
+            conv=folding.conv3x3(self.conv) if self.conv is not None else None,
         )
 
-    def steps(self, operands: UFONEOperands) -> Iterator[Callable[[Tensor], Tensor]]:
+    def steps(self, weights: UFONEWeights, bind: Bind) -> Iterator[Step]:
         """The operators one after the other. Whoever calls them one by one can let go of each one's input."""
-        itls, sals, conv = operands
-        config = self.config
+        itls, sals, conv = weights
         if itls:
-            yield lambda x: implementation(inner_patch_stage, self.fused)(x, *itls, config.norm, config.patch_size)
+            yield bind(inner_patch_stage, itls, self.config.norm, self.config.patch_size)
         if sals:
-            yield lambda x: implementation(spatial_stage, self.fused)(x, *sals, config.norm)
+            yield bind(spatial_stage, sals, self.config.norm)
         if conv:
-            yield lambda x: implementation(image_head, self.fused)(x, *conv)
+            yield bind(image_head, *conv)
 
-    def forward(self, x: Tensor, operands: UFONEOperands | None = None) -> Tensor:
-        for step in self.steps(operands or self.fold()):
+    def forward(self, x: Tensor, weights: UFONEWeights | None = None) -> Tensor:
+        for step in self.steps(weights or self.fold(), fused if self.fused else unfused):
             x = step(x)
         return x
 
 
-def implementation(op: Op, fused: bool) -> Callable[..., Tensor]:
-    """The operator, which chooses a backend; or its plain PyTorch definition, which autograd sees through."""
-    return op if fused else op.reference
+# One operator with its weights and options, to be called with maps; and what makes it of them.
+Step = Callable[..., Tensor]
+Bind = Callable[..., Step]
+
+
+def fused(op: Op, *arguments: Any) -> Step:
+    """The operator, which chooses a backend at every call."""
+    return lambda *maps: op(*maps, *arguments)
+
+
+def unfused(op: Op, *arguments: Any) -> Step:
+    """Its plain PyTorch definition, which autograd sees through."""
+    return lambda *maps: op.definition(*maps, *arguments)
 
 
 def conv2d(module: nn.Module) -> nn.Conv2d:
     """A member of a Sequential, whose type is lost there."""
     return cast(nn.Conv2d, module)
-
-
-def _stack(layers: Sequence[Operands]) -> Operands:
-    return tuple(torch.stack(weights) for weights in zip(*layers, strict=True))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
+import operator
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,15 +14,26 @@ from torch import Tensor, nn
 
 from ditn.model import folding
 from ditn.model.config import DITNConfig
-from ditn.model.layers import UFONE, Operands, UFONEOperands, conv2d, implementation
+from ditn.model.folding import ConvWeights
+from ditn.model.layers import UFONE, Bind, Step, UFONEWeights, conv2d, fused, unfused
 from ditn.model.variants import VARIANTS
-from ditn_kernels import image_head, image_tail
+from ditn_kernels import Prepared, TailWeights, image_head, image_tail, map_tensors
 
 
-class ModelOperands(NamedTuple):
-    head: Operands
-    ufones: tuple[UFONEOperands, ...]
-    tail: Operands
+class ModelWeights(NamedTuple):
+    """All that the operators of a network take besides maps and options."""
+
+    head: ConvWeights
+    ufones: tuple[UFONEWeights, ...]
+    tail: TailWeights
+
+
+class Program(NamedTuple):
+    """A network as the calls of its operators: head(image), each of the body's on its result, tail(x, skip)."""
+
+    head: Step
+    body: tuple[Step, ...]
+    tail: Step
 
 
 class DITN(nn.Module):
@@ -44,6 +56,10 @@ class DITN(nn.Module):
     """
 
     defaults = VARIANTS["ditn"]
+    # The folded weights, what was prepared with them, and the parameters they were folded from.
+    _constants: ModelWeights | None
+    _prepared: Program | None
+    _folded_from: Snapshot | None
 
     def __init__(
         self, upscale: int | None = None, *, fused: bool = True, config: DITNConfig | None = None, **fields: Any
@@ -65,69 +81,83 @@ class DITN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         self._check(image)
         height, width, scale = *image.shape[-2:], self.config.upscale
-        head, ufones, tail = self.operands()
+        head, body, tail = self.program()
         image = pad_to_grid(image, self.config.grid).contiguous(memory_format=torch.channels_last)
-        make_skip = partial(implementation(image_head, self.fused), image, *head)
-        x = make_skip()
+        x = head(image)
         # The head is a 250th of a network's work and its map a quarter of the memory: where no gradient wants it, it is
         # rather made twice.
         skip = x if torch.is_grad_enabled() or not self.fused else None
-        for ufone, operands in zip(self.UFONE, ufones, strict=True):
-            for step in cast(UFONE, ufone).steps(operands):
-                x = step(x)
-        y = implementation(image_tail, self.fused)(x, make_skip() if skip is None else skip, *tail, scale)
+        for step in body:
+            x = step(x)
+        y = tail(x, head(image) if skip is None else skip)
         return crop(y, height * scale, width * scale)
 
-    def fold(self) -> ModelOperands:
+    def fold(self) -> ModelWeights:
         """The operators' weights, differentiable in the parameters."""
-        return ModelOperands(
+        tail = (*folding.conv3x3(self.conv_after_body), *folding.conv3x3(conv2d(self.upsample[0])))
+        return ModelWeights(
             head=folding.conv3x3(self.sft),
             ufones=tuple(cast(UFONE, ufone).fold() for ufone in self.UFONE),
-            tail=(*folding.conv3x3(self.conv_after_body), *folding.conv3x3(conv2d(self.upsample[0]))),
+            tail=TailWeights(*tail),
         )
 
-    def operands(self) -> ModelOperands:
+    def folded(self) -> ModelWeights:
         """The operators' weights: with a graph behind them where a gradient is wanted, else the folded constants."""
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
             return self.fold()
         if torch.compiler.is_exporting():
             # Export traces stand-ins for the parameters, whose versions say nothing.
-            return self.fold() if self._folded is None else self._folded
-        return self._constants(self._generation)
+            return self._constants or self.fold()
+        return self._folded_again_if_changed(self._generation)
+
+    def program(self) -> Program:
+        """The operators with their weights, in the order of their calls."""
+        weights = self.folded()
+        if torch.compiler.is_compiling() or weights is not self._constants:
+            return self._program(weights, fused)
+        if self._prepared is None:
+            self._prepared = self._program(weights, Prepared)
+        return self._prepared
+
+    def _program(self, weights: ModelWeights, bind: Bind) -> Program:
+        def chosen(part: nn.Module) -> Bind:
+            return bind if part.fused else unfused
+
+        ufones = zip(cast(Iterable[UFONE], self.UFONE), weights.ufones, strict=True)
+        return Program(
+            head=chosen(self)(image_head, *weights.head),
+            body=tuple(step for ufone, parts in ufones for step in ufone.steps(parts, chosen(ufone))),
+            tail=chosen(self)(image_tail, weights.tail, self.config.upscale),
+        )
 
     def frozen(self) -> DITN:
         """A copy for export, with the folded weights and without parameters."""
         twin = copy.deepcopy(self).requires_grad_(False).eval()
-        folded = twin.operands()
+        folded = twin.folded()
         for part in twin.modules():
             part._parameters.clear()
-        twin._folded = folded
+        twin._constants = folded
         return twin
 
     def refold(self) -> None:
         """Forget the folded weights. Needed only after writes that bypass the version counter."""
         self._generation = getattr(self, "_generation", 0) + 1
-        self._folded: ModelOperands | None = None
-        self._folded_from: list[Any] = []
+        self._constants = self._prepared = self._folded_from = None
 
-    def _constants(self, generation: int) -> ModelOperands:
+    def _folded_again_if_changed(self, generation: int) -> ModelWeights:
         """The folded weights, folded again if a parameter is another or has changed. A compiled graph keeps them and is
         guarded by `generation`."""
-        source = [(p, 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()]
-        unchanged = len(source) == len(self._folded_from) and all(
-            now[0] is then[0] and now[1:] == then[1:] for now, then in zip(source, self._folded_from, strict=True)
-        )
-        if self._folded is None or not unchanged:
+        if self._constants is None or self._folded_from is None or self._folded_from.is_stale():
+            self._folded_from, self._prepared = Snapshot(self), None
             with torch.no_grad():
                 # A copy, not a new model, whose initialisation would draw from the caller's random numbers.
                 wide = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
                 dtype, device = self.sft.weight.dtype, self.sft.weight.device
-                self._folded = _map(wide.fold(), lambda t: t.to(device=device, dtype=dtype).contiguous())
-            self._folded_from = source
-        return self._folded
+                self._constants = map_tensors(wide.fold(), lambda t: t.to(device=device, dtype=dtype).contiguous())
+        return self._constants
 
     # All that torch.compiler.assume_constant_result does; itself, it would import the compiler, and Triton with it.
-    _constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _folded_again_if_changed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _check(self, image: Tensor) -> None:
         channels = self.config.in_channels
@@ -153,7 +183,7 @@ class DITN(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_folded": None, "_folded_from": []}
+        return self.__dict__ | {"_constants": None, "_prepared": None, "_folded_from": None}
 
 
 class DITN_Tiny(DITN):
@@ -193,10 +223,32 @@ def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
     return torch.minimum(index, (period - index) % period)
 
 
-def _map(operands: ModelOperands, convert: Any) -> ModelOperands:
-    def each(group: Operands) -> Operands:
-        return tuple(map(convert, group))
+class Snapshot:
+    """A module's submodules, parameters and their versions at one time. To see whether any of them is another now takes
+    a hundredth of the time that walking the module takes."""
 
-    return ModelOperands(
-        each(operands.head), tuple(UFONEOperands(*map(each, ufone)) for ufone in operands.ufones), each(operands.tail)
-    )
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        self._children = [(part._modules, dict(part._modules)) for part in parts if part._modules]
+        self._slots = [(part._parameters, name) for part in parts for name in part._parameters]
+        self._parameters = self._now()
+        present = [parameter for parameter in self._parameters if parameter is not None]
+        self._present = present
+        # An inference tensor counts no versions, and cannot be written to outside inference mode.
+        self._counting = [parameter for parameter in present if not parameter.is_inference()]
+        self._state = self._state_now()
+
+    def is_stale(self) -> bool:
+        """Whether a submodule or parameter was exchanged, or a parameter written to or converted."""
+        return (
+            any(now != then for now, then in self._children)
+            or not all(map(operator.is_, self._now(), self._parameters))
+            or self._state_now() != self._state
+        )
+
+    def _now(self) -> list[Tensor | None]:
+        return [slots.get(name) for slots, name in self._slots]
+
+    def _state_now(self) -> tuple[list[Any], ...]:
+        versions = [parameter._version for parameter in self._counting]
+        return versions, [parameter.dtype for parameter in self._present], [p.device for p in self._present]

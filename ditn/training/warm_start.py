@@ -195,14 +195,14 @@ def _into_norms(model: DITN, image: Tensor) -> Iterator[tuple[str, Tensor, Tenso
     for number, ufone in enumerate(cast(Iterable[UFONE], model.UFONE)):
         for index, itl in enumerate(cast(Iterable[ITL], ufone.ITLs)):
             (norm1, norm2), options = itl.norms(), (config.norm, config.patch_size)
-            middle = inner_patch_attention(x, *itl.attn.fold(norm1), *options)
+            middle = inner_patch_attention(x, itl.attn.fold(norm1), *options)
             yield f"UFONE.{number}.ITLs.{index}", x, middle
-            x = gated_ffn(middle, *itl.ffn.fold(norm2), *options)
+            x = gated_ffn(middle, itl.ffn.fold(norm2), *options)
         for index, sal in enumerate(cast(Iterable[SAL], ufone.SALs)):
             norm1, norm2 = sal.norms()
-            middle = dilated_gate(x, *sal.SDA.fold(norm1), config.norm)
+            middle = dilated_gate(x, sal.SDA.fold(norm1), config.norm)
             yield f"UFONE.{number}.SALs.{index}", x, middle
-            x = gated_ffn(middle, *sal.ffn.fold(norm2), config.norm, 0)
+            x = gated_ffn(middle, sal.ffn.fold(norm2), config.norm, 0)
         if ufone.conv is not None:
             x = image_head(x, *folding.conv3x3(ufone.conv))
 

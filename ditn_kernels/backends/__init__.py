@@ -4,10 +4,11 @@ what finds them, and one line here. Importing them loads no library and no Trito
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ditn_kernels._support import Support
 from ditn_kernels.backends.native._dispatch import CPlusPlus, Cuda
@@ -33,6 +34,10 @@ class Backend(Protocol):
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""
+
+    def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
+        """The function that takes an operator's maps only. The other arguments, as its definition takes them, stay the
+        same: whatever depends on them alone is done here."""
 
     def identity(self, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""

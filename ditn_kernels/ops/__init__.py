@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from ditn_kernels._op import Op
-from ditn_kernels.ops.dilated_gate import dilated_gate
-from ditn_kernels.ops.gated_ffn import gated_ffn
+from ditn_kernels.ops.dilated_gate import GateWeights, dilated_gate
+from ditn_kernels.ops.gated_ffn import FfnWeights, gated_ffn
 from ditn_kernels.ops.image_head import image_head
-from ditn_kernels.ops.image_tail import image_tail
-from ditn_kernels.ops.inner_patch_attention import inner_patch_attention
-from ditn_kernels.ops.inner_patch_stage import inner_patch_stage
+from ditn_kernels.ops.image_tail import TailWeights, image_tail
+from ditn_kernels.ops.inner_patch_attention import AttentionWeights, inner_patch_attention
+from ditn_kernels.ops.inner_patch_stage import InnerPatchStageWeights, inner_patch_stage
 from ditn_kernels.ops.layer_norm2d import layer_norm2d
-from ditn_kernels.ops.spatial_stage import spatial_stage
+from ditn_kernels.ops.spatial_stage import SpatialStageWeights, spatial_stage
 from ditn_kernels.ops.tanh_affine import tanh_affine
 
 REGISTRY: dict[str, Op] = {
@@ -31,6 +31,12 @@ REGISTRY: dict[str, Op] = {
 
 __all__ = [
     "REGISTRY",
+    "AttentionWeights",
+    "FfnWeights",
+    "GateWeights",
+    "InnerPatchStageWeights",
+    "SpatialStageWeights",
+    "TailWeights",
     "dilated_gate",
     "gated_ffn",
     "image_head",

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import (
     depthwise,
     depthwise_backward,
@@ -19,52 +22,56 @@ from ditn_kernels.ops._parts import (
 _DILATION = 3
 
 
+class GateWeights(NamedTuple):
+    """Input-major: a product is u @ weight."""
+
+    in_weight: Annotated[Tensor, "C 2C"]
+    in_bias: Annotated[Tensor, "2C"]
+    dw5_weight: Annotated[Tensor, "5 5 C"]
+    dw5_bias: Annotated[Tensor, "C"]
+    dw7_weight: Annotated[Tensor, "7 7 C"]
+    dw7_bias: Annotated[Tensor, "C"]
+    mix_weight: Annotated[Tensor, "C C"]
+    mix_bias: Annotated[Tensor, "C"]
+    out_weight: Annotated[Tensor, "C C"]
+    out_bias: Annotated[Tensor, "C"]
+
+
 def _backward(
     grad: Tensor,
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw5_weight: Tensor,
-    dw5_bias: Tensor,
-    dw7_weight: Tensor,
-    dw7_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: GateWeights,
     norm: str,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, GateWeights]:
     tokens, grad_tokens = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
     u = normalize(tokens, norm)
-    a, g = pointwise(u, in_weight, in_bias).chunk(2, dim=-1)
-    near = depthwise(a, dw5_weight, dw5_bias)
-    far = depthwise(near, dw7_weight, dw7_bias, _DILATION)
-    mixed = pointwise(far, mix_weight, mix_bias)
+    a, g = pointwise(u, weights.in_weight, weights.in_bias).chunk(2, dim=-1)
+    near = depthwise(a, weights.dw5_weight, weights.dw5_bias)
+    far = depthwise(near, weights.dw7_weight, weights.dw7_bias, _DILATION)
+    mixed = pointwise(far, weights.mix_weight, weights.mix_bias)
 
-    dgated, dout_weight, dout_bias = pointwise_backward(grad_tokens, g * mixed, out_weight)
-    dfar, dmix_weight, dmix_bias = pointwise_backward(dgated * g, far, mix_weight)
-    dnear, ddw7_weight, ddw7_bias = depthwise_backward(dfar, near, dw7_weight, _DILATION)
-    da, ddw5_weight, ddw5_bias = depthwise_backward(dnear, a, dw5_weight)
-    du, din_weight, din_bias = pointwise_backward(torch.cat((da, dgated * mixed), dim=-1), u, in_weight)
+    dgated, dout_weight, dout_bias = pointwise_backward(grad_tokens, g * mixed, weights.out_weight)
+    dfar, dmix_weight, dmix_bias = pointwise_backward(dgated * g, far, weights.mix_weight)
+    dnear, ddw7_weight, ddw7_bias = depthwise_backward(dfar, near, weights.dw7_weight, _DILATION)
+    da, ddw5_weight, ddw5_bias = depthwise_backward(dnear, a, weights.dw5_weight)
+    du, din_weight, din_bias = pointwise_backward(torch.cat((da, dgated * mixed), dim=-1), u, weights.in_weight)
     dx = (grad_tokens + normalize_backward(du, tokens, u, norm)).permute(0, 3, 1, 2)
-    depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
-    return dx, din_weight, din_bias, *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
+    dweights = GateWeights(
+        din_weight,
+        din_bias,
+        ddw5_weight,
+        ddw5_bias,
+        ddw7_weight,
+        ddw7_bias,
+        dmix_weight,
+        dmix_bias,
+        dout_weight,
+        dout_bias,
+    )
+    return dx, dweights
 
 
 @define(
-    axes={
-        "x": "B C H W",
-        "in_weight": "C 2C",
-        "in_bias": "2C",
-        "dw5_weight": "5 5 C",
-        "dw5_bias": "C",
-        "dw7_weight": "7 7 C",
-        "dw7_bias": "C",
-        "mix_weight": "C C",
-        "mix_bias": "C",
-        "out_weight": "C C",
-        "out_bias": "C",
-    },
     samples=[
         Sample("tanh", {"B": 2, "C": 60, "H": 16, "W": 24}, {"norm": "tanh"}),
         Sample("layernorm", {"B": 1, "C": 60, "H": 13, "W": 29}, {"norm": "layernorm"}),
@@ -77,30 +84,20 @@ def _backward(
     backward=_backward,
 )
 def dilated_gate(
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw5_weight: Tensor,
-    dw5_bias: Tensor,
-    dw7_weight: Tensor,
-    dw7_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: GateWeights,
     norm: str,
 ) -> Tensor:
     """x + W_out (g * (W_mix far + b_mix)) + b_out, where a, g = W_in norm(x) + b_in and
     far = dw7x7(dw5x5(a)), the 7x7 with dilation 3; every depthwise convolution pads with zeros and has a bias.
 
-    x [B, C, H, W]; in_weight [C, 2C], dw5_weight [5, 5, C], dw7_weight [7, 7, C], mix_weight and out_weight [C, C],
-    biases [2C], [C], [C], [C], [C]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none"
-    -> [B, C, H, W], channels-last.
+    x [B, C, H, W]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none" -> [B, C, H, W], channels-last.
 
     DITN (ACM MM 2023), spatial-aware layer; the large-kernel decomposition is VAN's (arXiv 2202.09741).
     """
+    w = weights
     u = normalize(x.permute(0, 2, 3, 1), norm)  # [B, H, W, C]
-    a, g = pointwise(u, in_weight, in_bias).chunk(2, dim=-1)
-    far = depthwise(depthwise(a, dw5_weight, dw5_bias), dw7_weight, dw7_bias, _DILATION)
-    y = pointwise(g * pointwise(far, mix_weight, mix_bias), out_weight, out_bias)
+    a, g = pointwise(u, w.in_weight, w.in_bias).chunk(2, dim=-1)
+    far = depthwise(depthwise(a, w.dw5_weight, w.dw5_bias), w.dw7_weight, w.dw7_bias, _DILATION)
+    y = pointwise(g * pointwise(far, w.mix_weight, w.mix_bias), w.out_weight, w.out_bias)
     return x + y.permute(0, 3, 1, 2)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import (
     depthwise,
     depthwise_backward,
@@ -20,44 +23,41 @@ from ditn_kernels.ops._parts import (
 )
 
 
+class FfnWeights(NamedTuple):
+    """Input-major: a product is u @ weight. E are the hidden channels."""
+
+    in_weight: Annotated[Tensor, "C 2E"]
+    in_bias: Annotated[Tensor, "2E"]
+    dw_weight: Annotated[Tensor, "3 3 2E"]
+    dw_bias: Annotated[Tensor, "2E"]
+    out_weight: Annotated[Tensor, "E C"]
+    out_bias: Annotated[Tensor, "C"]
+
+
 def _backward(
     grad: Tensor,
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw_weight: Tensor,
-    dw_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: FfnWeights,
     norm: str,
     patch_size: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, FfnWeights]:
     tokens = to_patches(x, patch_size)
     u = normalize(tokens, norm)
-    hidden = pointwise(u, in_weight, in_bias)
-    a, b = depthwise(hidden, dw_weight, dw_bias).chunk(2, dim=-1)
+    hidden = pointwise(u, weights.in_weight, weights.in_bias)
+    a, b = depthwise(hidden, weights.dw_weight, weights.dw_bias).chunk(2, dim=-1)
     activated = F.gelu(a)
 
     grad_tokens = to_patches(grad, patch_size)
-    dgated, dout_weight, dout_bias = pointwise_backward(grad_tokens, activated * b, out_weight)
+    dgated, dout_weight, dout_bias = pointwise_backward(grad_tokens, activated * b, weights.out_weight)
     da = torch.ops.aten.gelu_backward(dgated * b, a)
     dmixed = torch.cat((da, dgated * activated), dim=-1)
-    dhidden, ddw_weight, ddw_bias = depthwise_backward(dmixed, hidden, dw_weight)
-    du, din_weight, din_bias = pointwise_backward(dhidden, u, in_weight)
+    dhidden, ddw_weight, ddw_bias = depthwise_backward(dmixed, hidden, weights.dw_weight)
+    du, din_weight, din_bias = pointwise_backward(dhidden, u, weights.in_weight)
     dx = grad + from_patches(normalize_backward(du, tokens, u, norm), x, patch_size)
-    return dx, din_weight, din_bias, ddw_weight, ddw_bias, dout_weight, dout_bias
+    return dx, FfnWeights(din_weight, din_bias, ddw_weight, ddw_bias, dout_weight, dout_bias)
 
 
 @define(
-    axes={
-        "x": "B C H W",
-        "in_weight": "C 2E",
-        "in_bias": "2E",
-        "dw_weight": "3 3 2E",
-        "dw_bias": "2E",
-        "out_weight": "E C",
-        "out_bias": "C",
-    },
     samples=[
         Sample("patch", {"B": 2, "C": 60, "E": 120, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample("map", {"B": 2, "C": 60, "E": 120, "H": 13, "W": 21}, {"norm": "tanh", "patch_size": 0}),
@@ -74,13 +74,8 @@ def _backward(
     backward=_backward,
 )
 def gated_ffn(
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw_weight: Tensor,
-    dw_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: FfnWeights,
     norm: str,
     patch_size: int,
 ) -> Tensor:
@@ -89,11 +84,11 @@ def gated_ffn(
     The depthwise 3x3 pads with zeros at the border of every patch_size x patch_size patch, or of the map if
     patch_size is 0. The padding comes after b_in: outside there is 0, not b_in.
 
-    x [B, C, H, W]; in_weight [C, 2E], dw_weight [3, 3, 2E], out_weight [E, C]; in_bias [2E], dw_bias [2E],
-    out_bias [C]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none" -> [B, C, H, W], channels-last.
+    x [B, C, H, W]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none" -> [B, C, H, W], channels-last.
 
     DITN (ACM MM 2023); the gated depthwise feed-forward network is Restormer's (arXiv 2111.09881).
     """
+    w = weights
     u = normalize(to_patches(x, patch_size), norm)  # [N, h, w, C]
-    a, b = depthwise(pointwise(u, in_weight, in_bias), dw_weight, dw_bias).chunk(2, dim=-1)  # [N, h, w, E]
-    return x + from_patches(pointwise(F.gelu(a) * b, out_weight, out_bias), x, patch_size)
+    a, b = depthwise(pointwise(u, w.in_weight, w.in_bias), w.dw_weight, w.dw_bias).chunk(2, dim=-1)  # [N, h, w, E]
+    return x + from_patches(pointwise(F.gelu(a) * b, w.out_weight, w.out_bias), x, patch_size)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
@@ -14,7 +16,6 @@ def _backward(grad: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> tupl
 
 
 @define(
-    axes={"image": "B N H W", "weight": "3 3 N C", "bias": "C"},
     samples=[
         Sample("rgb", {"B": 2, "N": 3, "C": 60, "H": 16, "W": 24}),
         Sample("odd", {"B": 1, "N": 1, "C": 20, "H": 5, "W": 7}),
@@ -24,7 +25,11 @@ def _backward(grad: Tensor, image: Tensor, weight: Tensor, bias: Tensor) -> tupl
     macs=lambda s: 9 * s["B"] * s["H"] * s["W"] * s["N"] * s["C"],
     backward=_backward,
 )
-def image_head(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def image_head(
+    image: Annotated[Tensor, "B N H W"],
+    weight: Annotated[Tensor, "3 3 N C"],
+    bias: Annotated[Tensor, "C"],
+) -> Tensor:
     """A 3x3 convolution with zero padding. Where the configuration asks for a convolution at the end of each UFONE,
     that is this operator too, from C channels.
 

@@ -3,38 +3,39 @@
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import conv3x3, conv3x3_backward
+
+
+class TailWeights(NamedTuple):
+    """D = out_channels * upscale**2."""
+
+    body_weight: Annotated[Tensor, "3 3 C C"]
+    body_bias: Annotated[Tensor, "C"]
+    up_weight: Annotated[Tensor, "3 3 C D"]
+    up_bias: Annotated[Tensor, "D"]
 
 
 def _backward(
     grad: Tensor,
-    x: Tensor,
-    skip: Tensor,
-    body_weight: Tensor,
-    body_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
+    x: Map,
+    skip: Map,
+    weights: TailWeights,
     upscale: int,
-) -> tuple[Tensor, ...]:
-    deep = conv3x3(x, body_weight, body_bias) + skip
-    ddeep, dup_weight, dup_bias = conv3x3_backward(F.pixel_unshuffle(grad, upscale), deep, up_weight)
-    dx, dbody_weight, dbody_bias = conv3x3_backward(ddeep, x, body_weight)
-    return dx, ddeep, dbody_weight, dbody_bias, dup_weight, dup_bias
+) -> tuple[Tensor, Tensor, TailWeights]:
+    deep = conv3x3(x, weights.body_weight, weights.body_bias) + skip
+    ddeep, dup_weight, dup_bias = conv3x3_backward(F.pixel_unshuffle(grad, upscale), deep, weights.up_weight)
+    dx, dbody_weight, dbody_bias = conv3x3_backward(ddeep, x, weights.body_weight)
+    return dx, ddeep, TailWeights(dbody_weight, dbody_bias, dup_weight, dup_bias)
 
 
 @define(
-    axes={
-        "x": "B C H W",
-        "skip": "B C H W",
-        "body_weight": "3 3 C C",
-        "body_bias": "C",
-        "up_weight": "3 3 C D",
-        "up_bias": "D",
-    },
     output_shape=lambda sizes, args: (
         sizes["B"],
         sizes["D"] // args["upscale"] ** 2,
@@ -52,19 +53,15 @@ def _backward(
     backward=_backward,
 )
 def image_tail(
-    x: Tensor,
-    skip: Tensor,
-    body_weight: Tensor,
-    body_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
+    x: Map,
+    skip: Map,
+    weights: TailWeights,
     upscale: int,
 ) -> Tensor:
     """pixel_shuffle(conv3x3(conv3x3(x) + skip)); both convolutions pad with zeros.
 
-    x and skip [B, C, H, W], body_weight [3, 3, C, C], body_bias [C], up_weight [3, 3, C, D], up_bias [D] with
-    D = out_channels * upscale**2 -> [B, D / upscale**2, H * upscale, W * upscale], channels-last.
+    x and skip [B, C, H, W] -> [B, D / upscale**2, H * upscale, W * upscale], channels-last.
     (Published code: conv_after_body, upsample; pixel shuffle: arXiv 1609.05158.)
     """
-    deep = conv3x3(x, body_weight, body_bias) + skip
-    return F.pixel_shuffle(conv3x3(deep, up_weight, up_bias), upscale)
+    deep = conv3x3(x, weights.body_weight, weights.body_bias) + skip
+    return F.pixel_shuffle(conv3x3(deep, weights.up_weight, weights.up_bias), upscale)

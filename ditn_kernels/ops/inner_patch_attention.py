@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import (
     from_patches,
     normalize,
@@ -20,40 +23,47 @@ from ditn_kernels.ops._parts import (
 _NORMALIZE_EPS = 1e-12
 
 
+class AttentionWeights(NamedTuple):
+    """Input-major: a product is u @ weight."""
+
+    qkv_weight: Annotated[Tensor, "C 3C"]
+    qkv_bias: Annotated[Tensor, "3C"]
+    temperature: Annotated[Tensor, "1"]
+    out_weight: Annotated[Tensor, "C C"]
+    out_bias: Annotated[Tensor, "C"]
+
+
 def _backward(
     grad: Tensor,
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: AttentionWeights,
     norm: str,
     patch_size: int,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, AttentionWeights]:
     tokens = to_patches(x, patch_size).flatten(1, 2)
     u = normalize(tokens, norm)
-    q, k, v = pointwise(u, qkv_weight, qkv_bias).transpose(1, 2).chunk(3, dim=1)
+    q, k, v = pointwise(u, weights.qkv_weight, weights.qkv_bias).transpose(1, 2).chunk(3, dim=1)
     q_length, k_length = (t.norm(dim=-1, keepdim=True) for t in (q, k))
     qn, kn = q / q_length.clamp_min(_NORMALIZE_EPS), k / k_length.clamp_min(_NORMALIZE_EPS)
     cosines = qn @ kn.transpose(1, 2)
-    weights = torch.softmax(temperature * cosines, dim=-1)
-    attended = (weights @ v).transpose(1, 2)
+    attention = torch.softmax(weights.temperature * cosines, dim=-1)
+    attended = (attention @ v).transpose(1, 2)
 
     grad_tokens = to_patches(grad, patch_size).flatten(1, 2)
-    dattended, dout_weight, dout_bias = pointwise_backward(grad_tokens, attended, out_weight)
+    dattended, dout_weight, dout_bias = pointwise_backward(grad_tokens, attended, weights.out_weight)
     dattended = dattended.transpose(1, 2)
-    dweights = dattended @ v.transpose(1, 2)
-    dscores = weights * (dweights - (dweights * weights).sum(-1, keepdim=True))
-    dcosines = temperature * dscores
+    dattention = dattended @ v.transpose(1, 2)
+    dscores = attention * (dattention - (dattention * attention).sum(-1, keepdim=True))
+    dcosines = weights.temperature * dscores
     dq = _unit_backward(dcosines @ kn, qn, q_length)
     dk = _unit_backward(dcosines.transpose(1, 2) @ qn, kn, k_length)
-    dv = weights.transpose(1, 2) @ dattended
+    dv = attention.transpose(1, 2) @ dattended
     dqkv = torch.cat((dq, dk, dv), dim=1).transpose(1, 2)
-    du, dqkv_weight, dqkv_bias = pointwise_backward(dqkv, u, qkv_weight)
+    du, dqkv_weight, dqkv_bias = pointwise_backward(dqkv, u, weights.qkv_weight)
     dtokens = normalize_backward(du, tokens, u, norm).unflatten(1, (patch_size, patch_size))
     dx = grad + from_patches(dtokens, x, patch_size)
-    return dx, dqkv_weight, dqkv_bias, (dscores * cosines).sum().reshape(1), dout_weight, dout_bias
+    dtemperature = (dscores * cosines).sum().reshape(1)
+    return dx, AttentionWeights(dqkv_weight, dqkv_bias, dtemperature, dout_weight, dout_bias)
 
 
 def _unit_backward(grad: Tensor, unit: Tensor, length: Tensor) -> Tensor:
@@ -63,14 +73,6 @@ def _unit_backward(grad: Tensor, unit: Tensor, length: Tensor) -> Tensor:
 
 
 @define(
-    axes={
-        "x": "B C H W",
-        "qkv_weight": "C 3C",
-        "qkv_bias": "3C",
-        "temperature": "1",
-        "out_weight": "C C",
-        "out_bias": "C",
-    },
     samples=[
         Sample("tanh", {"B": 2, "C": 60, "H": 16, "W": 24}, {"norm": "tanh", "patch_size": 8}),
         Sample("layernorm", {"B": 1, "C": 60, "H": 16, "W": 8}, {"norm": "layernorm", "patch_size": 8}),
@@ -86,12 +88,8 @@ def _unit_backward(grad: Tensor, unit: Tensor, length: Tensor) -> Tensor:
     backward=_backward,
 )
 def inner_patch_attention(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
+    x: Map,
+    weights: AttentionWeights,
     norm: str,
     patch_size: int,
 ) -> Tensor:
@@ -100,16 +98,15 @@ def inner_patch_attention(
     The attention is between channels: q, k, v are [C, P*P] per patch, qn and kn are q and k divided by their length
     over the patch's P*P pixels (at least 1e-12), and the softmax runs over the C channels of k.
 
-    x [B, C, H, W], H and W multiples of patch_size; qkv_weight [C, 3C] and out_weight [C, C] input-major;
-    qkv_bias [3C], temperature [1], out_bias [C]; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none"
+    x [B, C, H, W], H and W multiples of patch_size; norm "tanh", "layernorm" (no affine part, eps 1e-5) or "none"
     -> [B, C, H, W], channels-last.
 
     DITN (ACM MM 2023), inner-patch self-attention; the channel attention is Restormer's (arXiv 2111.09881) per patch.
     """
     tokens = to_patches(x, patch_size).flatten(1, 2)  # [N, T, C]
-    qkv = pointwise(normalize(tokens, norm), qkv_weight, qkv_bias)  # [N, T, 3C]
+    qkv = pointwise(normalize(tokens, norm), weights.qkv_weight, weights.qkv_bias)  # [N, T, 3C]
     q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)  # [N, C, T]
     cosines = F.normalize(q, dim=-1, eps=_NORMALIZE_EPS) @ F.normalize(k, dim=-1, eps=_NORMALIZE_EPS).transpose(1, 2)
-    attended = torch.softmax(temperature * cosines, dim=-1) @ v  # [N, C, T]
-    y = pointwise(attended.transpose(1, 2), out_weight, out_bias)
+    attended = torch.softmax(weights.temperature * cosines, dim=-1) @ v  # [N, C, T]
+    y = pointwise(attended.transpose(1, 2), weights.out_weight, weights.out_bias)
     return x + from_patches(y.unflatten(1, (patch_size, patch_size)), x, patch_size)

@@ -6,10 +6,13 @@ No model of `ditn` calls it: their operators contain the norm. It is there for o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import LAYER_NORM_EPS, layer_norm_backward
 
 
@@ -21,7 +24,6 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float)
 
 
 @define(
-    axes={"x": "B C H W", "weight": "C", "bias": "C"},
     samples=[
         Sample("default", {"B": 2, "C": 60, "H": 16, "W": 24}),
         Sample("odd", {"B": 1, "C": 20, "H": 5, "W": 7}),
@@ -30,7 +32,9 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float)
     macs=lambda s: 4 * s["B"] * s["H"] * s["W"] * s["C"],
     backward=_backward,
 )
-def layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float = LAYER_NORM_EPS) -> Tensor:
+def layer_norm2d(
+    x: Map, weight: Annotated[Tensor, "C"], bias: Annotated[Tensor, "C"], eps: float = LAYER_NORM_EPS
+) -> Tensor:
     """LayerNorm over the channels of every pixel: weight * (x - mean) / sqrt(var + eps) + bias, var biased.
 
     x [B, C, H, W], weight [C], bias [C] -> [B, C, H, W], channels-last. (Ba et al. 2016, arXiv 1607.06450.)

@@ -6,10 +6,13 @@ No model of `ditn` calls it: their operators contain the norm. It is there for o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from ditn_kernels._op import Sample, define
+from ditn_kernels._records import Map
 from ditn_kernels.ops._parts import pointwise, pointwise_backward
 
 
@@ -20,7 +23,6 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Te
 
 
 @define(
-    axes={"x": "B C H W", "weight": "C D", "bias": "D"},
     output_shape=lambda sizes, args: (sizes["B"], sizes["D"], sizes["H"], sizes["W"]),
     samples=[
         Sample("default", {"B": 2, "C": 60, "D": 60, "H": 16, "W": 24}),
@@ -30,7 +32,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Te
     macs=lambda s: s["B"] * s["H"] * s["W"] * s["C"] * s["D"],
     backward=_backward,
 )
-def tanh_affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def tanh_affine(x: Map, weight: Annotated[Tensor, "C D"], bias: Annotated[Tensor, "D"]) -> Tensor:
     """y = W tanh(x) + b at every pixel.
 
     x [B, C, H, W], weight [C, D] (input-major), bias [D] -> [B, D, H, W], channels-last.

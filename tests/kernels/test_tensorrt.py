@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tensorrt_host import (
     Plugin,
     creators,
     describe,
+    interface,
     library,
     tensors_of,
     unpacked,
@@ -249,7 +251,7 @@ def test_a_map_smaller_than_the_profile_allows(op: Op) -> None:
 )
 @pytest.mark.parametrize("source", PLUGINS, ids=lambda path: path.name)
 def test_compiles_with_tensorrts_own_headers(source: Path) -> None:
-    includes = [f"-I{os.environ['TENSORRT_INCLUDE']}", f"-I{CUDA_SHIM}"]
+    includes = [f"-I{folder}" for folder in (os.environ["TENSORRT_INCLUDE"], CUDA_SHIM, interface())]
     subprocess.run(
         ["g++", "-std=c++20", "-fsyntax-only", f"-D__CUDA_ARCH__={ARCH}", *includes, str(source)], check=True
     )
@@ -269,6 +271,7 @@ def test_the_library_that_is_deployed(tmp_path: Path) -> None:
         "-B",
         tmp_path,
         f"-DTENSORRT_INCLUDE={headers}",
+        f"-DPython3_EXECUTABLE={sys.executable}",
         "-DCMAKE_CUDA_ARCHITECTURES=80",
     ]
     for command in (configure, ["cmake", "--build", tmp_path]):

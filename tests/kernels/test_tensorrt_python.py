@@ -298,7 +298,7 @@ def test_every_operator_is_one_kernel_or_is_called(shim, interpreted) -> None:
         op = REGISTRY[name]
         args = op.inputs(op.samples[0], dtype=torch.float16, device="meta")
         with recording(90) as launches:
-            Triton().kernel(op, backward=False)(**args)
+            Triton().kernel(op, backward=False)(*args.values())
         assert (len(launches) == 1) == (name in AHEAD_OF_TIME)
 
 
@@ -341,7 +341,7 @@ def test_what_the_kernels_cannot_run_is_refused(shim, interpreted) -> None:
     sizes = {"B": "B", "H": "H", "W": "W", "C": 60, "E": 120}
     for what, error, message in (
         ({"sizes": sizes | {"C": 132}}, BackendError, "the TensorRT plugin gated_ffn takes at most 128 channels"),
-        ({"options": options | {"patch_size": 12}}, BackendError, "takes patch sizes 0, 4, 8, 16, asked for 12"),
+        ({"options": options | {"patch_size": 12}}, BackendError, "takes patch sizes (0, )?4, 8, 16, asked for 12"),
         ({"options": options | {"norm": "batch"}}, ValueError, "norm is 'batch', must be one of 'tanh'"),
         ({"dtype": "bfloat16"}, TypeError, "gated_ffn takes HALF or FLOAT, x is BF16"),
         ({"sizes": sizes | {"C": "C"}}, RuntimeError, "non-constant"),

@@ -135,9 +135,9 @@ def check_golden_modules(shared, fused: bool, chosen: Callable[[str], bool]) -> 
     modules = {
         "sft": lambda x: run(dk.image_head, x, *model.fold().head),
         "UFONE.0": ufone,
-        "UFONE.0.ITLs": lambda x: UFONE.forward(ufone, x, ufone.fold()._replace(sals=())),
+        "UFONE.0.ITLs": lambda x: UFONE.forward(ufone, x, ufone.fold()._replace(sals=None)),
         "UFONE.0.ITLs.0": lambda x: UFONE.forward(ufone, x, one(ufone.fold(), itls=True)),
-        "UFONE.0.SALs": lambda x: UFONE.forward(ufone, x, ufone.fold()._replace(itls=())),
+        "UFONE.0.SALs": lambda x: UFONE.forward(ufone, x, ufone.fold()._replace(itls=None)),
         "UFONE.0.SALs.0": lambda x: UFONE.forward(ufone, x, one(ufone.fold(), itls=False)),
         "UFONE.0.ITLs.0.attn": lambda x: run(dk.inner_patch_attention, x, *itl.attn.fold(None), "none", 8) - x,
         "UFONE.0.ITLs.0.ffn": lambda x: run(dk.gated_ffn, x, *itl.ffn.fold(None), "none", 8) - x,
@@ -159,10 +159,12 @@ def check_golden_modules(shared, fused: bool, chosen: Callable[[str], bool]) -> 
         torch.testing.assert_close(module(given), expected, rtol=0, atol=bound, msg=name)
 
 
-def one(operands, *, itls: bool):
-    """The operands of the first ITL, or of the first SAL, alone."""
+def one(weights, *, itls: bool):
+    """The weights of the first ITL, or of the first SAL, alone."""
+    from ditn_kernels import map_tensors
+
     kept, dropped = ("itls", "sals") if itls else ("sals", "itls")
-    return operands._replace(**{kept: tuple(w[:1] for w in getattr(operands, kept)), dropped: ()})
+    return weights._replace(**{kept: map_tensors(getattr(weights, kept), lambda w: w[:1]), dropped: None})
 
 
 def upsample(model: ditn.DITN, run, x: Tensor) -> Tensor:
@@ -255,7 +257,7 @@ def test_gradients_agree_fused_and_unfused() -> None:
 def test_folded_weights_follow_the_parameters() -> None:
     model, image = small(), torch.rand(1, 3, 8, 8)
     before = model(image)
-    assert model.operands() is model.operands()
+    assert model.folded() is model.folded()
     model.sft.weight.mul_(1.5)
     changed = model(image)
     assert not torch.equal(changed, before)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ditn_kernels._axes import is_map
 from ditn_kernels._digest import digest
+from ditn_kernels._records import flatten
 from ditn_kernels._support import Support
 from ditn_kernels.backends.native import _libraries, _limits
 
@@ -36,10 +38,20 @@ class _Compiled:
             tensors = map(_dense, op.axes.values(), args)
             found = overload(_dense("B C H W", grad), *tensors, *map(_code, args[len(op.axes) :]))
             return tuple(
-                g.permute(0, 3, 1, 2) if _is_map(axes) else g for axes, g in zip(op.axes.values(), found, strict=True)
+                g.permute(0, 3, 1, 2) if is_map(axes) else g for axes, g in zip(op.axes.values(), found, strict=True)
             )
 
         return gradients if backward else forward
+
+    def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
+        overload = getattr(torch.ops.ditn_native, op.name).default
+        still = [_code(value.contiguous() if isinstance(value, Tensor) else value) for value in flatten(arguments)]
+
+        def run(*maps: Tensor) -> Tensor:
+            y: Tensor = overload(*(x.permute(0, 2, 3, 1).contiguous() for x in maps), *still)
+            return y.permute(0, 3, 1, 2)
+
+        return run
 
 
 class CPlusPlus(_Compiled):
@@ -83,12 +95,8 @@ class Cuda(_Compiled):
 
 def _dense(axes: str, tensor: Tensor) -> Tensor:
     """What the kernels read: activations as [B, H, W, C], everything contiguous."""
-    return (tensor.permute(0, 2, 3, 1) if _is_map(axes) else tensor).contiguous()
-
-
-def _is_map(axes: str) -> bool:
-    return axes.startswith("B ")
+    return (tensor.permute(0, 2, 3, 1) if is_map(axes) else tensor).contiguous()
 
 
 def _code(option: Any) -> Any:
-    return NORM_CODES.get(option, option)
+    return NORM_CODES[option] if isinstance(option, str) else option

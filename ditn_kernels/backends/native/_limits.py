@@ -26,7 +26,8 @@ CPU = {
     "image_tail": _LAYER,
 }
 
-_CUDA = Support(devices=("cuda",), dtypes=(torch.float16, torch.float32), max_channels=128, patch_sizes=(0, 4, 8, 16))
+_CUDA = Support(devices=("cuda",), dtypes=(torch.float16, torch.float32), max_channels=128, patch_sizes=(4, 8, 16))
+_CUDA_ON_MAPS = replace(_CUDA, patch_sizes=(0, 4, 8, 16))
 # Their results lie in shared memory, sorted for the pixel shuffle.
 _CUDA_CONV = replace(_CUDA, max_outputs=128)
 # A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
@@ -38,7 +39,7 @@ CUDA = {
     "layer_norm2d": _CUDA,
     "image_head": _CUDA_CONV,
     "inner_patch_attention": _CUDA,
-    "gated_ffn": _CUDA,
+    "gated_ffn": _CUDA_ON_MAPS,
     "dilated_gate": _CUDA,
     "inner_patch_stage": _CUDA_STAGE,
     "image_tail": _CUDA_CONV,

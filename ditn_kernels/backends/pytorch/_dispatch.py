@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ditn_kernels._support import Support
 from ditn_kernels.backends.pytorch._limits import EVERYTHING
@@ -29,6 +30,9 @@ class PyTorch:
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         return op.backward if backward and op.backward else op.reference
+
+    def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
+        return lambda *maps: op.definition(*maps, *arguments)
 
     def identity(self, device: torch.device) -> None:
         return None

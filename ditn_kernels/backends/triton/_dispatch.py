@@ -7,12 +7,16 @@ import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from ditn_kernels._axes import is_map
+from ditn_kernels._records import flatten, map_tensors
 from ditn_kernels._support import Support
 from ditn_kernels.backends.triton import _assembler
 from ditn_kernels.backends.triton._limits import LIMITS
@@ -47,10 +51,15 @@ class Triton:
         return device.type == "cuda"
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
-        stem = f"{op.name}_backward" if backward else op.name
-        module = importlib.import_module(f"ditn_kernels.backends.triton.{stem}")
-        function: Callable[..., Any] = module.backward if backward else module.forward
-        return function
+        module = kernel_file(op, backward=backward)
+        if not backward:
+            return lambda *args: module.forward(*op.structured(args))
+        return lambda grad, *args: tuple(flatten(module.backward(grad, *op.structured(args))))
+
+    def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
+        forward = kernel_file(op, backward=False).forward
+        still = [map_tensors(argument, Tensor.contiguous) for argument in arguments]
+        return lambda *maps: forward(*maps, *still)
 
     def identity(self, device: torch.device) -> Mapping[str, str]:
         if device.type != "cuda" or interpreted():
@@ -60,6 +69,12 @@ class Triton:
             chosen = _assembler.choose(10 * major + minor).assembler
             assembler = chosen.identity if chosen else "none"
         return {"triton": version("triton"), "assembler": assembler}
+
+
+def kernel_file(op: Op, *, backward: bool) -> ModuleType:
+    """The module with the operator's `forward` or `backward` and its kernels."""
+    stem = f"{op.name}_backward" if backward else op.name
+    return importlib.import_module(f"ditn_kernels.backends.triton.{stem}")
 
 
 def interpreted() -> bool:
@@ -89,7 +104,7 @@ def why_not_assembled(op: Op, capability: tuple[int, int]) -> list[str]:
 
 def _multiplies(op: Op) -> bool:
     """Whether one of its weights is a matrix between channels."""
-    return any(len(re.findall("[A-Z]", axes)) > 1 for axes in op.axes.values() if not axes.startswith("B "))
+    return any(len(re.findall("[A-Z]", axes)) > 1 for axes in op.axes.values() if not is_map(axes))
 
 
 def _release(text: str) -> tuple[int, int]:

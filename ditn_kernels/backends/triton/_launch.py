@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -18,6 +18,8 @@ from ditn_kernels._trial import on_trial
 from ditn_kernels.backends.triton import _compiling, _ptxas
 from ditn_kernels.backends.triton._config import Config, lookup
 from ditn_kernels.backends.triton._math import INTERPRETED
+
+Weights = TypeVar("Weights", bound=tuple[Tensor, ...])
 
 # Few enough that every program of a test takes several tiles; interpreted, that many for each of the configuration's.
 _FEW_PROGRAMS = 3
@@ -114,6 +116,11 @@ class KernelLauncher:
 def dense(tensor: Tensor) -> Tensor:
     """An activation as the kernels read it: channels-last without gaps."""
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def contiguous(weights: Weights) -> Weights:
+    """A record of weights as the kernels read them."""
+    return type(weights)(*(weight.contiguous() for weight in weights))
 
 
 def empty_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:

@@ -23,7 +23,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     framed,
     rows_apart,
 )
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     dot,
@@ -34,6 +34,7 @@ from ditn_kernels.backends.triton._math import (
     normalize,
     rounded,
 )
+from ditn_kernels.ops.dilated_gate import GateWeights
 
 CANDIDATES = _framed_maps.CANDIDATES | {
     "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
@@ -243,39 +244,28 @@ def _dilated_gate_out_fwd_kernel(
             )
 
 
-def forward(
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw5_weight: Tensor,
-    dw5_bias: Tensor,
-    dw7_weight: Tensor,
-    dw7_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-) -> Tensor:
+def forward(x: Tensor, weights: GateWeights, norm: str) -> Tensor:
     batch, channels, height, width = x.shape
     side = padded(channels)
     x = dense(x)
     y = torch.empty_like(x)
-    a, g = branches(x, in_weight, in_bias, norm)
+    weights = contiguous(weights)
+    a, g = branches(x, weights, norm)
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
-    depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
+    depthwise(x, a, weights.dw5_weight, weights.dw5_bias, near, dilation=1, frame=FAR.value)
     launcher = KernelLauncher(_dilated_gate_out_fwd_kernel, x, channels=side)
     segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
-    weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias))
     tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     programs = launcher.programs(tiles)
-    args = (x, near, g, *weights, y, scratch_tiles(launcher, programs, x, side), height, width, side, segments, tiles)
+    scratch = scratch_tiles(launcher, programs, x, side)
+    far_and_out = weights[GateWeights._fields.index("dw7_weight") :]
+    args = (x, near, g, *far_and_out, y, scratch, height, width, side, segments, tiles)
     launcher.launch(programs, *args, C=channels, C_PAD=side)
     return y
 
 
-def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+def branches(x: Tensor, weights: GateWeights, norm: str) -> tuple[Tensor, Tensor]:
     """The maps a, in a frame that is not cleared, and g."""
     batch, channels, height, width = x.shape
     side = padded(channels)
@@ -286,7 +276,7 @@ def branches(x: Tensor, in_weight: Tensor, in_bias: Tensor, norm: str) -> tuple[
     tiles = batch * height * segments
     programs = launcher.programs(tiles)
     scratch = scratch_tiles(launcher, programs, x, side)
-    args = (x, in_weight.contiguous(), in_bias.contiguous(), a, g, scratch, height, width, side, segments, tiles)
+    args = (x, weights.in_weight, weights.in_bias, a, g, scratch, height, width, side, segments, tiles)
     launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
     return a, g
 

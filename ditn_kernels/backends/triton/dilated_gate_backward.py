@@ -24,7 +24,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     framed,
     rows_apart,
 )
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -37,6 +37,7 @@ from ditn_kernels.backends.triton._math import (
     rounded,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
+from ditn_kernels.ops.dilated_gate import GateWeights
 
 CANDIDATES = dilated_gate.CANDIDATES | {
     "dilated_gate_out_bwd": {"BLOCK_W": (16, 32, 64)},
@@ -226,27 +227,15 @@ def _dilated_gate_in_bwd_kernel(
         tl.debug_barrier()
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw5_weight: Tensor,
-    dw5_bias: Tensor,
-    dw7_weight: Tensor,
-    dw7_bias: Tensor,
-    mix_weight: Tensor,
-    mix_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, x: Tensor, weights: GateWeights, norm: str) -> tuple[Tensor, GateWeights]:
     batch, channels, height, width = x.shape
     side = padded(channels)
     grad, x = dense(grad), dense(x)
     no_bias = x.new_zeros(channels)
 
-    a, g = dilated_gate.branches(x, in_weight, in_bias, norm)
+    weights = contiguous(weights)
+    in_weight, in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias = weights
+    a, g = dilated_gate.branches(x, weights, norm)
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
     depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
@@ -260,8 +249,8 @@ def backward(
     tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     programs = launcher.programs(tiles)
     partials = PartialGradients(programs, mix_weight, mix_bias, out_weight, out_bias)
-    weights = (w.contiguous() for w in (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight))
-    args = (grad, near, g, *weights, dg, dfar, *partials.rows, height, width, segments, tiles, partials.stride)
+    given = (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight)
+    args = (grad, near, g, *given, dg, dfar, *partials.rows, height, width, segments, tiles, partials.stride)
     launcher.launch(programs, *args, C=channels, C_PAD=side)
     dmix_weight, dmix_bias, dout_weight, dout_bias = partials.totals()
     del g
@@ -280,10 +269,10 @@ def backward(
     tiles = triton.cdiv(pixels, launcher.blocks["BLOCK_W"])
     programs = launcher.programs(tiles)
     partials = PartialGradients(programs, in_weight, in_bias)
-    args = (grad, x, da, dg, in_weight.contiguous(), dx, *partials.rows, pixels, tiles, partials.stride)
+    args = (grad, x, da, dg, in_weight, dx, *partials.rows, pixels, tiles, partials.stride)
     launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
-    depthwise_gradients = (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
-    return dx, *partials.totals(), *depthwise_gradients, dmix_weight, dmix_bias, dout_weight, dout_bias
+    first, taps = partials.totals(), (ddw5_weight, ddw5_bias, ddw7_weight, ddw7_bias)
+    return dx, GateWeights._make([*first, *taps, dmix_weight, dmix_bias, dout_weight, dout_bias])
 
 
 def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> tuple[Tensor, ...]:

@@ -12,13 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     normalize,
     opaque,
     rounded,
 )
+from ditn_kernels.ops.gated_ffn import FfnWeights
 
 # SLICE: of the hidden channels; INNER: of the channels, 0 for all at once.
 CANDIDATES = {"gated_ffn_fwd": {"SLICE": (16, 32, 64, 128), "INNER": (0, 16, 32)}}
@@ -126,19 +127,9 @@ def _gated_ffn_fwd_kernel(
         tl.store(y_ptr + corner + offset, rounded(residual + out, y_ptr.dtype.element_ty), inside)
 
 
-def forward(
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw_weight: Tensor,
-    dw_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-    patch_size: int,
-) -> Tensor:
+def forward(x: Tensor, weights: FfnWeights, norm: str, patch_size: int) -> Tensor:
     batch, channels, height, width = x.shape
-    hidden = out_weight.shape[0]
+    hidden = weights.out_weight.shape[0]
     x = dense(x)
     y = torch.empty_like(x)
     tile_height, tile_width, is_patch = _tile(padded(channels), x.element_size(), patch_size)
@@ -162,16 +153,7 @@ def forward(
     size, inner = launcher.blocks["SLICE"], launcher.blocks["INNER"]
     tile = constants["REGION"] * padded(channels) if inner else 0
     scratch = x.new_empty(programs * ((tile_height + 2) * (tile_width + 2) * 2 * size + tile))
-    weights = (w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias))
-    launcher.launch(
-        programs,
-        x,
-        *weights,
-        *integers,
-        y,
-        scratch,
-        **constants,
-    )
+    launcher.launch(programs, x, *contiguous(weights), *integers, y, scratch, **constants)
     return y
 
 

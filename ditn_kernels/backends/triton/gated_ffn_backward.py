@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -30,6 +30,7 @@ from ditn_kernels.backends.triton._math import (
     zeros_of_sum,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_vector
+from ditn_kernels.ops.gated_ffn import FfnWeights
 
 CANDIDATES = {"gated_ffn_bwd": {"SLICE": (16, 32), "BLOCK": (16, 32, 64, 128)}}
 # Without patches a region has MAP_SIDE rows and columns, of which MAP_HALO at each side belong to other regions.
@@ -251,20 +252,9 @@ def _gated_ffn_bwd_kernel(
             tl.debug_barrier()
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw_weight: Tensor,
-    dw_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-    patch_size: int,
-) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, x: Tensor, weights: FfnWeights, norm: str, patch_size: int) -> tuple[Tensor, FfnWeights]:
     batch, channels, height, width = x.shape
-    hidden = out_weight.shape[0]
+    hidden = weights.out_weight.shape[0]
     grad, x = dense(grad), dense(x)
     dx = torch.empty_like(x)
     side, halo = (patch_size, 0) if patch_size else (MAP_SIDE, MAP_HALO)
@@ -272,7 +262,7 @@ def backward(
     tiles = batch * rows * columns
     launcher = KernelLauncher(_gated_ffn_bwd_kernel, x, channels=padded(channels), patch_size=patch_size)
     programs = launcher.programs(tiles)
-    partials = PartialGradients(programs, in_weight, in_bias, dw_weight, dw_bias, out_weight, out_bias)
+    partials = PartialGradients(programs, *weights)
     # Zeros, because the border is never written.
     per_program = 2 * (side + 2) ** 2 * 2 * launcher.blocks["SLICE"] + 2 * side**2 * padded(channels)
     scratch = x.new_zeros(programs * per_program)
@@ -282,7 +272,7 @@ def backward(
         programs,
         grad,
         x,
-        *(w.contiguous() for w in (in_weight, in_bias, dw_weight, dw_bias, out_weight)),
+        *contiguous(weights)[:-1],
         dx,
         *partials.rows,
         scratch,
@@ -301,7 +291,7 @@ def backward(
         HALO=halo,
         NORM=norm,
     )
-    return dx, *partials.totals()
+    return dx, FfnWeights(*partials.totals())
 
 
 def _loops(given: Mapping[str, Any]) -> Loops:

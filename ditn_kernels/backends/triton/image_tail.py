@@ -11,6 +11,7 @@ from torch import Tensor
 from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
 from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
+from ditn_kernels.ops.image_tail import TailWeights
 
 CANDIDATES = {
     "image_tail_body_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)},
@@ -113,27 +114,19 @@ def _image_tail_up_fwd_kernel(
     tl.store(corner + column[:, None] * run + place[None, :], rounded(y, y_ptr.dtype.element_ty), inside)
 
 
-def forward(
-    x: Tensor,
-    skip: Tensor,
-    body_weight: Tensor,
-    body_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    upscale: int,
-) -> Tensor:
+def forward(x: Tensor, skip: Tensor, weights: TailWeights, upscale: int) -> Tensor:
     batch, channels, height, width = x.shape
-    outputs = up_weight.shape[3] // upscale**2
-    deep = body(x, skip, body_weight, body_bias)
+    outputs = weights.up_weight.shape[3] // upscale**2
+    deep = body(x, skip, weights)
     y = empty_map(x, outputs, height * upscale, width * upscale)
-    side = padded(up_weight.shape[3])
+    side = padded(weights.up_weight.shape[3])
     launcher = KernelLauncher(_image_tail_up_fwd_kernel, x, channels=padded(channels), outputs=side)
     segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
         batch * height * segments,
         deep,
-        in_order(up_weight, upscale**2),
-        in_order(up_bias, upscale**2),
+        in_order(weights.up_weight, upscale**2),
+        in_order(weights.up_bias, upscale**2),
         y,
         height,
         width,
@@ -147,14 +140,15 @@ def forward(
     return y
 
 
-def body(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def body(x: Tensor, skip: Tensor, weights: TailWeights) -> Tensor:
     """conv3x3(x) + skip."""
     batch, channels, height, width = x.shape
     x, skip = dense(x), dense(skip)
     deep = torch.empty_like(x)
     launcher = KernelLauncher(_image_tail_body_fwd_kernel, x, channels=padded(channels))
     segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
-    args = (x, skip, weight.contiguous(), bias.contiguous(), deep, height, width, segments)
+    given = (weights.body_weight.contiguous(), weights.body_bias.contiguous())
+    args = (x, skip, *given, deep, height, width, segments)
     launcher.launch(batch * height * segments, *args, C=channels, C_PAD=padded(channels))
     return deep
 

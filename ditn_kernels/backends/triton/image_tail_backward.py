@@ -15,6 +15,7 @@ from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
 from ditn_kernels.backends.triton._math import rounded
 from ditn_kernels.backends.triton.image_head_backward import reversed_weight
 from ditn_kernels.backends.triton.image_tail import in_order, shuffled
+from ditn_kernels.ops.image_tail import TailWeights
 
 CANDIDATES = (
     image_head_backward.CANDIDATES | image_tail.CANDIDATES | {"image_tail_up_bwd": {"BLOCK_W": (16, 32, 64, 128)}}
@@ -73,16 +74,10 @@ def _image_tail_up_bwd_kernel(
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    skip: Tensor,
-    body_weight: Tensor,
-    body_bias: Tensor,
-    up_weight: Tensor,
-    up_bias: Tensor,
-    upscale: int,
-) -> tuple[Tensor, ...]:
+    grad: Tensor, x: Tensor, skip: Tensor, weights: TailWeights, upscale: int
+) -> tuple[Tensor, Tensor, TailWeights]:
     batch, channels, height, width = x.shape
+    body_weight, body_bias, up_weight, up_bias = weights
     outputs = up_weight.shape[3]
     grad, x = dense(grad), dense(x)
     up_weight = in_order(up_weight, upscale**2)
@@ -105,12 +100,13 @@ def backward(
         UPSCALE=upscale,
         D_PAD=padded(outputs),
     )
-    deep = image_tail.body(x, skip, body_weight, body_bias)
+    deep = image_tail.body(x, skip, weights)
     stored = image_head_backward.of_weights(deep, grad, up_weight, up_bias, upscale)
     del deep
     dup_weight, dup_bias = (in_order(part, outputs // upscale**2) for part in stored)
     dbody_weight, dbody_bias = image_head_backward.of_weights(x, ddeep, body_weight, body_bias)
-    return image_head_backward.of_map(ddeep, body_weight), ddeep, dbody_weight, dbody_bias, dup_weight, dup_bias
+    dx = image_head_backward.of_map(ddeep, body_weight)
+    return dx, ddeep, TailWeights(dbody_weight, dbody_bias, dup_weight, dup_bias)
 
 
 LOOPS = {"image_tail_up_bwd": lambda given: loops_of_conv3x3(given["grad_ptr"])}

@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import attend, load_projection, project, softmax_of_cosines
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import dot, dot_by_slices, load_vector, normalize, rounded
+from ditn_kernels.ops.inner_patch_attention import AttentionWeights
 
 # SLICE 0: in registers.
 CANDIDATES = {"inner_patch_attention_fwd": {"BLOCK_T": (16, 32, 64), "SLICE": (0, 16, 32, 64)}}
@@ -245,16 +246,7 @@ def _inner_patch_attention_fwd_kernel(
         )
 
 
-def forward(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-    patch_size: int,
-) -> Tensor:
+def forward(x: Tensor, weights: AttentionWeights, norm: str, patch_size: int) -> Tensor:
     batch, channels, height, width = x.shape
     side, pixels = padded(channels), patch_size**2
     x = dense(x)
@@ -265,8 +257,7 @@ def forward(
     programs = launcher.programs(integers[-1])
     block, size = launcher.blocks["BLOCK_T"], launcher.blocks["SLICE"]
     scratch = x.new_empty(programs * (3 * pixels + side + block) * side if size else 0)
-    weights = (w.contiguous() for w in (qkv_weight, qkv_bias, temperature, out_weight, out_bias))
-    launcher.launch(programs, x, *weights, *integers, y, scratch, **constants)
+    launcher.launch(programs, x, *contiguous(weights), *integers, y, scratch, **constants)
     return y
 
 

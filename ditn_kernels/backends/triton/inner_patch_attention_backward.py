@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import NORMALIZE_EPS, load_projection, project, softmax_of_cosines
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -36,6 +36,7 @@ from ditn_kernels.backends.triton._math import (
     rounded,
 )
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add, add_matrix, add_vector
+from ditn_kernels.ops.inner_patch_attention import AttentionWeights
 
 CANDIDATES = {
     "inner_patch_attention_weights_bwd": {"BLOCK_T": (16, 32, 64)},
@@ -309,23 +310,15 @@ def _inner_patch_attention_qkv_bwd_kernel(
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    temperature: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    norm: str,
-    patch_size: int,
-) -> tuple[Tensor, ...]:
+    grad: Tensor, x: Tensor, weights: AttentionWeights, norm: str, patch_size: int
+) -> tuple[Tensor, AttentionWeights]:
     batch, channels, height, width = x.shape
     side = padded(channels)
     grad, x = dense(grad), dense(x)
     dx = torch.empty_like(x)
     columns = width // patch_size
     patches = batch * (height // patch_size) * columns
-    qkv_weight, qkv_bias, out_weight = qkv_weight.contiguous(), qkv_bias.contiguous(), out_weight.contiguous()
+    qkv_weight, qkv_bias, temperature, out_weight, out_bias = contiguous(weights)
     matrices = x.new_empty(patches, 3, side, side)
     vectors = x.new_empty(patches, 6, side, dtype=torch.float32)
     constants = {"C": channels, "C_PAD": side, "PATCH": patch_size, "NORM": norm}
@@ -350,7 +343,7 @@ def backward(
     args = (grad, x, qkv_weight, qkv_bias, out_weight, *between, dx, *qkv_partials.rows, scratch)
     args += (width, columns, blocks, qkv_partials.stride)
     launcher.launch(programs, *args, **constants)
-    return dx, *qkv_partials.totals(), *out_partials.totals()
+    return dx, AttentionWeights(*qkv_partials.totals(), *out_partials.totals())
 
 
 def _blocks(given: Mapping[str, Any]) -> int:

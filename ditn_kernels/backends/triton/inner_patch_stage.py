@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import attend, project, softmax_of_cosines
 from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
+from ditn_kernels.ops.inner_patch_stage import InnerPatchStageWeights
 
 CANDIDATES = {"inner_patch_stage_fwd": {"SLICE": (16, 32, 64, 128)}}
 
@@ -111,26 +112,9 @@ def _inner_patch_stage_fwd_kernel(
         tl.store(y_ptr + offset, x, inside)
 
 
-def forward(
-    x: Tensor,
-    qkv_weight: Tensor,
-    qkv_bias: Tensor,
-    temperature: Tensor,
-    attn_out_weight: Tensor,
-    attn_out_bias: Tensor,
-    in_weight: Tensor,
-    in_bias: Tensor,
-    dw_weight: Tensor,
-    dw_bias: Tensor,
-    ffn_out_weight: Tensor,
-    ffn_out_bias: Tensor,
-    norm: str,
-    patch_size: int,
-) -> Tensor:
+def forward(x: Tensor, weights: InnerPatchStageWeights, norm: str, patch_size: int) -> Tensor:
     batch, channels, height, width = x.shape
-    layers, hidden = ffn_out_weight.shape[:2]
-    attention = (qkv_weight, qkv_bias, temperature, attn_out_weight, attn_out_bias)
-    ffn = (in_weight, in_bias, dw_weight, dw_bias, ffn_out_weight, ffn_out_bias)
+    layers, hidden = weights.ffn.out_weight.shape[:2]
     x = dense(x)
     y = torch.empty_like(x)
     columns = width // patch_size
@@ -141,7 +125,8 @@ def forward(
     launcher.launch(
         programs,
         x,
-        *(weight.contiguous() for weight in (*attention, *ffn)),
+        *contiguous(weights.attention),
+        *contiguous(weights.ffn),
         y,
         scratch,
         width,
