@@ -23,7 +23,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 ROOMS = {
     "imaging": [
         *("arrays", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
-        *("by_pillow", "colour", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
+        *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
     ],
     "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
     "inference": [

@@ -20,7 +20,23 @@ _KNOWN = (0, 1, 2, 3, 5, 6, LAB, ICC_LAB, 32844, 32845)
 _XMP, _IPTC, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
 _RESOLUTION = (exif.X_RESOLUTION, exif.Y_RESOLUTION, exif.RESOLUTION_UNIT)
 # Document, description, maker, model, page, software, time, artist, computer, rating, copyright, EXIF, GPS, Windows'.
-_EXIF = (269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, exif.EXIF, exif.GPS, *range(40091, 40096))
+DESCRIPTIVE = (
+    269,
+    270,
+    271,
+    272,
+    285,
+    305,
+    306,
+    315,
+    316,
+    18246,
+    18249,
+    33432,
+    exif.EXIF,
+    exif.GPS,
+    *range(40091, 40096),
+)
 # Sizes, samples, strips, tiles, compression, palette, and which page it is.
 _OF_THE_PIXELS = frozenset(
     n
@@ -58,7 +74,7 @@ def photometric(file: BinaryIO, page: int) -> int | None:
 def read(file: BinaryIO, page: int = 0) -> Metadata:
     """The metadata of a TIFF's page. Raises ValueError for a damaged one."""
     found = _page(file, page)
-    described = {tag: entry for tag, entry in found.items() if tag in _EXIF}
+    described = {tag: entry for tag, entry in found.items() if tag in DESCRIPTIVE}
     photoshop = _bytes(found, _PHOTOSHOP)
     if iptc := _iptc(found):
         resource = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0" * (len(iptc) % 2)
@@ -66,7 +82,7 @@ def read(file: BinaryIO, page: int = 0) -> Metadata:
     dropped = [
         _NAMES.get(tag, f"the TIFF tag {tag}")
         for tag in found
-        if tag not in _OF_THE_PIXELS and tag not in _EXIF and tag not in (_XMP, _IPTC, _PHOTOSHOP, _PROFILE)
+        if tag not in _OF_THE_PIXELS and tag not in DESCRIPTIVE and tag not in (_XMP, _IPTC, _PHOTOSHOP, _PROFILE)
     ]
     return Metadata(
         exif=exif.build(described) if described else b"",
