@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +16,20 @@ from ditn.imaging.colour import to_srgb_or_gray
 from ditn.imaging.metadata import Metadata
 
 if TYPE_CHECKING:
+    from PIL.Image import Exif
     from PIL.Image import Image as PILImage
 
 _MODES = {"1": "L", "L": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 # Of the samples before, or of the file: an animation's, and JPEG's and TIFF's own.
-_OF_THE_FILE = (
-    "transparency",
-    "background",
-    "duration",
-    "loop",
-    "timestamp",
-    "jfif",
-    "progressive",
-    "adobe",
-    "mp",
-    "mpoffset",
-)
+_OF_THE_FILE = {
+    *("transparency", "background", "duration", "loop", "timestamp"),
+    *("jfif", "progressive", "adobe", "mp", "mpoffset"),
+}
+# Pillow's transpositions that undo EXIF's orientations 2 to 8: FLIP_LEFT_RIGHT, ROTATE_180, FLIP_TOP_BOTTOM, TRANSPOSE,
+# ROTATE_270, TRANSVERSE, ROTATE_90.
+_TURNS = (0, 3, 1, 5, 4, 6, 2)
+# What Pillow raises for EXIF that cannot be read or put together.
+_DAMAGED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, SyntaxError, struct.error, OSError)
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,28 @@ def from_pil(image: PILImage) -> tuple[Pixels, Described]:
     """The samples [H, W, bands], uint8 or uint16, of an image turned upright: gray and RGB as they are, with alpha
     where there is any transparency; other colours as sRGB, CMYK by its profile. Raises TypeError for numbers of no
     known range."""
-    from PIL import ImageOps
+    from PIL.Image import Transpose
 
     if image.mode in ("F", "I"):
         raise TypeError(f"PIL images of mode {image.mode!r} hold numbers of no known range; pass an array instead")
-    size, before = image.size, image.info
-    upright = ImageOps.exif_transpose(image)
-    turned = upright.size != size or upright.info.get("exif") != before.get("exif")
-    converted = image.mode in ("CMYK", "LAB")
-    info = dict(upright.info)
-    if "exif" not in info and (block := _described(image)):
-        info["exif"] = block
-    return _samples(upright), Described(info, upright.size, turned, converted)
+    image.load()  # which turns a TIFF
+    info = dict(image.info)
+    try:
+        found = image.getexif()
+        orientation = found.get(exif.ORIENTATION, 1)
+        if "exif" not in info:
+            info["exif"] = _described(found)
+    except _DAMAGED:
+        orientation = 1
+    turned = orientation in range(2, 9)
+    upright = image.transpose(Transpose(_TURNS[orientation - 2])) if turned else image
+    return _samples(upright), Described(info, upright.size, turned, image.mode in ("CMYK", "LAB"))
 
 
-def _described(image: PILImage) -> bytes:
-    """EXIF of an image that has it not as a block: a TIFF's, or what was put into it."""
-    found = image.getexif()
-    if not found:
-        return b""
-    kept = {tag: entry for tag, entry in exif.parse(found.tobytes()[6:]).items() if tag in tiff.DESCRIPTIVE}
+def _described(found: Exif) -> bytes:
+    """What EXIF says that an image has not as a block: a TIFF's, or one that was put into it."""
+    block = found.tobytes()[6:] if found else b""
+    kept = {tag: entry for tag, entry in exif.parse(block).items() if tag in tiff.DESCRIPTIVE} if block else {}
     return exif.build(kept) if kept else b""
 
 

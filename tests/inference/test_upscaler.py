@@ -182,6 +182,22 @@ def test_pil_images_come_back_upright_and_described(tmp_path: Path) -> None:
             assert (found[0x0100], found[0x0101]) == (16, 24)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_every_orientation_of_pil(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a", kind, exif=exif)
+    with Image.open(tmp_path / "a") as image:
+        samples, _ = from_pil(image)
+    # Mirrored left to right, or not, and then turned to the left by so many quarters.
+    mirrored, quarters = {1: (0, 0), 2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}[
+        orientation
+    ]
+    np.testing.assert_array_equal(samples, np.rot90(pixels[:, ::-1] if mirrored else pixels, quarters))
+
+
 @pytest.mark.parametrize("mode", ["CMYK", "LAB"])
 def test_other_colours_of_pil_are_converted_by_profiles(mode: str) -> None:
     rgb = ImageCms.createProfile("sRGB")
