@@ -68,7 +68,9 @@ def write(path: Path, metadata: Metadata, size: tuple[int, int]) -> list[str]:
             partial.unlink(missing_ok=True)
     with path.open("rb") as file:
         found = {"png": png.read, "jpeg": jpeg.read, "webp": webp.read, "tiff": tiff.read, "bmp": bmp.read}[form](file)
-    return list(dict.fromkeys((*metadata.dropped, *metadata.lost_in(found))))
+    # A TIFF tells of a moved maker note by itself.
+    moved = [name for name in found.dropped if name == tiff.MOVED]
+    return list(dict.fromkeys((*metadata.dropped, *metadata.lost_in(found), *moved)))
 
 
 def _copy(form: str, source: BinaryIO, target: BinaryIO, metadata: Metadata, size: tuple[int, int]) -> None:

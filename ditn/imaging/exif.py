@@ -143,6 +143,11 @@ def parse(block: bytes) -> Directory:
     return directory(file, offset, layout)
 
 
+def has_maker_note(found: Directory) -> bool:
+    """Whether EXIF's directory below this one holds one."""
+    return EXIF in found and MAKER_NOTE in (found[EXIF].below or {})
+
+
 def build(found: Directory) -> bytes:
     """A block of a directory and those below it, little-endian."""
     return b"II*\0\x08\0\0\0" + placed(found, 8, Layout("<"))

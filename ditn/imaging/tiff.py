@@ -59,6 +59,10 @@ _NAMES = {
 }
 
 
+# Said of a maker note that has to be laid out anew.
+MOVED = "the maker note's place in EXIF, from which its own offsets may count"
+
+
 def photometric(file: BinaryIO, page: int) -> int | None:
     """The number of a page's photometric interpretation. Raises ValueError for one that is not understood, and for what
     is no TIFF."""
@@ -84,6 +88,8 @@ def read(file: BinaryIO, page: int = 0) -> Metadata:
         for tag in found
         if tag not in _OF_THE_PIXELS and tag not in DESCRIPTIVE and tag not in (_XMP, _IPTC, _PHOTOSHOP, _PROFILE)
     ]
+    if exif.has_maker_note(described):
+        dropped.append(MOVED)
     return Metadata(
         exif=exif.build(described) if described else b"",
         xmp=_bytes(found, _XMP),

@@ -58,10 +58,9 @@ def _with_resolution(block: bytes, resolution: tuple[float, float] | None) -> by
     """EXIF that tells the resolution, for which WebP has no other place; but as it is if it would have to be laid out
     anew and holds a maker note, which may not be moved."""
     found = exif.parse(block) if block else {}
-    below = found[exif.EXIF].below if exif.EXIF in found else None
     if resolution is None or max(resolution) >= 2**32 / 1000 or exif.X_RESOLUTION in found:
         return block
-    if exif.MAKER_NOTE in (below or {}):
+    if exif.has_maker_note(found):
         return block
     for tag, value in zip((exif.X_RESOLUTION, exif.Y_RESOLUTION), resolution, strict=True):
         found[tag] = exif.Entry(exif.RATIONAL, struct.pack("<II", round(value * 1000), 1000))

@@ -63,7 +63,8 @@ def camera_exif(order: str = ">") -> Image.Exif:
 def test_exif_is_kept_whole_and_adapted(tmp_path, suffix: str, order: str) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=camera_exif(order), quality=95)
     target, notes = enlarge(tmp_path / "a.jpg", f"b.{suffix}")
-    assert notes == ([] if suffix != "bmp" else ["not in the bmp: EXIF"])
+    moved = "the maker note's place in EXIF, from which its own offsets may count"
+    assert notes == [f"not in the {suffix}: {name}" for name in {"bmp": ["EXIF"], "tif": [moved]}.get(suffix, [])]
     with Image.open(target) as result:
         assert result.size == (2 * HEIGHT, 2 * WIDTH)  # upright
         found = result.getexif()
@@ -86,6 +87,19 @@ def test_a_maker_note_stays_where_it_lies(tmp_path) -> None:
         with Image.open(enlarge(tmp_path / "a.jpg", f"b.{suffix}")[0]) as result:
             assert result.info["exif"].removeprefix(b"Exif\0\0").index(MAKER_NOTE) == block.index(MAKER_NOTE)
         (tmp_path / f"b.{suffix}").unlink()
+
+
+def test_exif_too_large_for_jpeg_is_noted(tmp_path) -> None:
+    exif = camera_exif()
+    exif.get_ifd(0x8769)[0x927C] = MAKER_NOTE * 2
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    for suffix, lost in (("jpg", ["not in the jpg: EXIF"]), ("png", []), ("webp", [])):
+        target, notes = enlarge(tmp_path / "a.png", f"b.{suffix}")
+        assert notes == lost
+        with Image.open(target) as result:
+            found = result.getexif().get_ifd(0x8769).get(0x927C)
+            assert found == (None if lost else MAKER_NOTE * 2)
+        target.unlink()
 
 
 def test_the_thumbnail_and_its_directory_go(tmp_path) -> None:
@@ -124,6 +138,7 @@ def test_xmp_is_adapted_by_meaning(tmp_path, suffix: str) -> None:
     assert packet.startswith(b'<?xpacket begin="\xef\xbb\xbf"')
     assert packet.rstrip().endswith(b'<?xpacket end="w"?>')
     lost = ["XMP's hdrgm:Version", "XMP's r:Regions", "a gain map or other further images"]
+    lost += ["the maker note's place in EXIF, from which its own offsets may count"] * (suffix == "tif")
     assert notes == [f"not in the {suffix}: {name}" for name in lost]
 
 
