@@ -21,7 +21,10 @@ from ditn_kernels.backends.triton import _limits as triton_limits
 PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
 ROOMS = {
-    "imaging": ["arrays", "files", "resize", "metrics", "contact_sheet", "sample"],
+    "imaging": [
+        *("arrays", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
+        *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
+    ],
     "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
     "inference": [
         *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),

@@ -22,6 +22,7 @@ from PIL import Image
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
 from ditn.imaging.arrays import Pixels8
+from ditn.imaging.files import read_8_bit
 from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
 from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 from ditn.inference.upscaler import Upscaler
@@ -76,7 +77,7 @@ def evaluate(
     scores, errors = [], []
     for number, path in enumerate(list_images([high_folder if high_folder.is_dir() else folder])):
         try:
-            high = crop_to_multiple(_read(path), scale)
+            high = crop_to_multiple(read_8_bit(path), scale)
             if degradation == "photo":
                 low = photo(as_rgb(high), scale, np.random.default_rng(number))
             elif low_folder.is_dir():
@@ -87,23 +88,17 @@ def evaluate(
             scores.append(Score(path.stem, psnr_y(output, high, shave=scale), ssim_y(output, high, shave=scale)))
             if observe:
                 observe(path.stem, low, high, output)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             errors.append(f"{path.stem}: {error}")
     return Result(folder.resolve().name, tuple(scores), tuple(errors))
 
 
 def _read_low(path: Path, high: Pixels8, scale: int) -> Pixels8:
-    low = _read(path)
+    low = read_8_bit(path)
     if (low.shape[0] * scale, low.shape[1] * scale) != high.shape[:2]:
         expected = f"{high.shape[1] // scale}x{high.shape[0] // scale}"
         raise ValueError(f"{path} has {low.shape[1]}x{low.shape[0]} pixels, expected {expected} at x{scale}")
     return low
-
-
-def _read(path: Path) -> Pixels8:
-    """uint8 RGB, or gray if the file is."""
-    with Image.open(path) as image:
-        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
 
 class _Sheet:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ditn.imaging.files import SUFFIXES, ImageError, page_count
+from ditn.imaging.arrays import ImageError
+from ditn.imaging.files import SUFFIXES, page_count
 from ditn.inference.guard import Finding
 
 

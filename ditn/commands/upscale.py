@@ -184,7 +184,7 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
 
         job.guard = upscaler.stream(page.pixels, emit, plan=plan, progress=progress)
         raw.flush()
-        write_raw(Path(raw.name), shape, dtype, output, page, size=job.output_size, quality=args.quality)
+        job.notes += write_raw(Path(raw.name), shape, dtype, output, page, size=job.output_size, quality=args.quality)
     if job.guard:
         more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
         tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of images in memory."""
+"""The types of images in memory, and of what is wrong with one."""
 
 from __future__ import annotations
 
@@ -12,3 +12,7 @@ import numpy.typing as npt
 Pixels = npt.NDArray[Any]
 # [H, W, 3] or, where that is said, [H, W].
 Pixels8 = npt.NDArray[np.uint8]
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or written as asked. The message says what it is and what would do."""

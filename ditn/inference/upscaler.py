@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditn.imaging.arrays import Pixels
+from ditn.imaging.pil import from_pil, to_pil
 from ditn.inference.alpha import split_alpha, with_alpha
 from ditn.inference.chooser import AUTO, Choice, Chooser, of_scale
 from ditn.inference.ensemble import self_ensemble as average_orientations
@@ -35,11 +36,13 @@ class Upscaler:
 
     Calling it gives back what came in: uint8, uint16 or float32 arrays [H, W] or [H, W, bands], PIL images, or float
     tensors [B, 3, H, W] in 0..1. Bands are gray, gray and alpha, RGB, or RGB and alpha. Integers are clamped and
-    rounded half to even; floats are neither. Gray goes through the model as equal colours, of which the mean comes
-    back. Alpha, unless it is constant, goes through the model like a gray image, so that its edges stay where the
-    colours' are, and is clamped to the range of the nearest 3 x 3 input pixels, so that no haze or ringing is left
-    where it was constant; where it is 0 the colours are first taken from the visible pixels around, so that no dark
-    fringe grows in.
+    rounded half to even; floats are neither. PIL images come back upright, with alpha if they are transparent anywhere,
+    and with their profile, resolution, text, and EXIF and XMP, which tell the new size.
+
+    Gray goes through the model as equal colours, of which the mean comes back. Alpha, unless it is constant, goes
+    through the model like a gray image, so that its edges stay where the colours' are, and is clamped to the range of
+    the nearest 3 x 3 input pixels, so that no haze or ringing is left where it was constant; where it is 0 the colours
+    are first taken from the visible pixels around, so that no dark fringe grows in.
 
     scale       of the model; with "auto", by default the largest that ships
     tile        "auto", the side of a tile in input pixels (rounded up to the grid), or 0 for the whole image.
@@ -128,8 +131,7 @@ class Upscaler:
             return self._tensor(image, progress)
         if not isinstance(image, np.ndarray):
             return self._pil(image, progress)
-        pixels = image[..., None] if image.ndim == 2 else image
-        self._check(pixels)
+        pixels = self._checked(image[..., None] if image.ndim == 2 else image)
         height, width, bands = pixels.shape
         result = np.empty((height * self.scale, width * self.scale, bands), image.dtype)
 
@@ -142,7 +144,7 @@ class Upscaler:
     def suited(self, pixels: Pixels) -> tuple[Upscaler, Choice | None]:
         """The Upscaler that [H, W, bands] samples go through and why; of "auto" that of the model which suits them, of
         another itself."""
-        self._check(pixels)
+        pixels = self._checked(pixels)
         return self._chooser(pixels) if self._chooser else (self, None)
 
     def stream(
@@ -154,6 +156,7 @@ class Upscaler:
         plan      what `plan` of this Upscaler (of "auto", of the one that `suited` gives) said for this size
         progress  called after each tile with the share that is done, 0..1
         """
+        pixels = self._checked(pixels)
         chosen, _ = self.suited(pixels)
         height, width = pixels.shape[:2]
         plan = plan or chosen.plan(height, width)
@@ -200,20 +203,16 @@ class Upscaler:
 
         if not isinstance(image, Image.Image):
             raise TypeError(f"expected a numpy array, a PIL image or a tensor, got {type(image).__name__}")
-        if image.mode == "I;16":
-            return Image.fromarray(self(np.asarray(image), progress=progress))
-        modes = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
-        transparent = "transparency" in image.info
-        mode = modes.get(image.mode) or ("RGBA" if transparent or image.mode in ("PA", "RGBa", "La") else "RGB")
-        if image.mode in ("F", "I"):
-            raise TypeError(f"PIL images of mode {image.mode!r} hold numbers of no known range; pass an array instead")
-        return Image.fromarray(self(np.asarray(image.convert(mode)), progress=progress))
+        pixels, described = from_pil(image)
+        return to_pil(self(pixels, progress=progress), described)
 
-    def _check(self, pixels: Pixels) -> None:
+    def _checked(self, pixels: Pixels) -> Pixels:
+        """The samples in the machine's byte order. Raises ValueError or TypeError for what is not understood."""
         if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
             raise ValueError(f"expected [H, W] or [H, W, 1 to 4], got shape {list(pixels.shape)}")
         if pixels.dtype.name not in ("uint8", "uint16", "float32"):
             raise TypeError(f"expected uint8, uint16 or float32 samples, got {pixels.dtype}")
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def _share_of(progress: Progress | None, done: int, count: int) -> Progress | None:

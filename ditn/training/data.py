@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditn.imaging.arrays import Pixels8
+from ditn.imaging.files import read_8_bit
+from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.training.degradation import photo
 from ditn.training.drawn import drawing, extreme
@@ -66,12 +68,6 @@ def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return sorted(found)
 
 
-def read_rgb(path: Path) -> Pixels8:
-    """An image file as uint8 RGB [H, W, 3]."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 class PairedImages(Sequence[Pair]):
     """Images and their low-resolution partners, in one memory-mapped cache file that is made on first use.
 
@@ -102,9 +98,9 @@ class PairedImages(Sequence[Pair]):
             with partial.open("wb") as file:
                 for path in paths:
                     try:
-                        high = crop_to_multiple(read_rgb(path), self.scale)
+                        high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
                         low = downscale(high, self.scale)
-                    except (OSError, ValueError, Image.DecompressionBombError) as error:
+                    except (OSError, ValueError) as error:
                         raise ValueError(f"{path} cannot be used for training: {error}") from error
                     file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
                     shapes.append((offset, high.shape, low.shape))

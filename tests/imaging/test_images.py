@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyvips
 import torch
 import torch.nn.functional as F
 from networks import small
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 import ditn
 from ditn.commands.cli import main
@@ -258,3 +259,39 @@ def test_any_scale(tmp_path, upscale, scale: str, size: tuple[int, int]) -> None
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with Image.open(upscale(tmp_path / "a.png", "--scale", scale)) as result:
         assert (result.size, result.mode) == (size, "RGBA")
+
+
+def test_no_haze_at_a_scale_that_is_not_the_models(tmp_path, upscale, weights) -> None:
+    """Clear to the left of column 12, opaque from there on: alpha beyond the next column is untouched, at any scale."""
+    opaque = expected(np.full((16, 24, 3), (90, 180, 40), np.uint8), weights).astype(int)
+    pixels = np.zeros((16, 24, 4), np.uint8)
+    pixels[:, 12:] = 90, 180, 40, 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for scale in (1.3, 3.0, 4.5):
+        with Image.open(upscale(tmp_path / "a.png", "--scale", str(scale), "--overwrite")) as result:
+            values = np.asarray(result)
+        assert (values[:, : int(10 * scale), 3] == 0).all()
+        assert (values[:, int(14 * scale) + 1 :, 3] == 255).all()
+        # What the model makes of the one colour that is seen is all there is: no black is mixed into it. Lanczos goes
+        # beyond the range of its pixels by a tenth or so.
+        seen = values[values[..., 3] > 16][:, :3].astype(int)
+        low, high = opaque.min((0, 1)), opaque.max((0, 1))
+        beyond = (high - low) // 8 + 1
+        assert ((seen >= low - beyond) & (seen <= high + beyond)).all()
+
+
+def test_the_report_says_what_is_lost_beside_the_pixels(tmp_path, upscale) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "a cat, steps: 20")
+    Image.fromarray(smooth(8, 9, 3)).save(tmp_path / "a.png", pnginfo=text, dpi=(300, 300))
+    report = tmp_path / "report.json"
+    for to, notes in (
+        ("a.jpg", ['not in the jpg: the text "parameters"']),
+        ("a.png", []),
+        ("a.tif", ['not in the tif: the text "parameters"']),
+    ):
+        upscale(tmp_path / "a.png", "--json", str(report), to=to)
+        (picture,) = json.loads(report.read_text())["pictures"]
+        assert picture["notes"] == notes
+    with Image.open(tmp_path / "out" / "a.png") as result:
+        assert result.text == {"parameters": "a cat, steps: 20"}

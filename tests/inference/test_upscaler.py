@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import PROJECT
 from networks import small, without_guard
-from PIL import Image
+from PIL import Image, ImageCms
 
 import ditn
+from ditn.imaging.pil import from_pil
 from ditn.inference import memory
 from ditn.inference.alpha import bleed
 
@@ -125,6 +126,92 @@ def test_16_bit_pil_and_palette_with_transparency() -> None:
     assert upscaler(palette).mode == "RGBA"
     with pytest.raises(TypeError, match="mode 'F'"):
         upscaler(Image.new("F", (4, 4)))
+
+
+def test_16_bits_of_either_byte_order() -> None:
+    """Pillow's I;16B, and arrays as numpy reads them from files."""
+    upscaler = without_guard(small())
+    deep = RANDOM.integers(0, 65536, (5, 6), dtype=np.uint16)
+    expected = upscaler(deep)
+    swapped = deep.astype(">u2")
+    np.testing.assert_array_equal(upscaler(swapped), expected)
+    pil = Image.frombytes("I;16B", (6, 5), swapped.tobytes())
+    np.testing.assert_array_equal(np.asarray(upscaler(pil)), expected)
+
+
+@pytest.mark.parametrize(("mode", "clear"), [("1", 0), ("L", 50), ("RGB", (50, 50, 50)), ("I;16", 50), ("P", 50)])
+def test_a_transparent_value_of_pil_becomes_alpha(mode: str, clear: object) -> None:
+    gray = np.full((8, 8), 200, np.uint8)
+    gray[:, :4] = 50
+    image = Image.fromarray(gray.astype(np.uint16)) if mode == "I;16" else Image.fromarray(gray)
+    if mode == "1":
+        image = image.point(lambda value: 255 * (value > 100), "1")
+    elif mode == "P":
+        image.putpalette([value // 3 for value in range(768)])
+    elif mode == "RGB":
+        image = image.convert("RGB")
+    image.info["transparency"] = clear
+    result = ditn.Upscaler("ditn-tiny-x2")(image) if mode != "I;16" else from_pil(image)[0]
+    alpha = np.asarray(result)[..., -1]
+    scale = alpha.shape[0] // 8
+    assert (alpha[:, : 3 * scale] == 0).all()
+    assert (alpha[:, 5 * scale :] == (65535 if mode == "I;16" else 255)).all()
+    assert "transparency" not in getattr(result, "info", {})
+
+
+def test_pil_images_come_back_upright_and_described(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112], exif[0x0100], exif[0x0101] = "Maker", 6, 12, 8
+    pixels = RANDOM.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    upscaler = without_guard(small())
+    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
+        options = {"quality": 100} if name == "a.jpg" else {"lossless": True} if name == "a.webp" else {}
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif, dpi=(300, 300), icc_profile=profile, **options)
+        with Image.open(tmp_path / name) as image:
+            stored = np.asarray(image)
+            result = upscaler(image)
+        found = result.getexif()
+        turned = name != "a.tif"  # Pillow turns a TIFF while it decodes it
+        np.testing.assert_array_equal(np.asarray(result), upscaler(np.rot90(stored, -1).copy() if turned else stored))
+        assert (result.size, found[0x010F], found.get(0x0112, 1)) == ((16, 24), "Maker", 1), name
+        assert result.info["icc_profile"] == profile
+        if name != "a.webp":  # which has no place for it
+            assert result.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+        if name != "a.tif":  # whose own sizes these tags are
+            assert (found[0x0100], found[0x0101]) == (16, 24)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_every_orientation_of_pil(tmp_path: Path, orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a", kind, exif=exif)
+    with Image.open(tmp_path / "a") as image:
+        samples, _ = from_pil(image)
+    # Mirrored left to right, or not, and then turned to the left by so many quarters.
+    mirrored, quarters = {1: (0, 0), 2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}[
+        orientation
+    ]
+    np.testing.assert_array_equal(samples, np.rot90(pixels[:, ::-1] if mirrored else pixels, quarters))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "LAB"])
+def test_other_colours_of_pil_are_converted_by_profiles(mode: str) -> None:
+    rgb = ImageCms.createProfile("sRGB")
+    colours = Image.fromarray(np.full((8, 8, 3), (180, 120, 90), np.uint8))
+    if mode == "LAB":
+        image = ImageCms.applyTransform(
+            colours, ImageCms.buildTransform(rgb, ImageCms.createProfile("LAB"), "RGB", mode)
+        )
+        expected: tuple[int, ...] = (180, 120, 90)
+    else:
+        image, expected = Image.new("CMYK", (8, 8), (0, 0, 0, 0)), (255, 255, 255)
+    image.info["icc_profile"] = b"of other colours"
+    assert np.abs(from_pil(image)[0].astype(int) - expected).max() <= 2  # 8 bits of L*a*b*
+    assert "icc_profile" not in without_guard(small())(image).info
 
 
 def test_tensors() -> None:
