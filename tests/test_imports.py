@@ -104,6 +104,17 @@ def test_the_tree_in_contributing_names_every_room_and_its_files() -> None:
     assert {room: sorted(files) for room, files in found.items()} == {room: sorted(ROOMS[room]) for room in ROOMS}
 
 
+def test_the_tree_in_contributing_has_all_files_of_ditn_kernels() -> None:
+    text = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = re.search(r"^    ditn_kernels/ .*\n((?:      .*\n)+)", text, re.MULTILINE)
+    assert tree is not None
+    named = set(re.findall(r"\b(?<!/)\w+\.py\b", tree[1]))
+    package = PROJECT / "ditn_kernels"
+    own = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert own <= named
+    assert named <= own | {path.name for path in package.glob("backends/**/*.py")}
+
+
 def test_every_test_is_in_its_room_or_of_the_whole_project() -> None:
     folders = {path.name for path in (PROJECT / "tests").iterdir() if any(path.glob("test_*.py"))}
     assert folders == {*ROOMS, "kernels", "benchmarks"}
