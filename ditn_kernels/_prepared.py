@@ -47,12 +47,13 @@ class Prepared:
         name = select(op, named)
         arguments = list(op.structured(named.values()))[len(maps) :]
         if name == DECOMPOSED and op.decomposition is not None:
-            return _in_turn([Prepared(link, *given) for link, given in op.decomposition(*arguments)])
+            # Each of them takes and gives maps like the first.
+            return _in_turn([Prepared(link, *given)._decide(maps) for link, given in op.decomposition(*arguments)])
         kernel = BACKENDS[name].prepared(op, arguments)
         return lambda *maps: kernel(*maps).contiguous(memory_format=torch.channels_last)
 
 
-def _in_turn(steps: list[Prepared]) -> Callable[..., Tensor]:
+def _in_turn(steps: list[Callable[..., Tensor]]) -> Callable[..., Tensor]:
     def run(x: Tensor) -> Tensor:
         for step in steps:
             x = step(x)

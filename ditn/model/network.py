@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditn.model import folding
@@ -201,8 +202,14 @@ class DITN_Real(DITN):
 def pad_to_grid(image: Tensor, grid: int) -> Tensor:
     """Pad right and bottom to multiples of `grid` by reflection without repeating the edge, back and forth as often as
     it takes (numpy's "reflect"); a single pixel is repeated."""
+    height, width = image.shape[-2:]
+    if not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and image.requires_grad):
+        # One launch, or none. Its gradient on a GPU would differ from run to run, and a graph be bound to the size.
+        bottom, right = -height % grid, -width % grid
+        if bottom < height and right < width:
+            return F.pad(image, (0, right, 0, bottom), mode="reflect") if bottom or right else image
     # Not as -(-size // grid): exported to ONNX, a division of negative numbers rounds to zero.
-    rows, columns = (_reflected(size, (size + grid - 1) // grid * grid, image.device) for size in image.shape[-2:])
+    rows, columns = (_reflected(size, (size + grid - 1) // grid * grid, image.device) for size in (height, width))
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
@@ -229,7 +236,8 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         parts = list(module.modules())
-        self._children = [(part._modules, dict(part._modules)) for part in parts if part._modules]
+        self._children = [part._modules for part in parts if part._modules]
+        self._children_then = [dict(children) for children in self._children]
         self._slots = [(part._parameters, name) for part in parts for name in part._parameters]
         self._parameters = self._now()
         present = [parameter for parameter in self._parameters if parameter is not None]
@@ -241,7 +249,7 @@ class Snapshot:
     def is_stale(self) -> bool:
         """Whether a submodule or parameter was exchanged, or a parameter written to or converted."""
         return (
-            any(now != then for now, then in self._children)
+            self._children != self._children_then
             or not all(map(operator.is_, self._now(), self._parameters))
             or self._state_now() != self._state
         )

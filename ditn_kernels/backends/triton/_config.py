@@ -45,7 +45,12 @@ def table(kernel: str) -> tuple[Row, ...]:
 
 def lookup(kernel: str, *, capability: int, dtype: str, shape: Mapping[str, int]) -> Config:
     """The configuration of the nearest line of the kernel's table."""
-    return nearest(table(kernel), capability=capability, dtype=dtype, shape=shape).config
+    return _looked_up(kernel, capability, dtype, tuple(shape.items()))
+
+
+@functools.cache
+def _looked_up(kernel: str, capability: int, dtype: str, shape: tuple[tuple[str, int], ...]) -> Config:
+    return nearest(table(kernel), capability=capability, dtype=dtype, shape=dict(shape)).config
 
 
 def nearest(rows: Iterable[Row], *, capability: int, dtype: str, shape: Mapping[str, int]) -> Row:

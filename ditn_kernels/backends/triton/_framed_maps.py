@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import multiply_add, rounded, zeros_of_sum
 
@@ -144,9 +144,9 @@ def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor
     batch, channels, height, width = x.shape
     side = padded(channels)
     launcher = KernelLauncher(_dilated_gate_near_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
-        batch * triton.cdiv(height, 2 * dilation) * dilation * segments,
+        batch * cdiv(height, 2 * dilation) * dilation * segments,
         source,
         weight.contiguous(),
         bias.contiguous(),
@@ -183,7 +183,7 @@ def _trip_count_of_frames(given: Mapping[str, Any]) -> float:
     height, width, block = given["H"], given["W"], given["BLOCK_W"]
     blocks = rows = 0
     for frame in (NEAR.value, FAR.value):
-        blocks += 2 * frame * triton.cdiv(width + 2 * frame, block) + height * triton.cdiv(2 * frame, block)
+        blocks += 2 * frame * cdiv(width + 2 * frame, block) + height * cdiv(2 * frame, block)
         rows += height + 2 * frame
     return blocks / rows
 

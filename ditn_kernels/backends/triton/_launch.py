@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-import triton
 from torch import Tensor
 
 from ditn_kernels._trial import on_trial
@@ -129,10 +128,20 @@ def empty_map(like: Tensor, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+# Triton has these two, wrapped for kernels as well, which makes each call as long as an allocation.
+def cdiv(count: int, size: int) -> int:
+    """How many blocks of a size hold so many."""
+    return -(-count // size)
+
+
+def next_power_of_2(size: int) -> int:
+    """The smallest that is not less, of a size of at least 1."""
+    return 1 << (size - 1).bit_length()
+
+
 def padded(size: int) -> int:
     """The side of the tile that holds `size` channels: a power of two that a matrix instruction takes."""
-    side: int = triton.next_power_of_2(size)
-    return max(16, side)
+    return max(16, next_power_of_2(size))
 
 
 @functools.cache

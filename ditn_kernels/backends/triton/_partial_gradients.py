@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ditn_kernels.backends.triton._launch import cdiv
+
 
 class PartialGradients:
     """The gradients of weights, summed by each program over its own tiles: a float32 row of memory per program, since
@@ -20,7 +22,7 @@ class PartialGradients:
 
     def __init__(self, programs: int, *weights: Tensor) -> None:
         # Each part begins at a multiple of 64 bytes.
-        sizes = [triton.cdiv(weight.numel(), 16) * 16 for weight in weights]
+        sizes = [cdiv(weight.numel(), 16) * 16 for weight in weights]
         self._weights = weights
         self._buffer = weights[0].new_zeros((programs, sum(sizes)), dtype=torch.float32)
         self.rows = self._buffer.split(sizes, dim=1)

@@ -23,7 +23,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     framed,
     rows_apart,
 )
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     dot,
@@ -255,8 +255,8 @@ def forward(x: Tensor, weights: GateWeights, norm: str) -> Tensor:
     clear_frames(x, a, near)
     depthwise(x, a, weights.dw5_weight, weights.dw5_bias, near, dilation=1, frame=FAR.value)
     launcher = KernelLauncher(_dilated_gate_out_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
-    tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
+    tiles = batch * cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     programs = launcher.programs(tiles)
     scratch = scratch_tiles(launcher, programs, x, side)
     far_and_out = weights[GateWeights._fields.index("dw7_weight") :]
@@ -272,7 +272,7 @@ def branches(x: Tensor, weights: GateWeights, norm: str) -> tuple[Tensor, Tensor
     a = framed(x, NEAR.value, 1)
     g = x.new_empty(batch, height, width, side)
     launcher = KernelLauncher(_dilated_gate_in_fwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
     programs = launcher.programs(tiles)
     scratch = scratch_tiles(launcher, programs, x, side)

@@ -24,7 +24,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     framed,
     rows_apart,
 )
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, next_power_of_2, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -245,8 +245,8 @@ def backward(grad: Tensor, x: Tensor, weights: GateWeights, norm: str) -> tuple[
     clear_frames(x, dnear, dfar)
     dg = torch.empty_like(g)
     launcher = KernelLauncher(_dilated_gate_out_bwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
-    tiles = batch * triton.cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
+    tiles = batch * cdiv(height, 2 * DILATION.value) * DILATION.value * segments
     programs = launcher.programs(tiles)
     partials = PartialGradients(programs, mix_weight, mix_bias, out_weight, out_bias)
     given = (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight)
@@ -266,7 +266,7 @@ def backward(grad: Tensor, x: Tensor, weights: GateWeights, norm: str) -> tuple[
     dx = torch.empty_like(x)
     launcher = KernelLauncher(_dilated_gate_in_bwd_kernel, x, channels=side)
     pixels = batch * height * width
-    tiles = triton.cdiv(pixels, launcher.blocks["BLOCK_W"])
+    tiles = cdiv(pixels, launcher.blocks["BLOCK_W"])
     programs = launcher.programs(tiles)
     partials = PartialGradients(programs, in_weight, in_bias)
     args = (grad, x, da, dg, in_weight, dx, *partials.rows, pixels, tiles, partials.stride)
@@ -280,9 +280,9 @@ def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, d
     batch, channels, height, width = x.shape
     size, side = weight.shape[0], padded(channels)
     launcher = KernelLauncher(_dilated_gate_taps_bwd_kernel, x, channels=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
-    programs = triton.cdiv(launcher.programs(tiles), size)
+    programs = cdiv(launcher.programs(tiles), size)
     partials = PartialGradients(programs, weight, bias)
     launcher.launch(
         size * programs,
@@ -297,7 +297,7 @@ def _taps(x: Tensor, source: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, d
         C=channels,
         C_PAD=side,
         SIZE=size,
-        SIZE_PAD=triton.next_power_of_2(size),
+        SIZE_PAD=next_power_of_2(size),
         DILATION=dilation,
     )
     return partials.totals()

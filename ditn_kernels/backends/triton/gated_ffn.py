@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, next_power_of_2, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     normalize,
@@ -134,6 +134,7 @@ def forward(x: Tensor, weights: FfnWeights, norm: str, patch_size: int) -> Tenso
     y = torch.empty_like(x)
     tile_height, tile_width, is_patch = _tile(padded(channels), x.element_size(), patch_size)
     halo = 0 if is_patch else 1
+    region = next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo))
     constants = {
         "C": channels,
         "C_PAD": padded(channels),
@@ -141,7 +142,7 @@ def forward(x: Tensor, weights: FfnWeights, norm: str, patch_size: int) -> Tenso
         "TILE_H": tile_height,
         "TILE_W": tile_width,
         "HALO": halo,
-        "REGION": triton.next_power_of_2((tile_height + 2 * halo) * (tile_width + 2 * halo)),
+        "REGION": region,
         "PATCH": patch_size,
         "NORM": norm,
     }
@@ -151,7 +152,7 @@ def forward(x: Tensor, weights: FfnWeights, norm: str, patch_size: int) -> Tenso
     )
     programs = launcher.programs(integers[-1])
     size, inner = launcher.blocks["SLICE"], launcher.blocks["INNER"]
-    tile = constants["REGION"] * padded(channels) if inner else 0
+    tile = region * padded(channels) if inner else 0
     scratch = x.new_empty(programs * ((tile_height + 2) * (tile_width + 2) * 2 * size + tile))
     launcher.launch(programs, x, *contiguous(weights), *integers, y, scratch, **constants)
     return y
@@ -176,6 +177,6 @@ def _tile(channels: int, size: int, patch_size: int) -> tuple[int, int, bool]:
 
 LOOPS = {
     "gated_ffn_fwd": lambda given: Loops(
-        given["tiles"], (triton.cdiv(given["E"], given["SLICE"]), *(slices(given["C_PAD"], given["INNER"]),) * 2)
+        given["tiles"], (cdiv(given["E"], given["SLICE"]), *(slices(given["C_PAD"], given["INNER"]),) * 2)
     )
 }

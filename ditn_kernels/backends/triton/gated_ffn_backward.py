@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -258,7 +258,7 @@ def backward(grad: Tensor, x: Tensor, weights: FfnWeights, norm: str, patch_size
     grad, x = dense(grad), dense(x)
     dx = torch.empty_like(x)
     side, halo = (patch_size, 0) if patch_size else (MAP_SIDE, MAP_HALO)
-    rows, columns = triton.cdiv(height, side - 2 * halo), triton.cdiv(width, side - 2 * halo)
+    rows, columns = cdiv(height, side - 2 * halo), cdiv(width, side - 2 * halo)
     tiles = batch * rows * columns
     launcher = KernelLauncher(_gated_ffn_bwd_kernel, x, channels=padded(channels), patch_size=patch_size)
     programs = launcher.programs(tiles)
@@ -295,7 +295,7 @@ def backward(grad: Tensor, x: Tensor, weights: FfnWeights, norm: str, patch_size
 
 
 def _loops(given: Mapping[str, Any]) -> Loops:
-    blocks, slices = given["blocks"], triton.cdiv(given["E"], given["SLICE"])
+    blocks, slices = given["blocks"], cdiv(given["E"], given["SLICE"])
     return Loops(given["tiles"], (blocks, slices, blocks, blocks, 9, blocks, blocks))
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
-from ditn_kernels.backends.triton._launch import KernelLauncher, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
 
 CANDIDATES = {"image_head_fwd": {"BLOCK_W": (16, 32, 64, 128, 256)}}
@@ -72,7 +72,7 @@ def forward(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels = weight.shape[3]
     y = empty_map(image, channels, height, width)
     launcher = KernelLauncher(_image_head_fwd_kernel, image, inputs=padded(inputs), channels=padded(channels))
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
         batch * height * segments,
         image,

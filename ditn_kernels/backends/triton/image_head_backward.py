@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import column_sums, dot
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients
@@ -98,9 +98,9 @@ def of_weights(source: Tensor, grad: Tensor, weight: Tensor, bias: Tensor, upsca
     batch, inputs, height, width = source.shape
     channels = weight.shape[3]
     launcher = KernelLauncher(_image_head_taps_bwd_kernel, source, inputs=padded(inputs), channels=padded(channels))
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
-    programs = triton.cdiv(launcher.programs(tiles), TAPS.value)
+    programs = cdiv(launcher.programs(tiles), TAPS.value)
     partials = PartialGradients(programs, weight, bias)
     launcher.launch(
         TAPS.value * programs,

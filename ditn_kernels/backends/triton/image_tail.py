@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import rounded
 from ditn_kernels.ops.image_tail import TailWeights
 
@@ -121,7 +121,7 @@ def forward(x: Tensor, skip: Tensor, weights: TailWeights, upscale: int) -> Tens
     y = empty_map(x, outputs, height * upscale, width * upscale)
     side = padded(weights.up_weight.shape[3])
     launcher = KernelLauncher(_image_tail_up_fwd_kernel, x, channels=padded(channels), outputs=side)
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
         batch * height * segments,
         deep,
@@ -146,7 +146,7 @@ def body(x: Tensor, skip: Tensor, weights: TailWeights) -> Tensor:
     x, skip = dense(x), dense(skip)
     deep = torch.empty_like(x)
     launcher = KernelLauncher(_image_tail_body_fwd_kernel, x, channels=padded(channels))
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     given = (weights.body_weight.contiguous(), weights.body_bias.contiguous())
     args = (x, skip, *given, deep, height, width, segments)
     launcher.launch(batch * height * segments, *args, C=channels, C_PAD=padded(channels))

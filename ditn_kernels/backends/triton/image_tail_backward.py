@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton import image_head_backward, image_tail
 from ditn_kernels.backends.triton._conv3x3 import conv3x3, loops_of_conv3x3
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, padded
 from ditn_kernels.backends.triton._math import rounded
 from ditn_kernels.backends.triton.image_head_backward import reversed_weight
 from ditn_kernels.backends.triton.image_tail import in_order, shuffled
@@ -84,7 +84,7 @@ def backward(
 
     ddeep = torch.empty_like(x)
     launcher = KernelLauncher(_image_tail_up_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
-    segments = triton.cdiv(width, launcher.blocks["BLOCK_W"])
+    segments = cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
         batch * height * segments,
         grad,

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import NORMALIZE_EPS, load_projection, project, softmax_of_cosines
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import (
     column_sums,
@@ -354,7 +354,7 @@ def _blocks(given: Mapping[str, Any]) -> int:
 LOOPS = {
     "inner_patch_attention_weights_bwd": lambda given: Loops(given["patches"], (_blocks(given),)),
     "inner_patch_attention_scores_bwd": lambda given: Loops(
-        given["patches"], (_blocks(given), *(triton.cdiv(given["C_PAD"], given["SLICE"]),) * 2)
+        given["patches"], (_blocks(given), *(cdiv(given["C_PAD"], given["SLICE"]),) * 2)
     ),
     "inner_patch_attention_qkv_bwd": lambda given: Loops(given["blocks"], (3 // given["PARTS"],)),
 }

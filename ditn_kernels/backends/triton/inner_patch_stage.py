@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import attend, project, softmax_of_cosines
 from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
-from ditn_kernels.backends.triton._launch import KernelLauncher, contiguous, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
 from ditn_kernels.ops.inner_patch_stage import InnerPatchStageWeights
@@ -143,7 +143,5 @@ def forward(x: Tensor, weights: InnerPatchStageWeights, norm: str, patch_size: i
 
 
 LOOPS = {
-    "inner_patch_stage_fwd": lambda given: Loops(
-        given["patches"], (given["layers"], triton.cdiv(given["E"], given["SLICE"]))
-    )
+    "inner_patch_stage_fwd": lambda given: Loops(given["patches"], (given["layers"], cdiv(given["E"], given["SLICE"])))
 }

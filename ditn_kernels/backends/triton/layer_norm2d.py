@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, padded
 from ditn_kernels.backends.triton._math import load_vector, rounded, standardized
 
 CANDIDATES = {"layer_norm2d_fwd": {"BLOCK": (16, 32, 64, 128)}}
@@ -48,5 +48,5 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     pixels = batch * height * width
     launcher = KernelLauncher(_layer_norm2d_fwd_kernel, x, channels=padded(channels))
     args = (x, weight.contiguous(), bias.contiguous(), y, eps, pixels)
-    launcher.launch(triton.cdiv(pixels, launcher.blocks["BLOCK"]), *args, C=channels, C_PAD=padded(channels))
+    launcher.launch(cdiv(pixels, launcher.blocks["BLOCK"]), *args, C=channels, C_PAD=padded(channels))
     return y

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, empty_map, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, empty_map, padded
 from ditn_kernels.backends.triton._math import dot, load_vector, rounded, tanh
 
 CANDIDATES = {"tanh_affine_fwd": {"BLOCK": (32, 64, 128)}}
@@ -52,7 +52,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     pixels = batch * height * width
     launcher = KernelLauncher(_tanh_affine_fwd_kernel, x, channels=padded(max(channels, outputs)))
     launcher.launch(
-        triton.cdiv(pixels, launcher.blocks["BLOCK"]),
+        cdiv(pixels, launcher.blocks["BLOCK"]),
         dense(x),
         weight.contiguous(),
         bias.contiguous(),

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._launch import KernelLauncher, dense, padded
+from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import column_sums, dot, layout_barrier, normalize, normalize_backward, rounded
 from ditn_kernels.backends.triton._partial_gradients import PartialGradients, add_matrix, add_vector
@@ -70,7 +70,7 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Ten
     dx = torch.empty_like(x)
     launcher = KernelLauncher(_tanh_affine_bwd_kernel, x, channels=padded(channels), outputs=padded(outputs))
     pixels = x.numel() // channels
-    blocks = triton.cdiv(pixels, launcher.blocks["BLOCK_N"])
+    blocks = cdiv(pixels, launcher.blocks["BLOCK_N"])
     programs = launcher.programs(blocks)
     partials = PartialGradients(programs, weight, bias)
     launcher.launch(
