@@ -58,6 +58,14 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def compiler() -> Iterator[None]:
+    """torch.compile gives a function up that was compiled for many models, as tests do."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """Memory that nobody has written reads as NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)

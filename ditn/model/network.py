@@ -154,7 +154,7 @@ class DITN(nn.Module):
                 # A copy, not a new model, whose initialisation would draw from the caller's random numbers.
                 wide = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
                 dtype, device = self.sft.weight.dtype, self.sft.weight.device
-                self._constants = map_tensors(wide.fold(), lambda t: t.to(device=device, dtype=dtype).contiguous())
+                self._constants = map_tensors(wide.fold(), lambda t: _constant(t.to(device=device, dtype=dtype)))
         return self._constants
 
     # All that torch.compiler.assume_constant_result does; itself, it would import the compiler, and Triton with it.
@@ -228,6 +228,14 @@ def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
     period = torch.full((), 2 * size - 2, device=device).clamp_min(1)
     index = torch.arange(padded, device=device) % period
     return torch.minimum(index, (period - index) % period)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous. torch.compile(dynamic=True) is not to take its sizes for variables: the attribute is all
+    that torch._dynamo.mark_static sets, which itself would import the compiler."""
+    tensor = tensor.contiguous()
+    tensor._dynamo_static_indices = set(range(tensor.dim()))  # type: ignore[attr-defined]
+    return tensor
 
 
 class Snapshot:

@@ -111,6 +111,16 @@ def test_it_runs_the_fused_operators(monkeypatch) -> None:
     assert {"image_head", "image_tail"} <= set(called)
 
 
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_it_compiles(dynamic: bool) -> None:
+    module = ditn.accelerate(outside())
+    compiled = torch.compile(module, dynamic=dynamic, backend="eager")
+    for shape in ((1, 3, 16, 24), (2, 3, 9, 17), (1, 3, 1, 1)):
+        image = torch.rand(shape)
+        torch.testing.assert_close(compiled(image), module(image), rtol=0, atol=0)
+
+
 def test_new_weights_conversions_and_training_are_seen() -> None:
     module, image = ditn.accelerate(outside()), torch.rand(1, 3, 9, 8)
     module(image)
@@ -137,6 +147,7 @@ def test_copies_are_independent() -> None:
     assert_right(module, image)
 
 
+@pytest.mark.usefixtures("compiler")
 def test_compiled_graphs_follow_new_weights() -> None:
     module, image = ditn.accelerate(outside()), torch.rand(1, 3, 8, 16)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from networks import MODELS, small
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import ditn
 from benchmarks.oracle import published
@@ -268,6 +271,110 @@ def test_folded_weights_follow_the_parameters() -> None:
     model.sft.weight.data.mul_(1.5)  # hidden from the version counter
     model.refold()
     torch.testing.assert_close(model(image), changed)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def written_in_place(model: ditn.DITN) -> None:
+    model.UFONE[0].SALs[0].ffn.project_out.weight.mul_(2)
+
+
+def loaded(model: ditn.DITN) -> None:
+    model.load_state_dict({key: 1.5 * value for key, value in model.state_dict().items()})
+
+
+def optimised(model: ditn.DITN) -> None:
+    with torch.enable_grad():
+        model.requires_grad_()
+        model(torch.rand(1, 3, 8, 8).double()).sum().backward()
+        torch.optim.Adam(model.parameters(), 0.1).step()
+    model.requires_grad_(False)
+
+
+def parameter_replaced(model: ditn.DITN) -> None:
+    layer = model.UFONE[0].ITLs[0].attn.qkv
+    layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
+
+
+def module_replaced(model: ditn.DITN) -> None:
+    model.conv_after_body = nn.Conv2d(model.config.dim, model.config.dim, 3, padding=1).double().requires_grad_(False)
+
+
+def parametrized(model: ditn.DITN) -> None:
+    torch.nn.utils.parametrize.register_parametrization(model.sft, "weight", Doubled())
+    model.requires_grad_(False)
+
+
+def parametrization_changed(model: ditn.DITN) -> None:
+    parametrized(model)
+    model(torch.rand(1, 3, 8, 8).double())
+    model.sft.parametrizations.weight.original.mul_(2)
+
+
+def rounded(model: ditn.DITN) -> None:
+    model.to(torch.bfloat16).to(torch.float64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        written_in_place,
+        loaded,
+        optimised,
+        parameter_replaced,
+        module_replaced,
+        parametrized,
+        parametrization_changed,
+        rounded,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_a_changed_weight_is_noticed(change) -> None:
+    """What was prepared for the old weights is not used again: the result is plain PyTorch's on the new ones."""
+    model, image = small().double(), torch.rand(1, 3, 8, 8).double()
+    before = model(image)
+    change(model)
+    after = model(image)
+    assert not torch.allclose(after, before)
+    weights = {"sft.weight": model.sft.weight} | dict(model.named_parameters())
+    weights = {key: value for key, value in weights.items() if "parametrizations" not in key}
+    torch.testing.assert_close(after, published.network(weights, image), rtol=1e-8, atol=1e-8)
+
+
+def test_other_weights_for_one_call() -> None:
+    model, image = small().double(), torch.rand(1, 3, 8, 8).double()
+    before, others = model(image), {key: 1.5 * value for key, value in model.named_parameters()}
+    after = torch.func.functional_call(model, others, (image,))
+    torch.testing.assert_close(after, published.network(others, image), rtol=1e-8, atol=1e-8)
+    assert torch.equal(model(image), before)
+
+
+def test_a_forked_process_has_its_own_weights() -> None:
+    script = """
+import os, sys, torch, ditn
+model, image = ditn.DITN_Real(2, dim=8, itls=1, sals=1).eval().requires_grad_(False), torch.rand(1, 3, 8, 8)
+before = model(image)
+child = os.fork()
+if not child:
+    model.sft.weight.mul_(2)
+    os._exit(torch.equal(model(image), before))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and torch.equal(model(image), before)
+"""
+    # With more threads than one, OpenMP's would be missing in the child.
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_for_any_size() -> None:
+    """Sizes as variables of the graph; the folded weights are constants of it, and their sizes are none."""
+    model = small()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    for shape in ((1, 3, 16, 24), (2, 3, 9, 17), (1, 3, 40, 8), (1, 3, 1, 1)):
+        image = torch.rand(shape)
+        torch.testing.assert_close(compiled(image), model(image), rtol=0, atol=0)
 
 
 def test_deepcopy_pickle_and_state_dict() -> None:
