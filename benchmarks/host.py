@@ -93,7 +93,7 @@ def of_a_gpu(model: ditn.DITN, backend: str, rounds: int) -> Mapping[str, float]
 def kernels_of(model: ditn.DITN, image: Tensor) -> list[Callable[[], Tensor]]:
     """The launches of a call on the CPU, with what each is given, and nothing around them."""
     found: list[Callable[[], Tensor]] = []
-    one = BACKENDS["cpu"]
+    one = BACKENDS["cpp"]
     prepared = one.prepared
 
     def recorded(op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:

@@ -49,7 +49,7 @@ def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tu
     for backend in op.backends:
         if not reasons_against(op, backend, args):
             yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
-    kernels = "triton" if next(iter(args.values())).is_cuda else "cpu"
+    kernels = "triton" if next(iter(args.values())).is_cuda else "cpp"
     if op.decomposition is not None and explain(op, *args.values(), backend=kernels).chosen:
         yield DECOMPOSED, lambda: op.decomposed(*args.values(), backend=kernels)
     if compiled:

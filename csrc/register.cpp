@@ -279,7 +279,7 @@ Tensor function(std::string name, Tensor x) {
 
 int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
 
-#include "torch_cpu.h"
+#include "torch_cpp.h"
 
 }  // namespace
 

@@ -17,7 +17,7 @@ import torch
 from ditn_kernels import _proof
 from ditn_kernels._op import Op
 from ditn_kernels._order import Order, order
-from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends import BACKENDS, FORMER_NAMES
 
 
 class BackendError(RuntimeError):
@@ -37,8 +37,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     Holds in the current thread or task, and in graphs that were compiled before. Raises BackendError for a name
     that is no backend.
     """
-    _known(name)
-    token = _forced.set(name)
+    token = _forced.set(_known(name))
     try:
         yield
     finally:
@@ -164,6 +163,7 @@ def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = Fal
 
 
 def _known(name: str | None) -> str | None:
+    name = FORMER_NAMES.get(name or "", name)
     if name is not None and name not in BACKENDS:
         raise BackendError(f"{name!r} is no backend; there are {', '.join(BACKENDS)}")
     return name

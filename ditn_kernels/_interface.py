@@ -3,7 +3,7 @@
 
     python -m ditn_kernels._interface FOLDER
 
-writes `torch_operators.h` (records of weights as tensors, and schemas), `torch_cpu.h` and `torch_cuda.h` (functions
+writes `torch_operators.h` (records of weights as tensors, and schemas), `torch_cpp.h` and `torch_cuda.h` (functions
 that take an operator's tensors one by one, as torch calls it, for the operators that have kernels there) and
 `tensorrt_operators.h` (inputs and limits of TensorRT's plugins). `setup.py` and `csrc/tensorrt/CMakeLists.txt` call it.
 """
@@ -33,7 +33,7 @@ def headers() -> Mapping[str, str]:
     """Name and content of every header."""
     return {
         "torch_operators.h": _HEAD + "".join([*_records_in_cpp(), _schemas()]),
-        "torch_cpu.h": _HEAD + _boxes("cpu"),
+        "torch_cpp.h": _HEAD + _boxes("cpp"),
         "torch_cuda.h": _HEAD + _boxes("cuda"),
         "tensorrt_operators.h": _HEAD + _plugins(),
     }

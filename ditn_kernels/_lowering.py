@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-# The libraries for each kind of device. The backend has the device's name.
+# The backend of compiled kernels for each kind of device, and its libraries.
+BACKEND = {"cpu": "cpp", "cuda": "cuda"}
 NATIVE = {"cpu": ["_C.so"], "cuda": ["_C.so", "_C_cuda.so"]}
 
 
@@ -32,7 +33,7 @@ def native_libraries(device: str = "cpu") -> list[Path]:
     """
     if device not in NATIVE:
         raise BackendError(f"there is no compiled library for {device!r}, only for {', '.join(NATIVE)}")
-    reasons = BACKENDS[device].missing(next(iter(REGISTRY.values())), torch.device(device), backward=False)
+    reasons = BACKENDS[BACKEND[device]].missing(next(iter(REGISTRY.values())), torch.device(device), backward=False)
     if reasons:
         raise BackendError(f"the compiled library {', '.join(reasons)}")
     return [_libraries.FOLDER / name for name in NATIVE[device]]
@@ -55,15 +56,16 @@ def lower_to_native(program: ExportedProgram) -> ExportedProgram:
 
 
 def _call(op: Op) -> Callable[..., Tensor]:
-    def call(*args: Any, backend: str | None = None, **options: Any) -> Tensor:
+    def call(*args: Any, **options: Any) -> Tensor:
+        options.pop("backend", None)
         named = op.named(args, options)
-        device = next(iter(named.values())).device.type
-        reasons = reasons_against(op, device, named)
+        backend = BACKEND[next(iter(named.values())).device.type]
+        reasons = reasons_against(op, backend, named)
         if reasons and op.decomposition is not None:
             return op.decomposed(*named.values())
         if reasons:
-            raise BackendError(f"{op.name} cannot be lowered: {device} {', '.join(reasons)}")
-        y: Tensor = BACKENDS[device].kernel(op, backward=False)(*named.values())
+            raise BackendError(f"{op.name} cannot be lowered: {backend} {', '.join(reasons)}")
+        y: Tensor = BACKENDS[backend].kernel(op, backward=False)(*named.values())
         return y
 
     return call

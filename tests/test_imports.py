@@ -132,7 +132,7 @@ def test_every_operator_has_one_stem() -> None:
     stems = {path.stem for path in (PROJECT / "ditn_kernels" / "ops").glob("[a-z]*.py")}
     assert stems == set(REGISTRY)
     # A stage's C++ is the loop over its layers, in kernels.cpp; every other kernel has its operator's name.
-    kernels = {op.name for op in REGISTRY.values() if "cpu" in op.backends and op.decomposition is None}
+    kernels = {op.name for op in REGISTRY.values() if "cpp" in op.backends and op.decomposition is None}
     assert kernels <= {path.stem for path in (PROJECT / "csrc" / "cpu").glob("*.h")}
     supports = {op.name: op.backends["triton"] for op in REGISTRY.values() if "triton" in op.backends}
     kernels = set(supports) | {f"{name}_backward" for name, support in supports.items() if support.backward}

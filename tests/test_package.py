@@ -169,7 +169,7 @@ def test_wheel_without_the_library_says_why(tmp_path) -> None:
 
 
 def _cpu(operators: dict) -> dict:
-    return {name: {way: found["cpu"] for way, found in ways.items()} for name, ways in operators.items()}
+    return {name: {way: found["cpp"] for way, found in ways.items()} for name, ways in operators.items()}
 
 
 @pytest.mark.slow

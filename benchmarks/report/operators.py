@@ -43,7 +43,7 @@ def roofline(project: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        if row["backend"] == "cpu" and row["direction"] == "forward":
+        if row["backend"] == "cpp" and row["direction"] == "forward":
             lines.append(
                 f"| {operator_name(row)} | {row['size']} | {row['median_ms']:.2f} ms | {row['macs_per_byte']:.1f} | "
                 f"{1e3 * row['tflop_per_s']:.0f} | {row['share_of_roof']:.0%} |"

@@ -49,7 +49,7 @@ def roofs(result: dict[str, Any], figure: Any) -> None:
     """Each operator under the roof of bandwidth and multiply-adds."""
     axes = figure.subplots()
     bandwidth, peak = result["roof"]["copy_gb_per_s"], 1e3 * result["roof"]["matmul_tflop_per_s"]["torch.float32"]
-    rows = [row for row in result["rows"] if row["backend"] == "cpu" and row["direction"] == "forward"]
+    rows = [row for row in result["rows"] if row["backend"] == "cpp" and row["direction"] == "forward"]
     points = sorted((2 * row["macs_per_byte"], 1e3 * row["tflop_per_s"], operator_name(row)) for row in rows)
     corners = sorted((points[0][0] / 2, peak / bandwidth, 2 * points[-1][0]))
     axes.plot(corners, [min(peak, bandwidth * intensity) for intensity in corners], color="black")

@@ -72,4 +72,4 @@ def _stages_run_in_cpp(model: DITN) -> bool:
         return False
     with torch.no_grad():
         sals = model.folded().ufones[0].sals
-    return explain(spatial_stage, weight.new_empty(1, config.dim, 8, 8), sals, config.norm).chosen == "cpu"
+    return explain(spatial_stage, weight.new_empty(1, config.dim, 8, 8), sals, config.norm).chosen == "cpp"

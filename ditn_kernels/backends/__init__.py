@@ -47,6 +47,8 @@ class Backend(Protocol):
 BACKENDS: dict[str, Backend] = {
     "triton": Triton(),
     "cuda": Cuda(),
-    "cpu": CPlusPlus(),
+    "cpp": CPlusPlus(),
     "torch": PyTorch(),
 }
+# Names that were given to a backend before.
+FORMER_NAMES = {"cpu": "cpp"}

@@ -121,8 +121,8 @@ def test_predicted_memory_of_the_cpp_kernels(name: str) -> None:
     """Their buffers are not PyTorch's: measured as what the process grows by, from a mark that Linux lets one reset."""
     op = REGISTRY["spatial_stage"]
     found = explain(op, *op.inputs(op.samples[0]).values())
-    if found.chosen != "cpu" or not Path("/proc/self/clear_refs").exists():
-        pytest.skip(f"needs Linux and the C++ kernels, which here: {', '.join(found.refusals['cpu']) or 'run'}")
+    if found.chosen != "cpp" or not Path("/proc/self/clear_refs").exists():
+        pytest.skip(f"needs Linux and the C++ kernels, which here: {', '.join(found.refusals['cpp']) or 'run'}")
     code = f"""
         import sys
         sys.path.insert(0, "tests")

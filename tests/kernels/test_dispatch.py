@@ -188,6 +188,16 @@ def test_plain_pytorch_on_a_gpu_warns_once(monkeypatch) -> None:
         dispatch._warn_if_slow(OP, {"x": OnGpu()}, refusals)
 
 
+def test_the_former_name_of_a_backend_is_accepted(monkeypatch) -> None:
+    args = list(OP.inputs(OP.samples[0]).values())
+    monkeypatch.setenv("DITN_BACKEND", "cpu")
+    assert explain(OP, *args).chosen == explain(OP, *args, backend="cpu").chosen == "cpp"
+    with ditn_kernels.use_backend("cpu"):
+        assert explain(OP, *args).chosen == "cpp"
+    with pytest.raises(BackendError, match="'gpu' is no backend; there are triton, cuda, cpp, torch"):
+        explain(OP, *args, backend="gpu")
+
+
 def test_a_stage_without_a_kernel_runs_as_its_layers(install) -> None:
     fake = install(FakeBackend())
     stage = ditn_kernels.spatial_stage

@@ -35,8 +35,8 @@ from ditn_kernels.backends.native._dispatch import NORM_CODES
 
 REASON = _libraries.why_missing()
 needs_library = pytest.mark.skipif(REASON is not None, reason=f"the compiled library {REASON}")
-FUSED = [op for op in REGISTRY.values() if "cpu" in op.backends]
-TRAINED = [op for op in FUSED if op.backends["cpu"].backward]
+FUSED = [op for op in REGISTRY.values() if "cpp" in op.backends]
+TRAINED = [op for op in FUSED if op.backends["cpp"].backward]
 
 
 def levels() -> list[str]:
@@ -98,7 +98,7 @@ def test_results_do_not_depend_on_threads(op) -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(op(*args, backend="cpu"))
+            results.append(op(*args, backend="cpp"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -121,16 +121,16 @@ def test_gradients_do_not_depend_on_threads(op) -> None:
 
 def gradients(op, args: list) -> tuple[torch.Tensor, ...]:
     overload = getattr(torch.ops.ditn, f"{op.name}_backward").default
-    return overload(op.reference(*args).flip(2), *args, backend="cpu")
+    return overload(op.reference(*args).flip(2), *args, backend="cpp")
 
 
 @needs_library
 def test_two_python_threads_may_call_at_once() -> None:
     op = ditn_kernels.spatial_stage
     inputs = [list(op.inputs(op.samples[0], seed=seed).values()) for seed in range(4)]
-    alone = [op(*args, backend="cpu") for args in inputs]
+    alone = [op(*args, backend="cpp") for args in inputs]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda args: op(*args, backend="cpu"), inputs * 3))
+        together = list(pool.map(lambda args: op(*args, backend="cpp"), inputs * 3))
     assert all(torch.equal(result, alone[i % 4]) for i, result in enumerate(together))
 
 
@@ -150,7 +150,7 @@ def test_two_python_threads_may_differentiate_at_once() -> None:
 def test_gradients_are_compiled_for_every_sample(op) -> None:
     for sample in op.samples:
         found = explain(op, *op.inputs(sample).values(), backward=True)
-        assert found.chosen == "cpu", f"{sample.name}: {found}"
+        assert found.chosen == "cpp", f"{sample.name}: {found}"
 
 
 @needs_library
@@ -194,7 +194,7 @@ def test_maps_that_no_tile_divides() -> None:
             expected = op.reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in args.values()))
             # float32, sums of up to 240 terms: a few units in the last place of the largest value.
             bound = 32 * torch.finfo(torch.float32).eps * float(expected.abs().max())
-            result = op(*args.values(), backend="cpu").double()
+            result = op(*args.values(), backend="cpp").double()
             torch.testing.assert_close(result, expected, rtol=0, atol=bound, msg=f"{op.name} {height}x{width}")
 
 
@@ -223,7 +223,7 @@ def test_nan_stays_nan_and_stays_where_it_was() -> None:
     op = ditn_kernels.inner_patch_attention
     args = op.inputs(op.samples[0])
     args["x"][0, 3, 2, 2] = torch.nan
-    result = op(*args.values(), backend="cpu")
+    result = op(*args.values(), backend="cpp")
     assert result[0, :, :8, :8].isnan().all()
     assert not result[0, :, :8, 8:].isnan().any()
     assert not result[1].isnan().any()
@@ -295,7 +295,7 @@ def test_bfloat16_network_is_as_good_as_autocast(size: tuple[int, int]) -> None:
     exact = published.network({name: value.double() for name, value in state.items()}, image.double())
     with torch.autocast("cpu", torch.bfloat16):
         autocast = published.network(state, image)
-    with use_backend("cpu"):
+    with use_backend("cpp"):
         fused = model.bfloat16()(image.bfloat16())
     error, allowed = ((y.double() - exact).square().mean().sqrt() for y in (fused, autocast))
     assert error <= 1.02 * allowed
@@ -319,7 +319,7 @@ def test_without_the_library_there_is_a_reason_and_plain_pytorch_runs(monkeypatc
         op = ditn_kernels.dilated_gate
         found = explain(op, *op.inputs(op.samples[0]).values())
         assert found.chosen == "torch"
-        assert found.refusals["cpu"] == ("is not built: no C++ compiler was found",)
+        assert found.refusals["cpp"] == ("is not built: no C++ compiler was found",)
     finally:
         monkeypatch.undo()
         _libraries.why_missing.cache_clear()

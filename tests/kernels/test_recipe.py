@@ -159,11 +159,11 @@ for sample in op.samples:
         args = op.inputs(sample, dtype=dtype)
         x, factor, shift = args.values()
         exact = x.double() * factor.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1)
-        for backend in ("cpu", "triton", "torch"):
+        for backend in ("cpp", "triton", "torch"):
             y = op(x, (factor, shift), backend=backend)
             # One multiply-add, rounded once or twice to the dtype.
             torch.testing.assert_close(y.double(), exact, rtol=0, atol=8 * torch.finfo(dtype).eps, msg=backend)
-        assert explain(op, x, (factor, shift)).chosen == "cpu"
+        assert explain(op, x, (factor, shift)).chosen == "cpp"
         assert torch.equal(Prepared(op, factor, shift)(x), op(x, factor, shift))
 leaves = [t.double().requires_grad_() for t in op.inputs(op.samples[0]).values()]
 assert torch.autograd.gradcheck(op, leaves)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends "cpu" and "cuda": the compiled libraries, whose source is in `csrc`."""
+"""The backends "cpp" and "cuda": the compiled libraries, whose source is in `csrc`."""

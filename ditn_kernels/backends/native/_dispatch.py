@@ -55,7 +55,7 @@ class _Compiled:
 
 
 class CPlusPlus(_Compiled):
-    """The backend "cpu": vectorised C++."""
+    """The backend "cpp": vectorised C++, for CPUs."""
 
     def support(self, operator: str) -> Support | None:
         return _limits.CPU.get(operator)
