@@ -119,13 +119,13 @@ def on_the_cpu(model: ditn.DITN, plain: ditn.DITN, side: int, rounds: int) -> Ma
     image = torch.rand(1, 3, side, side)
     with torch.inference_mode():
         kernels = kernels_of(model, image)
-        contestants = {
+        providers = {
             "fused": lambda: model(image),
             "kernels": lambda: [run() for run in kernels],
             "plain": lambda: plain(image),
         }
-        times = _times(list(contestants.values()), rounds)
-    return {name: 1e3 * statistics.median(found) for name, found in zip(contestants, times, strict=True)}
+        times = _times(list(providers.values()), rounds)
+    return {name: 1e3 * statistics.median(found) for name, found in zip(providers, times, strict=True)}
 
 
 def _times(functions: list[Callable[[], object]], rounds: int) -> list[list[float]]:
