@@ -22,7 +22,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
 ROOMS = {
     "imaging": [
-        *("arrays", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
+        *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
         *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
     ],
     "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
@@ -36,8 +36,8 @@ ROOMS = {
     ],
     "export": ["portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "scores", "jobs", "upscale", "export", "info", "verify", "warmup", "train", "evaluate"),
-        "cli",
+        *("device", "scores", "found", "jobs", "report", "upscale"),
+        *("export", "info", "verify", "warmup", "train", "evaluate", "signals", "cli"),
     ],
 }
 RANK = {name: number for number, name in enumerate(f"ditn.{room}.{file}" for room in ROOMS for file in ROOMS[room])}

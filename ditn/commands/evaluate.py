@@ -9,7 +9,6 @@ A data set is a folder with `HR/<name>.png` and, if its low-resolution images ar
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from PIL import Image
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
 from ditn.imaging.arrays import Pixels8
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.files import read_8_bit
 from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
 from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
@@ -124,15 +124,6 @@ class _Sheet:
         contact_sheet.save(contact_sheet.stack(self._rows), path)
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -188,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
     print(*dict.fromkeys(errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
-            _write(path, write(reports))
+            with atomic_write(path) as temporary:
+                temporary.write_text(write(reports), encoding="utf-8")
     if compared:
         compared.save(args.sheet)
     return int(bool(errors))

@@ -176,7 +176,8 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
     job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
     output.parent.mkdir(parents=True, exist_ok=True)
     shape = (height * upscaler.scale, width * upscaler.scale, bands)
-    with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.stem}.", suffix=".raw") as raw:
+    # A file without a name, of which nothing is left whatever ends the process.
+    with tempfile.TemporaryFile(dir=output.parent) as raw:
         raw.truncate(math.prod(shape) * page.pixels.dtype.itemsize)
 
         def emit(top: int, left: int, part: Pixels) -> None:
@@ -184,7 +185,7 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
 
         job.guard = upscaler.stream(page.pixels, emit, plan=plan, progress=progress)
         raw.flush()
-        job.notes += write_raw(Path(raw.name), shape, dtype, output, page, size=job.output_size, quality=args.quality)
+        job.notes += write_raw(raw, shape, dtype, output, page, size=job.output_size, quality=args.quality)
     if job.guard:
         more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
         tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image")

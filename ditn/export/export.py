@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ditn.export.formats import FORMATS, OPSETS, ExportError, Job, Run
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import check_fit, load, models
 from ditn.model.network import DITN
@@ -89,10 +88,12 @@ def export(
     exact.load_state_dict(model.state_dict())
     model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
     job = Job(model, _facts(model, dtype, source, uint8=uint8), uint8, opset)
-    with _kept_if_whole(path, overwrite=overwrite) as partial:
-        FORMATS[format].write(job, partial)
-        error = _largest_error(FORMATS[format].open(partial), exact, job) if verify else None
-        size = partial.stat().st_size
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
+    with atomic_write(path) as temporary:
+        FORMATS[format].write(job, temporary)
+        error = _largest_error(FORMATS[format].open(temporary), exact, job) if verify else None
+        size = temporary.stat().st_size
     return Exported(path, size, error)
 
 
@@ -122,23 +123,6 @@ def _facts(model: DITN, dtype: torch.dtype, source: str, *, uint8: bool) -> dict
         "source": source,
         "software": f"ditn-kernels {version('ditn-kernels')}, torch {torch.__version__}",
     }
-
-
-@contextmanager
-def _kept_if_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Another name in the same folder, renamed at the end, or removed if anything went wrong."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.touch()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _largest_error(run: Run, exact: DITN, job: Job) -> float:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
+from ditn.imaging.atomic import atomic_write
 from ditn.model.config import DITNConfig
 from ditn.model.network import DITN
 from ditn.model.tensor_file import CheckpointError, read_tensors
@@ -100,18 +101,14 @@ def save(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    if path.suffix not in (".safetensors", *_PICKLE_SUFFIXES):
+        raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
+    with atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             facts = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
-            partial.write_bytes(format_safetensors(state, facts))
-        elif path.suffix in _PICKLE_SUFFIXES:
-            torch.save(state, partial)
+            temporary.write_bytes(format_safetensors(state, facts))
         else:
-            raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            torch.save(state, temporary)
 
 
 def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") -> DITNConfig:

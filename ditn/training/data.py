@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditn.imaging.arrays import Pixels8
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.files import read_8_bit
 from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
@@ -93,24 +94,19 @@ class PairedImages(Sequence[Pair]):
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
         # Two runs that begin at once may share the folder: each writes a file of its own, and both files are the same.
-        partial = self._file.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                for path in paths:
-                    try:
-                        high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
-                        low = downscale(high, self.scale)
-                    except (OSError, ValueError) as error:
-                        raise ValueError(f"{path} cannot be used for training: {error}") from error
-                    file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
-                    shapes.append((offset, high.shape, low.shape))
-                    offset += high.size + low.size
-            os.replace(partial, self._file)
-            # The index comes last and at once: where it is, the cache is whole.
-            partial.write_text(json.dumps(shapes))
-            os.replace(partial, self._index)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(self._file) as temporary, temporary.open("wb") as file:
+            for path in paths:
+                try:
+                    high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
+                    low = downscale(high, self.scale)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{path} cannot be used for training: {error}") from error
+                file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
+                shapes.append((offset, high.shape, low.shape))
+                offset += high.size + low.size
+        # The index comes last and at once: where it is, the cache is whole.
+        with atomic_write(self._index) as temporary:
+            temporary.write_text(json.dumps(shapes))
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -234,7 +230,7 @@ def batches(
 
 def _leave_signals(_: int) -> None:
     """A signal to the whole group is the trainer's to answer: it ends its step and then its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -55,7 +55,7 @@ def test_two_runs_may_fill_one_cache(folder: Path, tmp_path: Path, monkeypatch: 
     images = PairedImages(paths, 4, cache)
     assert others
     np.testing.assert_array_equal(images[1].low, downscale(images[1].high, 4))
-    assert not list(cache.glob("*.partial"))
+    assert not list(cache.glob(".*"))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
