@@ -36,7 +36,7 @@ ROOMS = {
     ],
     "export": ["portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "scores", "found", "jobs", "report", "upscale"),
+        *("device", "names", "scores", "found", "jobs", "report", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "signals", "cli"),
     ],
 }

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ditn.commands.names import print_names_as_they_are
+from ditn.commands.signals import interrupted_by_signals
 from ditn_kernels import BackendError
 
 COMMANDS = {
@@ -25,7 +29,18 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all well, 1 something failed (said on standard error), 2 wrong usage, 3 training stopped before its
     last step, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with interrupted_by_signals():
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # of a terminal that has gone
+                print("interrupted", file=sys.stderr)
+            return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    print_names_as_they_are()
+    arguments = _suffixes_joined(arguments)
     parser = argparse.ArgumentParser(prog="ditn", description="The DITN super-resolution transformer.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
@@ -35,9 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         code: int = import_module(COMMANDS[args.command][0]).run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough; the interpreter must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,3 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ditn {args.command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError | OSError | BackendError) else 1
     return code
+
+
+def _suffixes_joined(arguments: Sequence[str]) -> list[str]:
+    """`--suffix -x4` as `--suffix=-x4`: argparse would take a value that begins with a dash for another option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--suffix" and re.fullmatch("-[^-].*", argument) and argument not in ("-o", "-h"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined

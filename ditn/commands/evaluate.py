@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ditn.commands.names import utf8
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
 from ditn.imaging.arrays import Pixels8
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
             with atomic_write(path) as temporary:
-                temporary.write_text(write(reports), encoding="utf-8")
+                temporary.write_bytes(utf8(write(reports)))
     if compared:
         compared.save(args.sheet)
     return int(bool(errors))

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import re
-import signal
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -24,8 +20,10 @@ import torch
 from tqdm import tqdm
 
 from ditn.commands.device import choose_device
-from ditn.commands.jobs import Job, plan_jobs
-from ditn.imaging.arrays import Pixels
+from ditn.commands.jobs import STREAM, Job, Plan, identity, plan_jobs
+from ditn.commands.report import tell, write_report
+from ditn.commands.signals import raise_if_interrupted
+from ditn.imaging.arrays import ImageError, Pixels
 from ditn.imaging.files import MAX_PIXELS, SUFFIXES, read, target_notes, write_raw
 from ditn.inference.chooser import AUTO, scale_for
 from ditn.inference.guard import GUARDS
@@ -38,8 +36,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders or glob patterns")
-    add("-o", "--output", required=True, type=Path, help="an image for one input, else a folder")
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders or glob patterns, or - for standard input")
+    add("-o", "--output", required=True, help="an image for one input, else a folder; - for standard output")
     add(
         "--model",
         default=AUTO,
@@ -50,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale", type=float, help="any factor: the model's, then Lanczos resampling (default: the model's; 4)")
     add("--recursive", action="store_true", help="folders with all their sub-folders, laid out alike in OUTPUT")
     add(
-        "--format", choices=[suffix[1:] for suffix in SUFFIXES], help="of the output (default: OUTPUT's or the input's)"
+        "--format",
+        choices=[suffix[1:] for suffix in SUFFIXES],
+        help="of the output (default: OUTPUT's or the input's; png from standard input)",
     )
     add("--suffix", default="", help="added to each output's name, before the dot")
     add("--quality", type=int, default=92, help="of JPEG and WebP, 1 to 100 (%(default)s)")
@@ -81,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why."""
+    """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why. An
+    interrupted run reports what it has done."""
     if not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
     if args.scale is not None and not 0 < args.scale < math.inf:
@@ -90,36 +91,35 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--flavor says whose weights a file holds; name that file with --model")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json {args.json}: {args.json.parent} is no folder")
-    jobs = plan_jobs(args)
-    if args.dry_run:
-        for job in jobs:
-            print(
-                f"{job.input} -> {job.output}"
-                if job.status == "planned"
-                else f"{job.input}: {job.status}: {job.reason}"
-            )
-    elif any(job.status == "planned" for job in jobs):
-        with _terminated_like_interrupted():
-            _run_all(jobs, args)
-    for job in jobs:
-        if job.status == "failed":
-            print(f"{job.input}: {job.reason}", file=sys.stderr)
-    if args.json:
-        _write_report(args, jobs)
-    failed = sum(job.status == "failed" for job in jobs)
-    if not args.dry_run and sys.stderr.isatty():
-        done, skipped = (sum(job.status == status for job in jobs) for status in ("done", "skipped"))
-        print(f"{done} done, {skipped} skipped, {failed} failed", file=sys.stderr)
-    return 1 if failed or not jobs else 0
+    if args.output == STREAM and not args.dry_run and sys.stdout.isatty():
+        raise ValueError("standard output is a terminal, which shows no image; redirect it or name a file")
+    with tempfile.TemporaryDirectory(prefix="ditn-") as scratch:
+        plan = plan_jobs(args, Path(scratch))
+        if args.dry_run:
+            for job in plan.jobs:
+                print(f"{job.input}" + (f" -> {job.output}" if job.status == "planned" else f": {job.reason}"))
+        backends = _backends(args) if args.json else {}
+        try:
+            if plan.count("planned") and not args.dry_run:
+                _run_all(plan, args)
+        finally:
+            try:
+                if args.json:
+                    write_report(args.json, plan, model=args.model, backends=backends)
+            finally:
+                tell(plan)
+    return 1 if plan.count("failed") else 0
 
 
-def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
-    planned = [job for job in jobs if job.status == "planned"]
+def _run_all(plan: Plan, args: argparse.Namespace) -> None:
+    planned = [job for job in plan.jobs if job.status == "planned"]
+    written: dict[tuple[int, int] | None, str] = {}
     forced = use_backend(args.backend) if args.backend else nullcontext()
     with forced, tqdm(total=len(planned), unit="image", disable=None) as bar:
         finished = 0
 
         def advance(share: float) -> None:
+            raise_if_interrupted()
             bar.n = round(finished + share, 2)
             bar.refresh()
 
@@ -128,8 +128,14 @@ def _run_all(jobs: list[Job], args: argparse.Namespace) -> None:
             bar.set_description(Path(job.input).name)
             start = time.perf_counter()
             try:
-                _run_one(job, upscaler, args, advance)
+                _run_one(job, upscaler, args, advance, written)
                 job.status = "done"
+            except KeyboardInterrupt:
+                job.fail("interrupted")
+                raise
+            except BrokenPipeError as error:
+                job.fail(error)
+                raise
             except (OSError, ValueError, MemoryError, RuntimeError) as error:
                 job.fail(error)
             job.seconds = round(time.perf_counter() - start, 3)
@@ -151,16 +157,23 @@ def _upscaler(args: argparse.Namespace) -> Upscaler:
     return Upscaler(load(args.model, flavor=args.flavor, device=device, dtype=dtype), **options)
 
 
-def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: Callable[[float], None]) -> None:
-    """Read, enlarge into a file of raw samples beside the output, encode from there."""
-    output = Path(job.output)
-    page = read(Path(job.input), page=job.page, max_pixels=args.max_pixels)
+def _run_one(
+    job: Job,
+    upscaler: Upscaler,
+    args: argparse.Namespace,
+    progress: Callable[[float], None],
+    written: dict[tuple[int, int] | None, str],
+) -> None:
+    """Read, enlarge into a file of raw samples beside the output, encode from there. `written` are the outputs so
+    far, which a folder may hold under more names than one."""
+    output = job.target
+    page = read(job.source, page=job.page, max_pixels=args.max_pixels)
     height, width, bands = page.pixels.shape
     upscaler, choice = upscaler.suited(page.pixels)
     job.model = args.model
     if choice:
         job.model, job.model_reason = choice.model, choice.reason
-        tqdm.write(f"{job.input}: {job.model}: {job.model_reason}")
+        _say(f"{job.input}: {job.model}: {job.model_reason}", args)
     factor = args.scale or upscaler.scale
     job.input_size = (width, height)
     job.output_size = (max(round(width * factor), 1), max(round(height * factor), 1))
@@ -185,10 +198,30 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace, progress: C
 
         job.guard = upscaler.stream(page.pixels, emit, plan=plan, progress=progress)
         raw.flush()
+        _check_still_free(job, args, written)
         job.notes += write_raw(raw, shape, dtype, output, page, size=job.output_size, quality=args.quality)
+        written[identity(output)] = job.input
+    if job.output == STREAM:
+        with output.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
     if job.guard:
         more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
-        tqdm.write(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image")
+        _say(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image", args)
+
+
+def _say(text: str, args: argparse.Namespace) -> None:
+    tqdm.write(text, file=sys.stderr if args.output == STREAM else sys.stdout)
+
+
+def _check_still_free(job: Job, args: argparse.Namespace, written: dict[tuple[int, int] | None, str]) -> None:
+    """Refuse what has appeared since the jobs were planned: a file of someone else's or, where a folder takes no
+    notice of case or of how a letter is composed, of this run's."""
+    there = identity(job.target)
+    if there in written:
+        raise ImageError(f"would overwrite the output of {written[there]}: the folder takes both names for one")
+    if there and not args.overwrite:
+        raise ImageError(f"{job.output} has appeared meanwhile; use --overwrite or --skip-existing")
 
 
 def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pixels) -> None:
@@ -198,31 +231,6 @@ def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pix
     for row, samples in enumerate(np.ascontiguousarray(part), start=top):
         raw.seek((row * width + left) * pixel)
         raw.write(samples.tobytes())
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that temporary files go and no half image stays."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _write_report(args: argparse.Namespace, jobs: list[Job]) -> None:
-    report = {
-        "model": args.model,
-        "backends": _backends(args),
-        "pictures": [asdict(job) for job in jobs],
-    }
-    partial = args.json.with_name(f".{args.json.name}.partial")
-    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, args.json)
 
 
 def _backends(args: argparse.Namespace) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+READABLE = (*SUFFIXES, ".jpe", ".jfif", ".gif", ".avif", ".heic", ".heif")
 MAX_PIXELS = 2**28  # 268 megapixels: beyond any camera, below what a forged header claims
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".webp", ".bmp")
