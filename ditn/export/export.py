@@ -82,7 +82,9 @@ def export(
         )
     source = type(model).__name__
     if not isinstance(model, DITN):
-        source, model = (str(model) if str(model) in models() else Path(model).name), load(model)
+        # A file's name may be of any bytes; what is written into the file is text.
+        name = os.fsencode(Path(model).name).decode("utf-8", "backslashreplace")
+        source, model = (str(model) if str(model) in models() else name), load(model)
     check_fit(source, model.state_dict(), model.state_dict())
     exact = DITN(config=model.config, fused=False).double().eval().requires_grad_(False)
     exact.load_state_dict(model.state_dict())

@@ -26,9 +26,13 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_whatever_ends_it_leaves_nothing(tmp_path, error: type[BaseException]) -> None:
-    with pytest.raises(error), atomic_write(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise error
+    def write() -> None:
+        with atomic_write(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert not os.listdir(tmp_path)
 
 
@@ -63,7 +67,7 @@ def test_a_pipe_is_written_into_and_stays_one(tmp_path) -> None:
 
 def test_where_nothing_can_be_written(tmp_path) -> None:
     with (
-        pytest.raises(FileNotFoundError, match="cannot write into .*nowhere: No such file"),
+        pytest.raises(FileNotFoundError, match=r"cannot write into .*nowhere: No such file"),
         atomic_write(tmp_path / "nowhere" / "a"),
     ):
         pass
