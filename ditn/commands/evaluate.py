@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ditn.commands.names import utf8
+from ditn.commands.names import identity, place_of, utf8
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
 from ditn.imaging.arrays import Pixels8
 from ditn.imaging.atomic import atomic_write
-from ditn.imaging.files import read_8_bit
+from ditn.imaging.files import READABLE, read_8_bit
 from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
 from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 from ditn.inference.upscaler import Upscaler
@@ -161,9 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`ditn evaluate`. 0, or 1 if an image could not be scored."""
-    for path in filter(None, (args.json, args.csv, args.sheet)):
-        if path.exists() and not args.overwrite:
-            raise FileExistsError(f"{path} exists; replace it with --overwrite")
+    _check_outputs([path for path in (args.json, args.csv, args.sheet) if path], args)
     named = [one for model in args.model for one in (_shipped(args.scale) if model == ALL else [(model, args.scale)])]
     if args.sheet and len(named) != 1:
         raise ValueError(f"a sheet shows one model, {len(named)} are to be evaluated; leave --sheet out or name one")
@@ -185,6 +183,17 @@ def run(args: argparse.Namespace) -> int:
     if compared:
         compared.save(args.sheet)
     return int(bool(errors))
+
+
+def _check_outputs(outputs: list[Path], args: argparse.Namespace) -> None:
+    if len({place_of(path) for path in outputs}) < len(outputs):
+        raise ValueError(f"--json, --csv and --sheet are to be different files, not {', '.join(map(str, outputs))}")
+    for path in filter(Path.exists, outputs):
+        if not args.overwrite:
+            raise FileExistsError(f"{path} exists; replace it with --overwrite")
+        images = {identity(one) for data in args.data for one in data.rglob("*") if one.suffix.lower() in READABLE}
+        if identity(path) in images:
+            raise ValueError(f"{path} is one of the images of --data; choose another name")
 
 
 def _shipped(scale: int | None) -> list[tuple[str, int]]:

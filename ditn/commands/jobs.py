@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ditn.commands.found import Image, LeftOut, Missing, find
+from ditn.commands.names import identity, place_of
 from ditn.imaging.arrays import ImageError
 from ditn.imaging.files import SUFFIXES, page_count
 from ditn.inference.guard import Finding
@@ -164,7 +165,7 @@ def _check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
     for job in jobs:
         if job.status != "planned":
             continue
-        place, there = _place(job.target), identity(job.target)
+        place, there = place_of(job.target), identity(job.target)
         if place in taken:
             job.fail(f"would be written to {job.output}, as {taken[place]} is already; give it an --output of its own")
         elif there and there == identity(job.source):
@@ -177,19 +178,5 @@ def _check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
             job.fail(f"{job.output} exists; use --overwrite or --skip-existing")
         if job.status != "failed":
             taken[place] = job.input
-    if args.json and (_place(args.json) in taken or (args.json.is_file() and identity(args.json) in inputs)):
+    if args.json and (place_of(args.json) in taken or (args.json.is_file() and identity(args.json) in inputs)):
         raise ValueError(f"--json {args.json} is an image or the model of this run; choose another name")
-
-
-def _place(path: Path) -> str:
-    """The name that a file is renamed to, whatever the links to its folder."""
-    return os.path.join(os.path.realpath(path.parent), path.name)
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """The file behind a name, whatever the name's case and the links on its way; None where there is none."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text with names of files, which on Unix are bytes of any kind. Python has such a byte as a lone surrogate."""
+"""Names of files: on Unix they are bytes, where they are no UTF-8 lone surrogates to Python, and a file has several."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
+from pathlib import Path
 
 
 def print_names_as_they_are() -> None:
@@ -29,3 +31,17 @@ def utf8(text: str) -> bytes:
     # Where the locale's encoding is not UTF-8, Python has lone surrogates for bytes, too, that are UTF-8.
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return text.encode("utf-8", "backslashreplace")
+
+
+def place_of(path: Path) -> str:
+    """The name that a file is renamed to, whatever the links to its folder."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """The file behind a name, whatever the name's case and the links on its way; None where there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

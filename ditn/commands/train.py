@@ -13,7 +13,7 @@ import torch
 from ditn.training.data import PairedImages, list_images
 from ditn.training.process_group import ProcessGroup, joined, local_rank
 from ditn.training.recipe import add_recipe_arguments, read_recipe
-from ditn.training.train import read_checkpoint, train
+from ditn.training.train import SAMPLES, read_checkpoint, train
 from ditn.training.trainer import Trainer
 
 
@@ -62,6 +62,8 @@ def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup
     paths = list_images(args.data)
     held_out = paths[:: recipe.held_out] if recipe.held_out else []
     rest = [path for path in paths if path not in held_out]
+    if any(path.name == SAMPLES and path.parent.samefile(folder) for path in paths if folder.is_dir()):
+        raise ValueError(f"{folder / SAMPLES} is one of the images of --data and would be overwritten; move the output")
     folder.mkdir(parents=True, exist_ok=True)
     cache = args.cache or folder
     with processes.one_first():

@@ -20,7 +20,8 @@ import torch
 from tqdm import tqdm
 
 from ditn.commands.device import choose_device
-from ditn.commands.jobs import STREAM, Job, Plan, identity, plan_jobs
+from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
+from ditn.commands.names import identity
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.imaging.arrays import ImageError, Pixels

@@ -90,6 +90,8 @@ def export(
     exact.load_state_dict(model.state_dict())
     model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
     job = Job(model, _facts(model, dtype, source, uint8=uint8), uint8, opset)
+    if format in ("pt2", "aoti") and not _is_utf8(path.parent):
+        raise ValueError(f"{path}: PyTorch writes {format} into folders only whose names are UTF-8")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
     with atomic_write(path) as temporary:
@@ -97,6 +99,10 @@ def export(
         error = _largest_error(FORMATS[format].open(temporary), exact, job) if verify else None
         size = temporary.stat().st_size
     return Exported(path, size, error)
+
+
+def _is_utf8(path: Path) -> bool:
+    return os.fsencode(path) == str(path).encode("utf-8", "replace")
 
 
 def _format(path: Path, format: str | None) -> str:

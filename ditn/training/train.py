@@ -26,6 +26,8 @@ from ditn.training.data import PairedImages, batches
 from ditn.training.log import Log, samples
 from ditn.training.trainer import Trainer
 
+SAMPLES = "samples.png"
+
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
@@ -120,7 +122,7 @@ def train(
                 log.write(trainer.step, rate, loss, psnr)
                 if held_out:
                     image = samples(trainer, held_out)
-                    contact_sheet.save(image, folder / "samples.png")
+                    contact_sheet.save(image, folder / SAMPLES)
                     log.image(trainer.step, image)
                 said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
                 bar.set_postfix_str(said)
