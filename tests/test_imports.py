@@ -36,8 +36,8 @@ ROOMS = {
     ],
     "export": ["portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "names", "scores", "found", "jobs", "report", "upscale"),
-        *("export", "info", "verify", "warmup", "train", "evaluate", "signals", "cli"),
+        *("device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
+        *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }
 RANK = {name: number for number, name in enumerate(f"ditn.{room}.{file}" for room in ROOMS for file in ROOMS[room])}

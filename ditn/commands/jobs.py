@@ -19,7 +19,7 @@ from ditn.imaging.files import SUFFIXES, page_count
 from ditn.inference.guard import Finding
 
 STREAM = "-"  # standard input among the inputs, standard output as the output
-_ALIKE = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+_ALIKE = {".tiff": ".tif", ".dib": ".bmp"} | dict.fromkeys((".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"), ".jpg")
 
 
 @dataclass

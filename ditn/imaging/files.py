@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-READABLE = (*SUFFIXES, ".jpe", ".jfif", ".gif", ".avif", ".heic", ".heif")
+# Written, or read only. HEIC as libvips has been built: the wheel's has no decoder and says so.
+READABLE = (
+    *SUFFIXES,
+    *(".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".dib"),
+    *(".gif", ".avif", ".heic", ".heif", ".hif"),
+)
 MAX_PIXELS = 2**28  # 268 megapixels: beyond any camera, below what a forged header claims
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".webp", ".bmp")

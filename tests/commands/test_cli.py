@@ -131,13 +131,20 @@ def test_a_folder_that_cannot_be_listed(folder, weights, tmp_path, capsys, monke
 
 def test_every_kind_that_can_be_read_is_taken_and_the_rest_is_named(folder, weights, tmp_path, capsys) -> None:
     picture = Image.fromarray(np.full((6, 8, 3), 99, np.uint8))
-    for name, kind in (("c.jfif", "jpeg"), ("d.jpe", "jpeg"), ("e.gif", "gif"), ("f.avif", "avif"), ("g.ppm", "ppm")):
+    for name, kind in (
+        ("c.jfif", "jpeg"),
+        ("d.jpe", "jpeg"),
+        ("h.dib", "bmp"),
+        ("e.gif", "gif"),
+        ("f.avif", "avif"),
+        ("g.ppm", "ppm"),
+    ):
         picture.save(folder / name, kind)
     (folder / "link").symlink_to(folder / "sub")
     (folder / "README").touch()
     report = tmp_path / "report.json"
     assert upscale(weights, folder, "-o", tmp_path / "out", "--json", report) == 0
-    assert names(tmp_path / "out") == ["a.png", "c.jpg", "d.jpg", "e.png", "f.png", "größe 写真.png"]
+    assert names(tmp_path / "out") == ["a.png", "c.jpg", "d.jpg", "e.png", "f.png", "größe 写真.png", "h.bmp"]
     content = json.loads(report.read_text())
     left_out = {Path(entry["input"]).name: entry["kind"] for entry in content["left_out"]}
     assert left_out == {
@@ -148,7 +155,7 @@ def test_every_kind_that_can_be_read_is_taken_and_the_rest_is_named(folder, weig
         "sub": "sub-folders, which need --recursive",
     }
     said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "6 done, 0 skipped, 0 failed"
+    assert said[-1] == "7 done, 0 skipped, 0 failed"
     for kind in left_out.values():
         assert f"{kind} (1)" in said[-2]
 
