@@ -120,7 +120,7 @@ def target_notes(suffix: str, *, depth: int, alpha: bool, width: int, height: in
 
 
 def write_raw(
-    raw: IO[bytes],
+    raw: Path | IO[bytes],
     shape: tuple[int, int, int],
     dtype: str,
     path: Path,
@@ -165,7 +165,7 @@ def write_raw(
 
 
 def _encodable(
-    raw: IO[bytes], shape: tuple[int, int, int], dtype: str, suffix: str, size: tuple[int, int]
+    raw: Path | IO[bytes], shape: tuple[int, int, int], dtype: str, suffix: str, size: tuple[int, int]
 ) -> pyvips.Image:
     """Raw samples, resampled to `size` and with the depth and the bands that a format of that suffix holds."""
     import pyvips
