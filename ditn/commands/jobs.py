@@ -49,6 +49,8 @@ class Job:
 
     def fail(self, reason: object) -> None:
         self.status, self.reason = "failed", str(reason) or type(reason).__name__
+        if isinstance(reason, Exception) and not isinstance(reason, OSError | ValueError | RuntimeError | MemoryError):
+            self.reason = f"{type(reason).__name__}: {reason}"
 
     def entry(self) -> dict[str, Any]:
         """What the report says of it."""
@@ -147,7 +149,7 @@ def _pages(name: str, source: Path, target: Path, args: argparse.Namespace) -> I
         pages = page_count(source)
         if pages > 1 and args.output == STREAM:
             raise ImageError(f"has {pages} pages, standard output takes one; name a file or a folder")
-    except (ImageError, OSError) as error:
+    except Exception as error:  # whatever a damaged file brings up ends this job, not the others
         job = Job(name, output, source, target)
         job.fail(error)
         yield job

@@ -137,7 +137,7 @@ def _run_all(plan: Plan, args: argparse.Namespace) -> None:
             except BrokenPipeError as error:
                 job.fail(error)
                 raise
-            except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            except Exception as error:  # whatever a damaged file brings up ends this job, not the others
                 job.fail(error)
             job.seconds = round(time.perf_counter() - start, 3)
             finished += 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> No
         "cut.jpg": "failed",
         "missing.png": "failed",
     }
+
+
+@pytest.mark.parametrize("place", ["ditn.commands.jobs.page_count", "ditn.commands.upscale.read"])
+def test_whatever_a_decoder_raises_ends_its_image_alone(folder, weights, tmp_path, capsys, monkeypatch, place) -> None:
+    """Pillow, for one, raises a TypeError for a TIFF whose offset is a fraction."""
+    module, name = place.rsplit(".", 1)
+    real = getattr(sys.modules[module], name)
+
+    def fragile(path: Path, **options: object):
+        if path.name == "a.png":
+            raise TypeError("'IFDRational' object cannot be interpreted as an integer")
+        return real(path, **options)
+
+    monkeypatch.setattr(place, fragile)
+    assert upscale(weights, folder, "-o", tmp_path / "out") == 1
+    assert "a.png: TypeError: 'IFDRational' object cannot be" in capsys.readouterr().err
+    assert names(tmp_path / "out") == ["größe 写真.png"]
 
 
 def test_a_folder_that_cannot_be_listed(folder, weights, tmp_path, capsys, monkeypatch) -> None:
