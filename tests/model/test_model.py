@@ -235,8 +235,8 @@ def test_wrong_input_is_named() -> None:
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least one pixel"):
         model(torch.rand(1, 3, 0, 8))
-    with pytest.raises(ValueError, match="upscale is 5"):
-        ditn.DITN(5)
+    with pytest.raises(ValueError, match="upscale is 9"):
+        ditn.DITN(9)
     with pytest.raises(ValueError, match="norm is 'batch'"):
         ditn.DITN(norm="batch")
 
