@@ -25,7 +25,7 @@ ROOMS = {
         *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
         *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
     ],
-    "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
+    "model": ["config", "variants", "folding", "layers", "network", "threads", "tensor_file", "checkpoint", "accelerate"],
     "inference": [
         *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),

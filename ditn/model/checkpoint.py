@@ -46,8 +46,9 @@ def load(
     It comes ready for inference: in eval mode, parameters without gradient; `model.train().requires_grad_()` to go on
     training. No code in a pickle is ever run.
 
-    The configuration is read off the tensors, or off the metadata of a file that `save` wrote. What tensors do not say is
-    the patch size, 8 unless named here; and where output channels and upscale can be either, as many come out as go in.
+    The configuration is read off the tensors, or off the metadata of a file that `save` wrote. What tensors do not say
+    is the patch size, 8 unless named here; and where output channels and upscale can be either, as many come out as go
+    in.
 
     flavor="neosr" is for weights trained by neosr, whose attention ignores the temperature and scales by one over the
     patch size: the temperatures are set to that, which makes both the same. A file in which every temperature is
@@ -95,6 +96,10 @@ def save(
     """Write a model's weights to .safetensors (with its configuration and `metadata`) or, as the published file is, to
     .pth or .pt. `dtype` converts them on the way, float16 for example.
 
+    Other programs read such files with spandrel (chaiNNer, ComfyUI), whose class is DITN-Real's. A model with LayerNorm
+    has the same names but for the norms, is taken for one and fails there, unless `ditn.spandrel.register()` was called:
+    saving it as .pth or .pt warns of that.
+
     Written under another name and renamed, so the path holds the old file or the whole new one. Raises FileExistsError
     unless `overwrite`, ValueError for another suffix.
     """
@@ -104,6 +109,12 @@ def save(
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
     if path.suffix not in (".safetensors", *_PICKLE_SUFFIXES):
         raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
+    if path.suffix in _PICKLE_SUFFIXES and model.config.norm == "layernorm":
+        warnings.warn(
+            f"{path}: spandrel (chaiNNer, ComfyUI) takes a DITN with LayerNorm for a DITN-Real and fails to load it, "
+            "unless ditn.spandrel.register() was called in that process (docs/deployment.md)",
+            stacklevel=2,
+        )
     with atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             facts = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
@@ -119,7 +130,10 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
     def shape(key: str) -> torch.Size:
         if key not in state:
             raise CheckpointError(f"{source}: has no {key}; these are not the weights of a DITN")
-        return state[key].shape
+        found = state[key].shape
+        if len(found) != 4 or 0 in found:
+            raise CheckpointError(f"{source}: {key} has shape {list(found)}, expected four axes, none of length 0")
+        return found
 
     def count(pattern: str) -> int:
         found = (re.match(pattern, key) for key in state)
@@ -131,7 +145,7 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
     layer = "UFONE.0.ITLs.0" if itls else "UFONE.0.SALs.0"
     norm = "layernorm" if f"{layer}.norm1.weight" in state else "tanh"
     hidden = shape(f"{layer}.ffn.project_in.weight")[0] / 2 if itls or sals else 2 * dim
-    return DITNConfig(
+    config = DITNConfig(
         upscale=upscale,
         norm=norm,
         dim=dim,
@@ -144,6 +158,8 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
         out_channels=outputs,
         ufone_conv="UFONE.0.conv.weight" in state,
     )
+    _check_layers(source, config, len(state))
+    return config
 
 
 def _upscale(outputs: int, channels: int, source: object) -> tuple[int, int]:
@@ -166,12 +182,18 @@ def _declared_config(path: Path, text: str, *, tensors: int) -> DITNConfig:
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         shown = text if len(text) < 80 else f"{text[:80]}..."
         raise CheckpointError(
-            f"{path}: its metadata has the config {shown!r}, which is not this package's: {error}. Take that out of the "
-            "file, and the configuration is read off the tensors"
+            f"{path}: its metadata has the config {shown!r}, which is not this package's: {error}. Take that out of "
+            "the file, and the configuration is read off the tensors"
         ) from error
-    if config.ufones * (1 + config.itls + config.sals) > tensors:
-        raise CheckpointError(f"{path} holds {tensors} tensors, too few for its config {text}")
+    _check_layers(path, config, tensors)
     return config
+
+
+def _check_layers(source: object, config: DITNConfig, tensors: int) -> None:
+    """Raises CheckpointError before a network is made of more layers than the file can hold."""
+    layers = config.ufones * (1 + config.itls + config.sals)
+    if layers > tensors:
+        raise CheckpointError(f"{source} holds {tensors} tensors, too few for the {layers} layers of {config}")
 
 
 def _without_memory(path: Path, config: DITNConfig, fused: bool) -> DITN:
