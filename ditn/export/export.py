@@ -22,7 +22,7 @@ from ditn.model.network import DITN
 from ditn.model.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Five sizes that a file is tried at, none of which it was traced at, and two batches; small ones, since float64 is slow.
+# Five sizes that a file is tried at, none of which it was traced at, and two batches: small, since float64 is slow.
 SIZES = ((1, 1), (2, 31), (8, 8), (37, 20), (24, 40))
 BATCHES = (1, 3)
 # Allowed besides twice the error of plain PyTorch: units in the last place of the largest value. A runtime sums

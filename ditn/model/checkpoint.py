@@ -97,8 +97,8 @@ def save(
     .pth or .pt. `dtype` converts them on the way, float16 for example.
 
     Other programs read such files with spandrel (chaiNNer, ComfyUI), whose class is DITN-Real's. A model with LayerNorm
-    has the same names but for the norms, is taken for one and fails there, unless `ditn.spandrel.register()` was called:
-    saving it as .pth or .pt warns of that.
+    has the same names but for the norms, is taken for one and fails there, unless `ditn.spandrel.register()` was
+    called: saving it as .pth or .pt warns of that.
 
     Written under another name and renamed, so the path holds the old file or the whole new one. Raises FileExistsError
     unless `overwrite`, ValueError for another suffix.
