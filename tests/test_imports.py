@@ -25,18 +25,21 @@ ROOMS = {
         *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
         *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
     ],
-    "model": ["config", "variants", "folding", "layers", "network", "threads", "tensor_file", "checkpoint", "accelerate"],
+    "model": [
+        *("config", "variants", "folding", "layers", "network", "threads"),
+        *("tensor_file", "checkpoint", "accelerate"),
+    ],
     "inference": [
-        *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
+        *("options", "tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
     "training": [
         *("degradation", "canvas", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
         *("log", "train"),
     ],
-    "export": ["portable", "plugins", "formats", "export"],
+    "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
+        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ditn.commands.arguments import ALL, BICUBIC
 from ditn.commands.names import identity, place_of, utf8
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
@@ -32,8 +33,6 @@ from ditn.training.data import list_images
 from ditn.training.degradation import photo
 from ditn_kernels import use_backend
 
-BICUBIC = "bicubic"
-ALL = "all"
 Upscale = Callable[[Pixels8], Pixels8]
 # Called with an image's name, its low and high resolution and the output.
 Observe = Callable[[str, Pixels8, Pixels8, Pixels8], None]
@@ -123,40 +122,6 @@ class _Sheet:
 
     def save(self, path: Path) -> None:
         contact_sheet.save(contact_sheet.stack(self._rows), path)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        help=f'a shipped model\'s name, a file, "{BICUBIC}", or "{ALL}": every shipped model and {BICUBIC}; '
-        "may be repeated, for a table of the means",
-    )
-    parser.add_argument("--data", action="append", required=True, type=Path, metavar="FOLDER", help="may be repeated")
-    parser.add_argument(
-        "--scale",
-        type=int,
-        choices=(2, 3, 4),
-        help=f"default: the model's; 4 for bicubic; with {ALL}, those of this scale",
-    )
-    parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and rotations")
-    parser.add_argument(
-        "--degradation",
-        choices=("bicubic", "photo"),
-        default="bicubic",
-        help="photo: ignore LR_bicubic, degrade HR by blur, noise and JPEG (%(default)s)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, the model, the original")
-    parser.add_argument(
-        "--sheet-images", type=int, default=8, metavar="N", help="of each folder, on the sheet (%(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
-    parser.add_argument("--backend", help="force one backend of ditn_kernels")
 
 
 def run(args: argparse.Namespace) -> int:

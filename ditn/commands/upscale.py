@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import shutil
 import sys
 import tempfile
@@ -25,73 +24,17 @@ from ditn.commands.names import identity
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.imaging.arrays import ImageError, Pixels
-from ditn.imaging.files import MAX_PIXELS, SUFFIXES, read, target_notes, write_raw
-from ditn.inference.chooser import AUTO, scale_for
-from ditn.inference.guard import GUARDS
+from ditn.imaging.files import read, target_notes, write_raw
+from ditn.inference.chooser import scale_for
+from ditn.inference.options import AUTO
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
-from ditn_kernels import REGISTRY, explain, use_backend
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders or glob patterns, or - for standard input")
-    add("-o", "--output", required=True, help="an image for one input, else a folder; - for standard output")
-    add(
-        "--model",
-        default=AUTO,
-        help="a shipped model (see `ditn info`), a file of weights, or auto: for each image the one for clean "
-        "images or the one for photographs, as its pixels suggest (%(default)s)",
-    )
-    add("--flavor", choices=("official", "neosr"), help="whose weights a file holds, where the file does not say")
-    add("--scale", type=float, help="any factor: the model's, then Lanczos resampling (default: the model's; 4)")
-    add("--recursive", action="store_true", help="folders with all their sub-folders, laid out alike in OUTPUT")
-    add(
-        "--format",
-        choices=[suffix[1:] for suffix in SUFFIXES],
-        help="of the output (default: OUTPUT's or the input's; png from standard input)",
-    )
-    add("--suffix", default="", help="added to each output's name, before the dot")
-    add("--quality", type=int, default=92, help="of JPEG and WebP, 1 to 100 (%(default)s)")
-    add(
-        "--guard",
-        choices=GUARDS,
-        default="repair",
-        help="what becomes of places where the network's output has nothing to do with the image: repair takes them "
-        "from an interpolation and says so, warn only says so, off does not look (%(default)s)",
-    )
-    add("--self-ensemble", action="store_true", help="mean over eight flips and rotations: 8 times the time")
-    add("--tile", type=_tile, default="auto", help="side in input pixels, 0 for none, or auto (%(default)s)")
-    add(
-        "--max-memory",
-        type=parse_bytes,
-        metavar="BYTES",
-        help="for the network, such as 800M or 2G (default: half of what is free)",
-    )
-    add("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger inputs, which may be forged (%(default)s)")
-    add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
-    add("--dtype", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
-    add("--backend", help="force a backend (default: the fastest that can run; see `ditn info`)")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist as they are")
-    existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    add("--json", type=Path, metavar="REPORT", help="write a report of every image")
+from ditn_kernels import REGISTRY, explain, hint, use_backend
 
 
 def run(args: argparse.Namespace) -> int:
     """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why. An
     interrupted run reports what it has done."""
-    if not 1 <= args.quality <= 100:
-        raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
-    if args.scale is not None and not 0 < args.scale < math.inf:
-        raise ValueError(f"--scale is {args.scale}, must be a positive number")
-    if args.flavor and args.model == AUTO:
-        raise ValueError("--flavor says whose weights a file holds; name that file with --model")
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json}: {args.json.parent} is no folder")
     if args.output == STREAM and not args.dry_run and sys.stdout.isatty():
         raise ValueError("standard output is a terminal, which shows no image; redirect it or name a file")
     with tempfile.TemporaryDirectory(prefix="ditn-") as scratch:
@@ -147,6 +90,8 @@ def _run_all(plan: Plan, args: argparse.Namespace) -> None:
 def _upscaler(args: argparse.Namespace) -> Upscaler:
     """One for all images, so that every model is loaded once."""
     device, dtype = _where(args)
+    if slow := hint(device):
+        tqdm.write(f"ditn upscale: {slow}", file=sys.stderr)
     options: dict[str, Any] = {
         "tile": args.tile,
         "max_memory": args.max_memory,
@@ -246,20 +191,4 @@ def _backends(args: argparse.Namespace) -> dict[str, str | None]:
 
 def _where(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
     device = choose_device(args.device)
-    return device, DTYPES[args.dtype or ("float16" if device.type == "cuda" else "float32")]
-
-
-def parse_bytes(text: str) -> int:
-    """ "2G", "800M", "1.5GiB" or a number of bytes; K, M, G, T are powers of 1024."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory; write 800M or 2G")
-    return int(float(match[1]) * 1024 ** ("kmgt".find(match[2].lower()) + 1 if match[2] else 0))
-
-
-def _tile(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of pixels")
-    return int(text)
+    return device, getattr(torch, args.dtype or ("float16" if device.type == "cuda" else "float32"))

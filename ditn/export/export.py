@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditn.export.formats import FORMATS, OPSETS, ExportError, Job, Run
+from ditn.export.formats import FORMATS, ExportError, Job, Run
+from ditn.export.options import OPSETS
 from ditn.imaging.atomic import atomic_write
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import check_fit, load, models

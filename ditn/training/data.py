@@ -20,14 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ditn.imaging.arrays import Pixels8
 from ditn.imaging.atomic import atomic_write
-from ditn.imaging.files import read_8_bit
+from ditn.imaging.files import READABLE, read_8_bit
 from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.training.degradation import photo
 from ditn.training.drawn import drawing, extreme
 from ditn.training.recipe import Recipe
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 # Of the drawn crops, those whose low-resolution partner is a mean over boxes.
 _BOX_SHARE = 0.4
@@ -54,19 +52,25 @@ class Batch(NamedTuple):
 
 
 def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The images of folders (recursively) and files, sorted by name. Raises FileNotFoundError for what is not there,
-    ValueError if there is none at all."""
-    found: list[Path] = []
-    for source in map(Path, sources):
+    """The images of folders (recursively) and files, each once, sorted by name. Hidden files and what is in hidden
+    folders are left out, as by `ditn upscale`: they are no images (macOS' ._ twins) or not meant (.thumbnails). Raises
+    FileNotFoundError for what is not there, ValueError if there is none at all."""
+    named, found = list(map(Path, sources)), set[Path]()
+    for source in named:
         if source.is_dir():
-            found += [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
+            found |= {path for path in source.rglob("*") if _is_image(path, source)}
         elif source.is_file():
-            found.append(source)
+            found.add(source)
         else:
             raise FileNotFoundError(f"{source} is neither an image nor a folder")
     if not found:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, sources))}")
+        raise ValueError(f"no images ({', '.join(READABLE)}) in {', '.join(map(str, named))}")
     return sorted(found)
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in READABLE and not path.is_dir()
 
 
 class PairedImages(Sequence[Pair]):

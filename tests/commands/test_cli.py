@@ -15,8 +15,8 @@ from PIL import Image
 
 import ditn
 from ditn.commands import upscale as command
+from ditn.commands.arguments import parse_bytes
 from ditn.commands.cli import main
-from ditn.commands.upscale import parse_bytes
 
 
 @pytest.fixture(scope="module")

@@ -327,6 +327,18 @@ def test_save_overwrites_only_when_asked_and_leaves_nothing_half_done(tmp_path) 
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_what_spandrel_takes_for_another_network_is_said_on_saving(tmp_path) -> None:
+    """Its class is DITN-Real's, whose files differ in the norms' names alone."""
+    with pytest.warns(
+        UserWarning, match=r"a\.pth: spandrel .* takes a DITN with LayerNorm .* ditn\.spandrel\.register"
+    ):
+        ditn.save(small(ditn.DITN_Tiny), tmp_path / "a.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ditn.save(small(ditn.DITN_Tiny), tmp_path / "a.safetensors")
+        ditn.save(small(ditn.DITN_Real), tmp_path / "b.pth")
+
+
 def test_shipped_weights_load_by_name() -> None:
     assert ditn.models()
     for name in ditn.models():
