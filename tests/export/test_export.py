@@ -263,7 +263,7 @@ def test_a_file_that_is_wrong_is_not_kept(tmp_path, model, monkeypatch) -> None:
         run = right.open(path)
         return lambda image: run(image) + 1e-4 * (tuple(image.shape[2:]) == SIZES[3])
 
-    wrong = formats.Format("", ".pt2", (), right.write, open_wrongly)
+    wrong = formats.Format(".pt2", (), right.write, open_wrongly)
     monkeypatch.setitem(formats.FORMATS, "pt2", wrong)
     file = tmp_path / "a.pt2"
     refused(tmp_path, ditn.ExportError, "the file is wrong at 1 x 37 x 20: error 0.0001", model, file, format="pt2")
@@ -276,7 +276,7 @@ def test_an_interruption_leaves_nothing(tmp_path, model, monkeypatch) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    half = formats.Format("", ".pt2", (), interrupted, formats.FORMATS["pt2"].open)
+    half = formats.Format(".pt2", (), interrupted, formats.FORMATS["pt2"].open)
     monkeypatch.setitem(formats.FORMATS, "pt2", half)
     refused(tmp_path, KeyboardInterrupt, "", model, tmp_path / "a.pt2", format="pt2")
 
@@ -297,7 +297,7 @@ def test_the_check_takes_one_thread_and_each_image_once(tmp_path, monkeypatch) -
             exact.append(image.shape[0] * image.shape[2] * image.shape[3])
         return forward(self, image)
 
-    fake = formats.Format("", ".pt2", (), lambda job, path: path.write_bytes(b"file"), lambda path: run)
+    fake = formats.Format(".pt2", (), lambda job, path: path.write_bytes(b"file"), lambda path: run)
     monkeypatch.setitem(formats.FORMATS, "pt2", fake)
     monkeypatch.setattr(ditn.DITN, "forward", counted)
     before = torch.get_num_threads()

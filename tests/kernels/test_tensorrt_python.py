@@ -277,7 +277,7 @@ def integers_of_triton(name: str, sizes: dict[str, int]) -> list[int]:
     sample = Sample("", sizes | {"C": 60, "E": 120}, {"norm": "tanh", "patch_size": 8})
     forward = importlib.import_module(f"ditn_kernels.backends.triton.{name}").forward
     with recording(90) as launches:
-        forward(*op.inputs(sample, dtype=torch.float16, device="meta").values())
+        forward(*op.structured(op.inputs(sample, dtype=torch.float16, device="meta").values()))
     (launch,) = launches
     return [argument for argument in launch.args if not isinstance(argument, torch.Tensor)]
 
