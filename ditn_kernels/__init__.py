@@ -10,7 +10,7 @@ serve, or ahead of time by `prove`. The models are in `ditn`.
 from __future__ import annotations
 
 from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
-from ditn_kernels._info import info
+from ditn_kernels._info import hint, info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
@@ -55,6 +55,7 @@ __all__ = [
     "dilated_gate",
     "explain",
     "gated_ffn",
+    "hint",
     "image_head",
     "image_tail",
     "info",

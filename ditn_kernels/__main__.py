@@ -5,6 +5,8 @@ reason against them, and the backends' order on each GPU."""
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 from ditn_kernels._info import info
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = info(capabilities=args.capability)
     except AssemblerError as error:
         raise SystemExit(f"python -m ditn_kernels: {error}") from error
+    print(facts["summary"])
     for name, value in facts["versions"].items():
         print(f"{name:14} {value or 'not installed'}")
     print(f"{'device':14} {facts['device']}, {', '.join(facts['gpus']) or 'no GPU'}, {facts['threads']} CPU threads")
@@ -51,4 +54,9 @@ def capability(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

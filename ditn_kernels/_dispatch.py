@@ -78,7 +78,7 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     reason when a call on a GPU is left to plain PyTorch, and once of a kernel that computes wrongly.
     """
     forced = forced_backend(backend)
-    candidates = [forced] if forced else _auto_candidates(op, args, backward=backward)
+    candidates = [forced] if forced else auto_candidates(op, args, backward=backward)
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_unproved(op, name, args, backward=backward)
@@ -108,7 +108,7 @@ def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | 
     return order(op.name, tuple(op.backends), capability=10 * major + minor, dtype=dtype, backward=backward)
 
 
-def _auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
+def auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[str]:
     """The backends to choose from where none is forced. A stage is run as its decomposition before plain PyTorch."""
     device = next(iter(args.values())).device
     found = order_on_gpu(op, args, backward=backward)

@@ -18,8 +18,8 @@ class Support:
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip,
     `min_capability_backward`. Chips from `before_capability` on cannot run it. `backward` are the dtypes that have
     gradients; `max_channels_backward_of` limits the channels of gradients in single dtypes. `max_outputs` limits the
-    length of the operator's last bias. `auto`: what it may be chosen for automatically, without being forced, if that
-    is less.
+    length of the operator's last bias, and `max_outputs_backward` that of gradients, if that is less. `auto`: what it
+    may be chosen for automatically, without being forced, if that is less.
     """
 
     devices: tuple[str, ...] = ()
@@ -32,6 +32,7 @@ class Support:
     before_capability: tuple[int, int] | None = None
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
+    max_outputs_backward: int | None = None
     auto: Support | None = None
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
@@ -68,8 +69,10 @@ class Support:
         if most is not None and x.shape[1] > most:
             reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
         outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
-        if self.max_outputs is not None and outputs > self.max_outputs:
-            reasons.append(f"makes at most {self.max_outputs} outputs per pixel, asked for {outputs}")
+        most = (backward and self.max_outputs_backward) or self.max_outputs
+        if most is not None and outputs > most:
+            verb = "differentiates" if backward else "makes"
+            reasons.append(f"{verb} at most {most} outputs per pixel, asked for {outputs}")
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")

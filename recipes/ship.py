@@ -26,7 +26,8 @@ import torch
 
 import ditn
 from benchmarks.report import pages
-from ditn.commands.evaluate import BICUBIC, evaluate, upscaler
+from ditn.commands.arguments import BICUBIC
+from ditn.commands.evaluate import evaluate, upscaler
 from ditn.commands.scores import Report, Result, as_json, table
 from ditn.model.variants import weights_name
 from ditn.training.recipe import Recipe, load_recipe

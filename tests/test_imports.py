@@ -22,22 +22,25 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
 ROOMS = {
     "imaging": [
-        *("arrays", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
+        *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
         *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
     ],
-    "model": ["config", "variants", "folding", "layers", "network", "tensor_file", "checkpoint", "accelerate"],
+    "model": [
+        *("config", "variants", "folding", "layers", "network", "threads"),
+        *("tensor_file", "checkpoint", "accelerate"),
+    ],
     "inference": [
-        *("tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
+        *("options", "tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
     "training": [
         *("degradation", "canvas", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
         *("log", "train"),
     ],
-    "export": ["portable", "plugins", "formats", "export"],
+    "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
-        *("device", "scores", "jobs", "upscale", "export", "info", "verify", "warmup", "train", "evaluate"),
-        "cli",
+        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
+        *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }
 RANK = {name: number for number, name in enumerate(f"ditn.{room}.{file}" for room in ROOMS for file in ROOMS[room])}

@@ -18,10 +18,11 @@ from torch import Tensor
 State = Mapping[str, Tensor]
 
 
-def network(state: State, image: Tensor, *, patch_size: int = 8) -> Tensor:
-    """image [B, 3, H, W] -> [B, 3, sH, sW], for LayerNorm and tanh models alike."""
+def network(state: State, image: Tensor, *, patch_size: int = 8, outputs: int | None = None) -> Tensor:
+    """image [B, C, H, W] -> [B, outputs, sH, sW], for LayerNorm and tanh models alike. As many channels come out as go
+    in, unless said otherwise."""
     height, width = image.shape[-2:]
-    scale = round((state["upsample.0.weight"].shape[0] / image.shape[1]) ** 0.5)
+    scale = round((state["upsample.0.weight"].shape[0] / (outputs or image.shape[1])) ** 0.5)
     padded = reflect(image, math.lcm(8, patch_size))
     shallow = conv(state, "sft", padded, padding=1)
     x = shallow

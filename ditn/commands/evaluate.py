@@ -9,7 +9,6 @@ A data set is a folder with `HR/<name>.png` and, if its low-resolution images ar
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,10 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ditn.commands.arguments import ALL, BICUBIC
+from ditn.commands.names import identity, place_of, utf8
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
 from ditn.imaging.arrays import Pixels8
-from ditn.imaging.files import read_8_bit
+from ditn.imaging.atomic import atomic_write
+from ditn.imaging.files import READABLE, read_8_bit
 from ditn.imaging.metrics import as_rgb, psnr_y, ssim_y
 from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 from ditn.inference.upscaler import Upscaler
@@ -31,8 +33,6 @@ from ditn.training.data import list_images
 from ditn.training.degradation import photo
 from ditn_kernels import use_backend
 
-BICUBIC = "bicubic"
-ALL = "all"
 Upscale = Callable[[Pixels8], Pixels8]
 # Called with an image's name, its low and high resolution and the output.
 Observe = Callable[[str, Pixels8, Pixels8, Pixels8], None]
@@ -124,54 +124,9 @@ class _Sheet:
         contact_sheet.save(contact_sheet.stack(self._rows), path)
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        help=f'a shipped model\'s name, a file, "{BICUBIC}", or "{ALL}": every shipped model and {BICUBIC}; '
-        "may be repeated, for a table of the means",
-    )
-    parser.add_argument("--data", action="append", required=True, type=Path, metavar="FOLDER", help="may be repeated")
-    parser.add_argument(
-        "--scale",
-        type=int,
-        choices=(2, 3, 4),
-        help=f"default: the model's; 4 for bicubic; with {ALL}, those of this scale",
-    )
-    parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and rotations")
-    parser.add_argument(
-        "--degradation",
-        choices=("bicubic", "photo"),
-        default="bicubic",
-        help="photo: ignore LR_bicubic, degrade HR by blur, noise and JPEG (%(default)s)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, the model, the original")
-    parser.add_argument(
-        "--sheet-images", type=int, default=8, metavar="N", help="of each folder, on the sheet (%(default)s)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "float64"), default="float32")
-    parser.add_argument("--backend", help="force one backend of ditn_kernels")
-
-
 def run(args: argparse.Namespace) -> int:
     """`ditn evaluate`. 0, or 1 if an image could not be scored."""
-    for path in filter(None, (args.json, args.csv, args.sheet)):
-        if path.exists() and not args.overwrite:
-            raise FileExistsError(f"{path} exists; replace it with --overwrite")
+    _check_outputs([path for path in (args.json, args.csv, args.sheet) if path], args)
     named = [one for model in args.model for one in (_shipped(args.scale) if model == ALL else [(model, args.scale)])]
     if args.sheet and len(named) != 1:
         raise ValueError(f"a sheet shows one model, {len(named)} are to be evaluated; leave --sheet out or name one")
@@ -188,10 +143,22 @@ def run(args: argparse.Namespace) -> int:
     print(*dict.fromkeys(errors), sep="\n", end="\n" * bool(errors), file=sys.stderr)
     for path, write in ((args.json, as_json), (args.csv, as_csv)):
         if path:
-            _write(path, write(reports))
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(utf8(write(reports)))
     if compared:
         compared.save(args.sheet)
     return int(bool(errors))
+
+
+def _check_outputs(outputs: list[Path], args: argparse.Namespace) -> None:
+    if len({place_of(path) for path in outputs}) < len(outputs):
+        raise ValueError(f"--json, --csv and --sheet are to be different files, not {', '.join(map(str, outputs))}")
+    for path in filter(Path.exists, outputs):
+        if not args.overwrite:
+            raise FileExistsError(f"{path} exists; replace it with --overwrite")
+        images = {identity(one) for data in args.data for one in data.rglob("*") if one.suffix.lower() in READABLE}
+        if identity(path) in images:
+            raise ValueError(f"{path} is one of the images of --data; choose another name")
 
 
 def _shipped(scale: int | None) -> list[tuple[str, int]]:

@@ -13,16 +13,14 @@ from ditn.model.variants import SUITED
 from ditn_kernels import info
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--device", help="where to look (default: a GPU if there is one)")
-
-
 def run(args: argparse.Namespace) -> int:
     facts = info(choose_device(args.device)) | {"models": models(), "auto": shipped_by_scale()}
     if args.json:
         print(json.dumps(facts, indent=2))
         return 0
+    print(facts["summary"])
+    if facts["hint"]:
+        print(facts["hint"])
     for name, value in facts["versions"].items():
         print(f"{name:14} {value or 'not installed'}")
     print(f"{'device':14} {facts['device']}, {', '.join(facts['gpus']) or 'no GPU'}, {facts['threads']} CPU threads")

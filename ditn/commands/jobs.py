@@ -4,24 +4,36 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ditn.commands.found import Image, LeftOut, Missing, find
+from ditn.commands.names import identity, place_of
 from ditn.imaging.arrays import ImageError
 from ditn.imaging.files import SUFFIXES, page_count
 from ditn.inference.guard import Finding
+
+STREAM = "-"  # standard input among the inputs, standard output as the output
+_ALIKE = {".tiff": ".tif", ".dib": ".bmp"} | dict.fromkeys((".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"), ".jpg")
 
 
 @dataclass
 class Job:
     """One image (one page of a file) and what became of it: "planned", "done", "skipped" or "failed". Which
-    model it went through, and why if that was chosen; the tiles in which the guard found its output wrong."""
+    model it went through, and why if that was chosen; the tiles in which the guard found its output wrong.
+
+    `input` and `output` are what people are told; `source` and `target` are where it is read from and written to.
+    """
 
     input: str
     output: str
+    source: Path
+    target: Path
     page: int = 0
     status: str = "planned"
     reason: str = ""
@@ -37,89 +49,136 @@ class Job:
 
     def fail(self, reason: object) -> None:
         self.status, self.reason = "failed", str(reason) or type(reason).__name__
+        if isinstance(reason, Exception) and not isinstance(reason, OSError | ValueError | RuntimeError | MemoryError):
+            self.reason = f"{type(reason).__name__}: {reason}"
+
+    def entry(self) -> dict[str, Any]:
+        """What the report says of it."""
+        return {name: value for name, value in asdict(self).items() if name not in ("source", "target")}
 
 
-def plan_jobs(args: argparse.Namespace) -> list[Job]:
-    """A job for every page of every image, some of which have failed or been skipped already."""
-    single = len(args.inputs) == 1 and args.output.suffix.lower() in SUFFIXES and not Path(args.inputs[0]).is_dir()
-    if args.output.suffix and not single and args.output.suffix.lower() in SUFFIXES:
-        raise ValueError(f"{args.output} names one image, but there are several inputs; name a folder")
+@dataclass(frozen=True)
+class Plan:
+    """The jobs, some of which have failed or been skipped already, and what folders hold besides."""
+
+    jobs: list[Job]
+    left_out: list[LeftOut]
+
+    def count(self, status: str) -> int:
+        return sum(job.status == status for job in self.jobs)
+
+
+def plan_jobs(args: argparse.Namespace, scratch: Path) -> Plan:
+    """A job for every page of every image. What goes through standard input and output lies in the folder `scratch`
+    meanwhile. Raises ValueError for arguments that contradict each other."""
+    single = _names_one_image(args)
+    left_out: list[LeftOut] = []
+    if args.inputs == [STREAM]:
+        found: list[Image | Missing] = [Image(_standard_input(scratch), Path(STREAM))]
+    else:
+        folder = None if single else Path(args.output)
+        found = list(find(args.inputs, folder, recursive=args.recursive, left_out=left_out))
     jobs: list[Job] = []
-    taken: dict[str, str] = {}
-    for path, relative in _inputs(args):
-        if isinstance(relative, str):
-            jobs.append(Job(str(path), "", status="failed", reason=relative))
+    for one in found:
+        name = STREAM if args.inputs == [STREAM] else str(one.path)
+        if isinstance(one, Missing):
+            jobs.append(Job(name, "", one.path, Path(), status="failed", reason=one.reason))
             continue
-        for job in _pages(path, args.output if single else _output(args, relative)):
-            _check_output(job, taken, args)
-            jobs.append(job)
-    return jobs
+        target = _target(args, one.place, scratch) if args.output == STREAM or not single else Path(args.output)
+        jobs += _pages(name, one.path, target, args)
+    _check_outputs(jobs, args)
+    return Plan(jobs, left_out)
 
 
-def _inputs(args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Each image with its place in the output folder; or, where there is none, with the reason."""
-    for given in args.inputs:
-        path = Path(given)
-        if path.is_dir():
-            yield from _walk(path, path, args)
-        elif path.exists():
-            yield path, Path(path.name)
-        elif found := sorted(glob.glob(given, recursive=True)):
-            yield from ((Path(name), Path(Path(name).name)) for name in found if Path(name).is_file())
-        else:
-            yield path, "does not exist"
+def _names_one_image(args: argparse.Namespace) -> bool:
+    """Whether OUTPUT is an image, not a folder. What contradicts itself is refused."""
+    output = Path(args.output)
+    if STREAM in args.inputs and len(args.inputs) > 1:
+        raise ValueError(f"{STREAM}, standard input, goes alone, there are {len(args.inputs)} inputs")
+    if args.output == STREAM or not (output.is_dir() or args.output.endswith(os.sep) or not output.suffix):
+        _check_one_image(args, output)
+        return True
+    if STREAM in args.inputs:
+        raise ValueError(f"--output {output} is a folder; name the image, or {STREAM} for standard output")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file without a suffix; name a folder or an image")
+    if Path(args.suffix).name != args.suffix:
+        raise ValueError(f"--suffix is {args.suffix!r}, must be part of a file's name")
+    return False
 
 
-def _walk(folder: Path, root: Path, args: argparse.Namespace) -> Iterator[tuple[Path, Path | str]]:
-    """Without hidden files, which are no images (macOS' ._ twins, our own unfinished ones); without linked folders,
-    which may lead in circles; without the output folder, whose images would be enlarged again."""
+def _check_one_image(args: argparse.Namespace, output: Path) -> None:
+    suffix = output.suffix.lower()
+    if args.output != STREAM and suffix not in SUFFIXES:
+        raise ValueError(
+            f"--output {output}: {suffix} cannot be written, only {', '.join(SUFFIXES)}; "
+            f"if a folder is meant, write {output}{os.sep}"
+        )
+    if len(args.inputs) > 1 or os.path.isdir(args.inputs[0]):
+        raise ValueError(f"--output {output} takes one image, but there are several inputs; name a folder")
+    if suffix and args.format and _kind(suffix) != _kind(f".{args.format}"):
+        raise ValueError(f"--output {output} and --format {args.format} contradict each other; leave one of them out")
+    if args.suffix:
+        raise ValueError(f"--suffix {args.suffix} is for names in a folder; --output {output} is the whole name")
+
+
+def _kind(suffix: str) -> str:
+    """The suffix that stands for all that mean the same."""
+    return _ALIKE.get(suffix, suffix)
+
+
+def _standard_input(scratch: Path) -> Path:
+    path = scratch / "standard-input"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def _target(args: argparse.Namespace, place: Path, scratch: Path) -> Path:
+    suffix = f".{args.format}" if args.format else place.suffix.lower()
+    if suffix not in SUFFIXES:  # GIF and the like can be read but not written
+        suffix = _kind(suffix) if _kind(suffix) in SUFFIXES else ".png"
+    if args.output == STREAM:
+        return scratch / f"standard-output{suffix}"
+    return Path(args.output) / place.with_name(f"{place.stem}{args.suffix}{suffix}")
+
+
+def _pages(name: str, source: Path, target: Path, args: argparse.Namespace) -> Iterator[Job]:
+    output = STREAM if args.output == STREAM else str(target)
     try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        yield folder, f"cannot be listed: {error.strerror}"
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        # os.path, unlike pathlib, takes a file that may not be looked at for a file: reading it gives the reason.
-        if os.path.isdir(entry):
-            if args.recursive and not os.path.islink(entry) and entry.resolve() != args.output.resolve():
-                yield from _walk(entry, root, args)
-        elif entry.suffix.lower() in SUFFIXES:
-            yield entry, entry.relative_to(root)
-
-
-def _output(args: argparse.Namespace, relative: Path) -> Path:
-    suffix = f".{args.format}" if args.format else relative.suffix.lower()
-    # GIF and the like can be read but not written.
-    folder: Path = args.output
-    return folder / relative.with_name(f"{relative.stem}{args.suffix}{suffix if suffix in SUFFIXES else '.png'}")
-
-
-def _pages(path: Path, output: Path) -> Iterator[Job]:
-    try:
-        pages = page_count(path)
-    except (ImageError, OSError) as error:
-        job = Job(str(path), str(output))
+        pages = page_count(source)
+        if pages > 1 and args.output == STREAM:
+            raise ImageError(f"has {pages} pages, standard output takes one; name a file or a folder")
+    except Exception as error:  # whatever a damaged file brings up ends this job, not the others
+        job = Job(name, output, source, target)
         job.fail(error)
         yield job
         return
     for page in range(pages):
-        place = output.with_name(f"{output.stem}-page{page + 1}{output.suffix}") if pages > 1 else output
-        yield Job(str(path), str(place), page=page)
+        place = target.with_name(f"{target.stem}-page{page + 1}{target.suffix}") if pages > 1 else target
+        yield Job(name, STREAM if args.output == STREAM else str(place), source, place, page=page)
 
 
-def _check_output(job: Job, taken: dict[str, str], args: argparse.Namespace) -> None:
-    """Fail or skip a job whose output is taken, by another job or by a file."""
-    if job.status != "planned":
-        return
-    key = os.path.abspath(job.output)
-    if key in taken:
-        job.fail(f"would be written to {job.output}, as {taken[key]} is already; use --suffix or --format")
-    elif os.path.exists(job.output) and os.path.samefile(job.output, job.input):
-        job.fail("would overwrite itself; choose another --output or a --suffix")
-    elif os.path.exists(job.output) and args.skip_existing:
-        job.status, job.reason = "skipped", f"{job.output} exists"
-    elif os.path.exists(job.output) and not args.overwrite:
-        job.fail(f"{job.output} exists; use --overwrite or --skip-existing")
-    taken.setdefault(key, job.input)
+def _check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
+    """Fail or skip every job whose output is taken: by another job, by an input, by a file."""
+    inputs = {identity(job.source): job.input for job in jobs}
+    inputs[identity(Path(args.model))] = "the model"
+    taken: dict[str, str] = {}
+    for job in jobs:
+        if job.status != "planned":
+            continue
+        place, there = place_of(job.target), identity(job.target)
+        if place in taken:
+            job.fail(f"would be written to {job.output}, as {taken[place]} is already; give it an --output of its own")
+        elif there and there == identity(job.source):
+            job.fail("would overwrite itself; choose another --output or a --suffix")
+        elif there and args.skip_existing:
+            job.status, job.reason = "skipped", f"{job.output} exists"
+        elif there and there in inputs:
+            job.fail(f"would overwrite {inputs[there]}, an input; choose another --output or a --suffix")
+        elif there and not args.overwrite:
+            job.fail(f"{job.output} exists; use --overwrite or --skip-existing")
+        if job.status != "failed":
+            taken[place] = job.input
+    if args.json and (place_of(args.json) in taken or (args.json.is_file() and identity(args.json) in inputs)):
+        raise ValueError(f"--json {args.json} is an image or the model of this run; choose another name")

@@ -5,36 +5,15 @@ machines."""
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
 
 from ditn.training.data import PairedImages, list_images
 from ditn.training.process_group import ProcessGroup, joined, local_rank
-from ditn.training.recipe import add_recipe_arguments, read_recipe
-from ditn.training.train import read_checkpoint, train
+from ditn.training.recipe import read_recipe
+from ditn.training.train import SAMPLES, read_checkpoint, train
 from ditn.training.trainer import Trainer
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", type=Path, help="a TOML file with any of the recipe's names")
-    parser.add_argument("--data", nargs="+", required=True, help="folders of images, or images")
-    parser.add_argument("--output", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--cache", type=Path, help="where decoded images are kept (default: the run's folder)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
-    parser.add_argument(
-        "--time-limit", type=float, default=math.inf, metavar="MINUTES", help="save and stop after this"
-    )
-    parser.add_argument("--save-every", type=float, default=5, metavar="MINUTES", help="checkpoint timer (%(default)s)")
-    parser.add_argument("--report-every", type=int, default=500, metavar="STEPS", help="validate and log (%(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes that make batches; 0 leaves it to the trainer (%(default)s)"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files, too")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True, help="train on fused operators")
-    add_recipe_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +41,8 @@ def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup
     paths = list_images(args.data)
     held_out = paths[:: recipe.held_out] if recipe.held_out else []
     rest = [path for path in paths if path not in held_out]
+    if any(path.name == SAMPLES and path.parent.samefile(folder) for path in paths if folder.is_dir()):
+        raise ValueError(f"{folder / SAMPLES} is one of the images of --data and would be overwritten; move the output")
     folder.mkdir(parents=True, exist_ok=True)
     cache = args.cache or folder
     with processes.one_first():

@@ -16,17 +16,11 @@ from ditn.commands.device import choose_device
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import load
 from ditn.model.network import DITN
-from ditn.model.variants import DEFAULT_WEIGHTS
 from ditn_kernels import BackendError, info, prove, use_backend
 
 # What each dtype keeps of the image, in dB against float64, below which something is wrong: measured on photos with
 # the official weights at 130, 75 and 49 dB, less 10 dB for other weights and images.
 EXPECTED_DB = {torch.float32: 120.0, torch.float16: 65.0, torch.bfloat16: 39.0}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_WEIGHTS, help="a shipped model or a file (%(default)s)")
-    parser.add_argument("--device", help="where to run (default: a GPU if there is one)")
 
 
 def run(args: argparse.Namespace) -> int:

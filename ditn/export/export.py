@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,14 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditn.export.formats import FORMATS, OPSETS, ExportError, Job, Run
+from ditn.export.formats import FORMATS, ExportError, Job, Run
+from ditn.export.options import OPSETS
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import check_fit, load, models
 from ditn.model.network import DITN
+from ditn.model.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Five sizes that a file is tried at, none of which it was traced at, and two batches.
-SIZES = ((1, 1), (2, 31), (8, 8), (37, 20), (64, 72))
+# Five sizes that a file is tried at, none of which it was traced at, and two batches: small, since float64 is slow.
+SIZES = ((1, 1), (2, 31), (8, 8), (37, 20), (24, 40))
 BATCHES = (1, 3)
 # Allowed besides twice the error of plain PyTorch: units in the last place of the largest value. A runtime sums
 # in another order and has its own tanh, exp and erf, in each of a network's two dozen layers.
@@ -83,17 +84,28 @@ def export(
         )
     source = type(model).__name__
     if not isinstance(model, DITN):
-        source, model = (str(model) if str(model) in models() else Path(model).name), load(model)
+        # A file's name may be of any bytes; what is written into the file is text.
+        name = os.fsencode(Path(model).name).decode("utf-8", "backslashreplace")
+        source, model = (str(model) if str(model) in models() else name), load(model)
     check_fit(source, model.state_dict(), model.state_dict())
     exact = DITN(config=model.config, fused=False).double().eval().requires_grad_(False)
     exact.load_state_dict(model.state_dict())
     model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
     job = Job(model, _facts(model, dtype, source, uint8=uint8), uint8, opset)
-    with _kept_if_whole(path, overwrite=overwrite) as partial:
-        FORMATS[format].write(job, partial)
-        error = _largest_error(FORMATS[format].open(partial), exact, job) if verify else None
-        size = partial.stat().st_size
+    if format in ("pt2", "aoti") and not _is_utf8(path.parent):
+        raise ValueError(f"{path}: PyTorch writes {format} into folders only whose names are UTF-8")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
+    with atomic_write(path) as temporary:
+        FORMATS[format].write(job, temporary)
+        with one_thread():
+            error = _largest_error(FORMATS[format].open(temporary), exact, job) if verify else None
+        size = temporary.stat().st_size
     return Exported(path, size, error)
+
+
+def _is_utf8(path: Path) -> bool:
+    return os.fsencode(path) == str(path).encode("utf-8", "replace")
 
 
 def _format(path: Path, format: str | None) -> str:
@@ -124,23 +136,6 @@ def _facts(model: DITN, dtype: torch.dtype, source: str, *, uint8: bool) -> dict
     }
 
 
-@contextmanager
-def _kept_if_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Another name in the same folder, renamed at the end, or removed if anything went wrong."""
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        partial.touch()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _largest_error(run: Run, exact: DITN, job: Job) -> float:
     """The largest error to float64, relative to the largest value. Raises ExportError where it is too large."""
     parameter = next(job.model.parameters())
@@ -148,29 +143,33 @@ def _largest_error(run: Run, exact: DITN, job: Job) -> float:
     plain.load_state_dict(job.model.state_dict())
     largest = 0.0
     for height, width in SIZES:
+        images = _images(max(BATCHES), exact.config.in_channels, height, width)
+        given = (images * 255).round().to(torch.uint8) if job.bytes_inside else images.to(parameter.dtype)
+        exactly, plainly = (given / 255 if job.bytes_inside else given for _ in range(2))
+        expected, usual = exact(exactly.double()), plain(plainly.to(parameter)).double().cpu()
         for batch in BATCHES:
-            image = _images(batch, exact.config.in_channels, height, width)
-            given = (image * 255).round().to(torch.uint8) if job.bytes_inside else image.to(parameter.dtype)
-            exactly, plainly = (given / 255 if job.bytes_inside else given for _ in range(2))
-            expected, usual = exact(exactly.double()), plain(plainly.to(parameter)).double().cpu()
-            result = run((given.permute(0, 2, 3, 1).contiguous() if job.bytes_inside else given).to(parameter.device))
-            result = result.cpu().double()
-            peak = float(expected.abs().max())
-            allowed = (
-                2 * float((usual - expected).abs().max())
-                + _ABSOLUTE_TOLERANCE * torch.finfo(parameter.dtype).eps * peak
-            )
-            if job.bytes_inside:
-                result, expected = result.permute(0, 3, 1, 2) / 255, expected.clamp(0, 1)
-                allowed += 0.5 / 255  # what rounding to bytes takes
-            where = f"at {batch} x {height} x {width}"
-            if result.shape != expected.shape:
-                raise ExportError(f"the file gives shape {list(result.shape)} {where}, expected {list(expected.shape)}")
-            error = float((result - expected).abs().max())
-            if not error <= allowed:
-                raise ExportError(f"the file is wrong {where}: error {error:.2g} to float64, {allowed:.2g} allowed")
-            largest = max(largest, error / peak)
+            error = _error(run, given[:batch], expected[:batch], usual[:batch], job)
+            largest = max(largest, error)
     return largest
+
+
+def _error(run: Run, given: Tensor, expected: Tensor, usual: Tensor, job: Job) -> float:
+    """The error of one call, as `_largest_error` has it. `usual` is what plain PyTorch makes of `given`."""
+    parameter = next(job.model.parameters())
+    result = run((given.permute(0, 2, 3, 1).contiguous() if job.bytes_inside else given).to(parameter.device))
+    result = result.cpu().double()
+    peak = float(expected.abs().max())
+    allowed = 2 * float((usual - expected).abs().max()) + _ABSOLUTE_TOLERANCE * torch.finfo(parameter.dtype).eps * peak
+    if job.bytes_inside:
+        result, expected = result.permute(0, 3, 1, 2) / 255, expected.clamp(0, 1)
+        allowed += 0.5 / 255  # what rounding to bytes takes
+    where = " x ".join(map(str, (len(given), *given.shape[2:])))
+    if result.shape != expected.shape:
+        raise ExportError(f"the file gives shape {list(result.shape)} at {where}, expected {list(expected.shape)}")
+    error = float((result - expected).abs().max())
+    if not error <= allowed:
+        raise ExportError(f"the file is wrong at {where}: error {error:.2g} to float64, {allowed:.2g} allowed")
+    return error / peak
 
 
 def _images(batch: int, channels: int, height: int, width: int) -> Tensor:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats that `ditn.export` writes: how a traced network becomes a file, and how that file is run."""
+"""The formats that `ditn.export` writes (in words, see `options`): how a traced network becomes a file, and how that
+file is run."""
 
 from __future__ import annotations
 
@@ -23,7 +24,6 @@ from ditn.export.portable import Portable
 from ditn.model.network import DITN
 from ditn_kernels import lower_to_native, native_libraries
 
-OPSETS = range(20, 24)  # from the first that has Gelu to the last that torch's exporter writes
 _EXTRA = "ditn.json"
 _SIZES = ("batch", "height", "width")
 _LARGEST = 1 << 15  # pixels a side, far beyond any memory
@@ -81,7 +81,6 @@ class Format:
     """`needs` are the packages that writing takes. `open` loads a file into the runtime it is checked with. A file name
     with its suffix asks for it `by_suffix`."""
 
-    summary: str
     suffix: str
     needs: tuple[str, ...]
     write: Callable[[Job, Path], None]
@@ -200,17 +199,8 @@ def _open_package(path: Path) -> Run:
 
 
 FORMATS = {
-    "onnx": Format(
-        "ONNX, for ONNX Runtime, OpenVINO and others", ".onnx", ("onnx", "onnxscript"), _write_onnx, _open_onnx
-    ),
-    "trt-onnx": Format(
-        "ONNX with nodes for csrc/tensorrt's plugins",
-        ".onnx",
-        ("onnx", "onnxscript"),
-        _write_plugin_graph,
-        open_reference,
-        by_suffix=False,
-    ),
-    "pt2": Format("torch.export program of this package's operators", ".pt2", (), _write_program, _open_program),
-    "aoti": Format("AOTInductor package, for Python and C++", ".pt2", (), _write_package, _open_package),
+    "onnx": Format(".onnx", ("onnx", "onnxscript"), _write_onnx, _open_onnx),
+    "trt-onnx": Format(".onnx", ("onnx", "onnxscript"), _write_plugin_graph, open_reference, by_suffix=False),
+    "pt2": Format(".pt2", (), _write_program, _open_program),
+    "aoti": Format(".pt2", (), _write_package, _open_package),
 }

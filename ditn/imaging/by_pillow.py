@@ -31,8 +31,8 @@ def opened(path: Path, page: int, max_pixels: int) -> pyvips.Image:
                 return found
             mode = "L" if image.mode in ("1", "L") else "RGBA" if image.mode == "RGBA" else "RGB"
             pixels = np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    except Exception as error:  # of a damaged file Pillow's readers raise whatever comes up
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     return pyvips.Image.new_from_array(pixels).copy(interpretation="b-w" if pixels.ndim == 2 else "srgb")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ditn.imaging.arrays import Pixels8
+from ditn.imaging.atomic import atomic_write
 
 _PANEL, _CAPTION, _GAP, _FONT = 240, 20, 6, 13
 _FRAME = (230, 40, 40)
@@ -71,10 +72,6 @@ def stack(rows: Sequence[Image.Image]) -> Image.Image:
 
 
 def save(sheet: Image.Image, path: Path) -> None:
-    """Write the PNG under another name and rename it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        sheet.save(partial, "png")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write the sheet as a PNG, whole or not at all."""
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, "png")

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ditn.imaging import bmp, jpeg, png, tiff, webp
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.metadata import Metadata, resolution_of
 
 if TYPE_CHECKING:
@@ -59,13 +59,8 @@ def write(path: Path, metadata: Metadata, size: tuple[int, int]) -> list[str]:
         with path.open("r+b") as file:
             (tiff if form == "tiff" else bmp).write(file, metadata)
     else:
-        partial = path.with_name(f"{path.name}~")
-        try:
-            with path.open("rb") as source, partial.open("wb") as target:
-                _copy(form, source, target, metadata, size)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(path) as temporary, path.open("rb") as source, temporary.open("wb") as target:
+            _copy(form, source, target, metadata, size)
     with path.open("rb") as file:
         found = {"png": png.read, "jpeg": jpeg.read, "webp": webp.read, "tiff": tiff.read, "bmp": bmp.read}[form](file)
     # A TIFF tells of a moved maker note by itself.

@@ -7,17 +7,15 @@ lacks, goes through Pillow. Metadata, of which libvips keeps some and changes so
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from ditn.imaging import by_pillow, containers, png, tiff
 from ditn.imaging.arrays import ImageError, Pixels, Pixels8
+from ditn.imaging.atomic import atomic_write
 from ditn.imaging.colour import interpretation, to_8_bit, to_srgb_or_gray
 from ditn.imaging.metadata import Metadata, fitting_profile
 from ditn.imaging.resample import resampled
@@ -27,6 +25,12 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Written, or read only. HEIC as libvips has been built: the wheel's has no decoder and says so.
+READABLE = (
+    *SUFFIXES,
+    *(".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".dib"),
+    *(".gif", ".avif", ".heic", ".heif", ".hif"),
+)
 MAX_PIXELS = 2**28  # 268 megapixels: beyond any camera, below what a forged header claims
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".webp", ".bmp")
@@ -116,7 +120,7 @@ def target_notes(suffix: str, *, depth: int, alpha: bool, width: int, height: in
 
 
 def write_raw(
-    raw: Path,
+    raw: Path | IO[bytes],
     shape: tuple[int, int, int],
     dtype: str,
     path: Path,
@@ -128,7 +132,7 @@ def write_raw(
     """Encode a file of raw samples [H, W, bands] as the image at `path`, resampled to `size` (width, height) if that
     differs, with the metadata of `page`. Returns what of these is not in the file, in words.
 
-    Streams from disk to disk, and renames the finished file into place. Raises ImageError with libvips' reason.
+    Streams from disk to disk, and `path` is whole or not there. Raises ImageError with libvips' reason.
     """
     import pyvips
 
@@ -144,25 +148,31 @@ def write_raw(
         if suffix in (".tif", ".tiff"):
             big = image.width * image.height * image.bands * np.dtype(dtype).itemsize > 3 * 2**30
             options = {"compression": "lzw", "predictor": "horizontal", "bigtiff": big}
-        with _renamed_into_place(path) as partial:
+        with atomic_write(path) as temporary:
             if suffix == ".bmp":
                 from PIL import Image
 
-                Image.fromarray(image.numpy()).save(partial)
+                Image.fromarray(image.numpy()).save(temporary)
             else:
-                image.write_to_file(str(partial), keep="none", **options)
-            lost = containers.write(partial, metadata, size)
+                # Not by name: libvips takes names in UTF-8 only, and a folder's may be of other bytes.
+                with temporary.open("r+b") as file:
+                    target = pyvips.Target.new_to_descriptor(file.fileno())
+                    image.write_to_target(target, suffix, keep="none", **options)
+            lost = containers.write(temporary, metadata, size)
     except pyvips.Error as error:
         raise ImageError(f"cannot be written as {suffix[1:]}: {_reason(error)}") from error
     return [f"not in the {suffix[1:]}: {name}" for name in lost]
 
 
-def _encodable(raw: Path, shape: tuple[int, int, int], dtype: str, suffix: str, size: tuple[int, int]) -> pyvips.Image:
+def _encodable(
+    raw: Path | IO[bytes], shape: tuple[int, int, int], dtype: str, suffix: str, size: tuple[int, int]
+) -> pyvips.Image:
     """Raw samples, resampled to `size` and with the depth and the bands that a format of that suffix holds."""
     import pyvips
 
     height, width, bands = shape
-    image = pyvips.Image.rawload(str(raw), width, height, bands, format=_VIPS_FORMAT[dtype])
+    samples = np.memmap(raw, dtype, "r", shape=shape)
+    image = pyvips.Image.new_from_memory(samples.data, width, height, bands, _VIPS_FORMAT[dtype])
     image = image.copy(interpretation=interpretation(bands, 8 * np.dtype(dtype).itemsize))
     if size != (width, height):
         image = resampled(image, *size)
@@ -171,17 +181,6 @@ def _encodable(raw: Path, shape: tuple[int, int, int], dtype: str, suffix: str, 
     if dtype == "uint16" and suffix in _EIGHT_BIT:
         image = (image / 257).rint().cast("uchar").copy(interpretation=interpretation(image.bands, 8))
     return image
-
-
-@contextmanager
-def _renamed_into_place(path: Path) -> Iterator[Path]:
-    """A name to write to, in the same folder and with the same suffix, that becomes `path` once all is well."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Image:
@@ -195,8 +194,10 @@ def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Ima
     try:
         if kind != "bmp":
             options = {"page": page} if page else {}
-            # libvips remembers what it opened by name, and the file may be another by now.
-            return pyvips.Image.new_from_file(str(path), fail_on="truncated", revalidate=True, **options)
+            # Not by name: libvips takes names in UTF-8 only. It duplicates the descriptor.
+            with path.open("rb") as file:
+                source = pyvips.Source.new_from_descriptor(file.fileno())
+            return pyvips.Image.new_from_source(source, "", fail_on="truncated", **options)
     except pyvips.Error as error:
         if not lab:
             raise ImageError(f"is no image that can be read: {_reason(error)}") from error

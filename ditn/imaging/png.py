@@ -33,6 +33,9 @@ def read(file: BinaryIO) -> Metadata:
             continue
         file.seek(place)
         data = file.read(length)
+        if zlib.crc32(kind + data) != int.from_bytes(file.read(4)):
+            dropped.append(f"{kind.decode('latin-1')}, which is damaged")
+            continue
         keyword, _, rest = data.partition(b"\0")
         if kind == b"eXIf":
             exif = data
@@ -97,7 +100,7 @@ def is_animated(file: BinaryIO) -> bool:
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, length and place of each chunk's data, up to the end or where the file breaks off."""
+    """Kind, length and place of each chunk's data, up to the end, or where the file breaks off or is damaged."""
     place = len(SIGNATURE)
     while True:
         file.seek(place)
@@ -105,7 +108,11 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         if len(head) < 8:
             return
         length, kind = struct.unpack(">I4s", head)
+        if not kind.isalpha():
+            return
         yield kind, length, place + 8
+        if kind == b"IEND":
+            return
         place += length + 12
 
 

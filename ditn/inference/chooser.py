@@ -14,8 +14,6 @@ from ditn.model.variants import SUITED, Kind, weights_name
 
 T = TypeVar("T")
 
-AUTO = "auto"
-
 
 @dataclass(frozen=True)
 class Choice:

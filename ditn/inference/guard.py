@@ -9,14 +9,10 @@ of, with values of 100 and more. Such places are found block by block and taken 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Guard = Literal["repair", "warn", "off"]
-GUARDS: tuple[str, ...] = get_args(Guard)
 
 # Input pixels of a block's side. Large enough for noise to average out, small enough that a single bad stroke shows.
 BLOCK = 4

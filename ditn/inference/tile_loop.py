@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ditn.imaging.arrays import Pixels
-from ditn.inference.guard import BLOCK, Finding, Guard, compare, repaired, within_neighbours
+from ditn.inference.guard import BLOCK, Finding, compare, repaired, within_neighbours
+from ditn.inference.options import Guard
 from ditn.inference.plan import TilePlan
 from ditn.inference.tiles import Region, reflected, round_up
 from ditn.model.config import DITNConfig

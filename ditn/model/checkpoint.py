@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save as format_safetensors
 from torch import Tensor
 
-from ditn.model.config import DITNConfig
+from ditn.imaging.atomic import atomic_write
+from ditn.model.config import UPSCALES, DITNConfig
 from ditn.model.network import DITN
 from ditn.model.tensor_file import CheckpointError, read_tensors
 
@@ -45,8 +46,9 @@ def load(
     It comes ready for inference: in eval mode, parameters without gradient; `model.train().requires_grad_()` to go on
     training. No code in a pickle is ever run.
 
-    The configuration is read off the tensors. What they do not say: the patch size (8 unless named here or in the
-    metadata of a file that `save` wrote), and the output channels, taken to be as many as go in.
+    The configuration is read off the tensors, or off the metadata of a file that `save` wrote. What tensors do not say
+    is the patch size, 8 unless named here; and where output channels and upscale can be either, as many come out as go
+    in.
 
     flavor="neosr" is for weights trained by neosr, whose attention ignores the temperature and scales by one over the
     patch size: the temperatures are set to that, which makes both the same. A file in which every temperature is
@@ -60,9 +62,10 @@ def load(
         raise ValueError(f"flavor is {flavor!r}, must be one of {', '.join(_FLAVORS)}")
     path = _find(name_or_path)
     state, metadata = read_tensors(path)
-    config = infer_config(state, source=path)
     if "config" in metadata:
-        config = DITNConfig(**json.loads(metadata["config"]))
+        config = _declared_config(path, metadata["config"], tensors=len(state))
+    else:
+        config = infer_config(state, source=path)
     if patch_size is not None:
         config = replace(config, patch_size=patch_size)
     temperatures = [key for key in state if key.endswith(".temperature")]
@@ -76,9 +79,9 @@ def load(
             'if it is one, load it with flavor="neosr", otherwise with flavor="official"',
             stacklevel=2,
         )
-    model = DITN(config=config, fused=fused)
+    model = _without_memory(path, config, fused)
     check_fit(path, state, model.state_dict())
-    model.load_state_dict(state)
+    model.to_empty(device="cpu").load_state_dict(state)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
@@ -93,6 +96,10 @@ def save(
     """Write a model's weights to .safetensors (with its configuration and `metadata`) or, as the published file is, to
     .pth or .pt. `dtype` converts them on the way, float16 for example.
 
+    Other programs read such files with spandrel (chaiNNer, ComfyUI), whose class is DITN-Real's. A model with LayerNorm
+    has the same names but for the norms, is taken for one and fails there, unless `ditn.spandrel.register()` was
+    called: saving it as .pth or .pt warns of that.
+
     Written under another name and renamed, so the path holds the old file or the whole new one. Raises FileExistsError
     unless `overwrite`, ValueError for another suffix.
     """
@@ -100,18 +107,20 @@ def save(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
     state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    if path.suffix not in (".safetensors", *_PICKLE_SUFFIXES):
+        raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
+    if path.suffix in _PICKLE_SUFFIXES and model.config.norm == "layernorm":
+        warnings.warn(
+            f"{path}: spandrel (chaiNNer, ComfyUI) takes a DITN with LayerNorm for a DITN-Real and fails to load it, "
+            "unless ditn.spandrel.register() was called in that process (docs/deployment.md)",
+            stacklevel=2,
+        )
+    with atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             facts = {**(metadata or {}), "config": json.dumps(asdict(model.config))}
-            partial.write_bytes(format_safetensors(state, facts))
-        elif path.suffix in _PICKLE_SUFFIXES:
-            torch.save(state, partial)
+            temporary.write_bytes(format_safetensors(state, facts))
         else:
-            raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            torch.save(state, temporary)
 
 
 def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") -> DITNConfig:
@@ -121,24 +130,22 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
     def shape(key: str) -> torch.Size:
         if key not in state:
             raise CheckpointError(f"{source}: has no {key}; these are not the weights of a DITN")
-        return state[key].shape
+        found = state[key].shape
+        if len(found) != 4 or 0 in found:
+            raise CheckpointError(f"{source}: {key} has shape {list(found)}, expected four axes, none of length 0")
+        return found
 
     def count(pattern: str) -> int:
         found = (re.match(pattern, key) for key in state)
         return 1 + max((int(match[1]) for match in found if match), default=-1)
 
     dim, channels = shape("sft.weight")[:2]
-    outputs = shape("upsample.0.weight")[0]
-    upscale = round((outputs / channels) ** 0.5)
-    if upscale not in (1, 2, 3, 4) or channels * upscale**2 != outputs:
-        raise CheckpointError(
-            f"{source}: upsample.0.weight has {outputs} outputs, expected {channels} * upscale**2 for upscale 1 to 4"
-        )
+    upscale, outputs = _upscale(shape("upsample.0.weight")[0], channels, source)
     itls, sals = count(r"UFONE\.0\.ITLs\.(\d+)\."), count(r"UFONE\.0\.SALs\.(\d+)\.")
     layer = "UFONE.0.ITLs.0" if itls else "UFONE.0.SALs.0"
     norm = "layernorm" if f"{layer}.norm1.weight" in state else "tanh"
     hidden = shape(f"{layer}.ffn.project_in.weight")[0] / 2 if itls or sals else 2 * dim
-    return DITNConfig(
+    config = DITNConfig(
         upscale=upscale,
         norm=norm,
         dim=dim,
@@ -148,9 +155,54 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
         expansion=hidden / dim,
         bias=f"{layer}.ffn.project_in.bias" in state,
         in_channels=channels,
-        out_channels=channels,
+        out_channels=outputs,
         ufone_conv="UFONE.0.conv.weight" in state,
     )
+    _check_layers(source, config, len(state))
+    return config
+
+
+def _upscale(outputs: int, channels: int, source: object) -> tuple[int, int]:
+    """How much larger the images get, and how many channels they have then: as many as before, or else colour or gray.
+    A network from gray to colour is what spandrel and traiNNer-redux make for images of one channel."""
+    for after in dict.fromkeys((channels, 3, 1)):
+        for upscale in UPSCALES:
+            if after * upscale**2 == outputs:
+                return upscale, after
+    raise CheckpointError(
+        f"{source}: upsample.0.weight has {outputs} outputs, expected {channels} * upscale**2, 3 * upscale**2 or "
+        f"upscale**2 for upscale {UPSCALES[0]} to {UPSCALES[-1]}"
+    )
+
+
+def _declared_config(path: Path, text: str, *, tensors: int) -> DITNConfig:
+    """The configuration that a file's metadata names, as `save` writes it. Raises CheckpointError for anything else."""
+    try:
+        config = DITNConfig(**json.loads(text))
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+        shown = text if len(text) < 80 else f"{text[:80]}..."
+        raise CheckpointError(
+            f"{path}: its metadata has the config {shown!r}, which is not this package's: {error}. Take that out of "
+            "the file, and the configuration is read off the tensors"
+        ) from error
+    _check_layers(path, config, tensors)
+    return config
+
+
+def _check_layers(source: object, config: DITNConfig, tensors: int) -> None:
+    """Raises CheckpointError before a network is made of more layers than the file can hold."""
+    layers = config.ufones * (1 + config.itls + config.sals)
+    if layers > tensors:
+        raise CheckpointError(f"{source} holds {tensors} tensors, too few for the {layers} layers of {config}")
+
+
+def _without_memory(path: Path, config: DITNConfig, fused: bool) -> DITN:
+    """A network that takes none before the file is known to fit."""
+    try:
+        with torch.device("meta"):
+            return DITN(config=config, fused=fused)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: no network can be as large as {config}") from error
 
 
 def _weights() -> Any:

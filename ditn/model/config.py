@@ -5,18 +5,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
+# Those that a network can have; traiNNer-redux trains x1, x2, x3, x4 and x8.
+UPSCALES = range(1, 9)
 # What the published code pads to, whatever the patch size is.
 _PADDING_GRID = 8
 # A pixel of a SAL sees 2 pixels further by dw5x5, 9 by the dilated dw7x7 and 1 by the FFN's dw3x3.
 _SAL_RADIUS = 2 + 9 + 1
+# The fields that count something.
+_LEAST = {
+    **dict.fromkeys(("upscale", "dim", "patch_size", "in_channels", "out_channels"), 1),
+    **dict.fromkeys(("ufones", "itls", "sals"), 0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DITNConfig:
     """The hyper-parameters of a DITN network. Defaults are the paper's DITN at x4.
 
-    upscale     1 to 4
+    upscale     1 to 8
     norm        "layernorm" (DITN, DITN-Tiny) or "tanh" (DITN-Real: tanh, then a 1x1 convolution with bias)
     dim         channels of the residual stream
     ufones, itls, sals   UFONEs; inner-patch layers and spatial-aware layers in each
@@ -43,16 +51,16 @@ class DITNConfig:
     ufone_conv: bool = False
 
     def __post_init__(self) -> None:
-        if self.upscale not in (1, 2, 3, 4):
-            raise ValueError(f"upscale is {self.upscale!r}, must be 1, 2, 3 or 4")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} is {value!r}, must be a whole number, at least {least}")
+        if self.upscale not in UPSCALES:
+            raise ValueError(f"upscale is {self.upscale}, must be {UPSCALES[0]} to {UPSCALES[-1]}")
         if self.norm not in ("layernorm", "tanh"):
             raise ValueError(f"norm is {self.norm!r}, must be 'layernorm' or 'tanh'")
-        for name in ("dim", "patch_size", "in_channels", "out_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        for name in ("ufones", "itls", "sals"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+        if not (isinstance(self.expansion, Real) and math.isfinite(self.expansion)):
+            raise ValueError(f"expansion is {self.expansion!r}, must be a finite number")
         if self.hidden < 1:
             raise ValueError(f"expansion is {self.expansion}, which leaves the FFN no channel at dim {self.dim}")
 

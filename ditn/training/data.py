@@ -19,14 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ditn.imaging.arrays import Pixels8
-from ditn.imaging.files import read_8_bit
+from ditn.imaging.atomic import atomic_write
+from ditn.imaging.files import READABLE, read_8_bit
 from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.training.degradation import photo
 from ditn.training.drawn import drawing, extreme
 from ditn.training.recipe import Recipe
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 # Of the drawn crops, those whose low-resolution partner is a mean over boxes.
 _BOX_SHARE = 0.4
@@ -53,19 +52,25 @@ class Batch(NamedTuple):
 
 
 def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The images of folders (recursively) and files, sorted by name. Raises FileNotFoundError for what is not there,
-    ValueError if there is none at all."""
-    found: list[Path] = []
-    for source in map(Path, sources):
+    """The images of folders (recursively) and files, each once, sorted by name. Hidden files and what is in hidden
+    folders are left out, as by `ditn upscale`: they are no images (macOS' ._ twins) or not meant (.thumbnails). Raises
+    FileNotFoundError for what is not there, ValueError if there is none at all."""
+    named, found = list(map(Path, sources)), set[Path]()
+    for source in named:
         if source.is_dir():
-            found += [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
+            found |= {path for path in source.rglob("*") if _is_image(path, source)}
         elif source.is_file():
-            found.append(source)
+            found.add(source)
         else:
             raise FileNotFoundError(f"{source} is neither an image nor a folder")
     if not found:
-        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, sources))}")
+        raise ValueError(f"no images ({', '.join(READABLE)}) in {', '.join(map(str, named))}")
     return sorted(found)
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and path.suffix.lower() in READABLE and not path.is_dir()
 
 
 class PairedImages(Sequence[Pair]):
@@ -93,24 +98,19 @@ class PairedImages(Sequence[Pair]):
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
         # Two runs that begin at once may share the folder: each writes a file of its own, and both files are the same.
-        partial = self._file.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                for path in paths:
-                    try:
-                        high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
-                        low = downscale(high, self.scale)
-                    except (OSError, ValueError) as error:
-                        raise ValueError(f"{path} cannot be used for training: {error}") from error
-                    file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
-                    shapes.append((offset, high.shape, low.shape))
-                    offset += high.size + low.size
-            os.replace(partial, self._file)
-            # The index comes last and at once: where it is, the cache is whole.
-            partial.write_text(json.dumps(shapes))
-            os.replace(partial, self._index)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(self._file) as temporary, temporary.open("wb") as file:
+            for path in paths:
+                try:
+                    high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
+                    low = downscale(high, self.scale)
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{path} cannot be used for training: {error}") from error
+                file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
+                shapes.append((offset, high.shape, low.shape))
+                offset += high.size + low.size
+        # The index comes last and at once: where it is, the cache is whole.
+        with atomic_write(self._index) as temporary:
+            temporary.write_text(json.dumps(shapes))
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -234,7 +234,7 @@ def batches(
 
 def _leave_signals(_: int) -> None:
     """A signal to the whole group is the trainer's to answer: it ends its step and then its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -9,7 +9,6 @@ that was stopped goes on exactly as an unbroken one would have.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -21,19 +20,24 @@ import torch
 from tqdm import tqdm
 
 from ditn.imaging import contact_sheet
+from ditn.imaging.atomic import atomic_write
 from ditn.model.checkpoint import save
 from ditn.training.data import PairedImages, batches
 from ditn.training.log import Log, samples
 from ditn.training.trainer import Trainer
 
+SAMPLES = "samples.png"
+
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them, so that a step can end and be saved."""
+    """Collects SIGINT, SIGTERM and, but under nohup, SIGHUP instead of dying of them, so that a step can end and be
+    saved."""
     received: list[int] = []
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     previous = {
         number: signal.signal(number, lambda signum, _: received.append(signum))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, *([] if under_nohup else [signal.SIGHUP]))
     }
     try:
         yield received
@@ -51,9 +55,8 @@ def _save_checkpoint(trainer: Trainer, folder: Path) -> None:
         (optimizer, state.pop("optimizer")),
         (folder / "checkpoint.pt", {**state, "optimizer_file": optimizer.name}),
     ):
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        with atomic_write(path) as temporary:
+            torch.save(content, temporary)
     for path in folder.glob("optimizer-*.pt"):
         if path != optimizer:
             path.unlink()
@@ -77,7 +80,7 @@ def train(
     workers: int = 0,
     tensorboard: bool = False,
 ) -> bool:
-    """Run until the recipe is finished (true), or until the time limit, SIGINT or SIGTERM (false); the run's folder
+    """Run until the recipe is finished (true), or until the time limit or a signal to end (false); the run's folder
     then holds a checkpoint of exactly that step.
 
     time_limit, save_every   minutes, until the run stops and between checkpoints
@@ -119,7 +122,7 @@ def train(
                 log.write(trainer.step, rate, loss, psnr)
                 if held_out:
                     image = samples(trainer, held_out)
-                    contact_sheet.save(image, folder / "samples.png")
+                    contact_sheet.save(image, folder / SAMPLES)
                     log.image(trainer.step, image)
                 said = f"loss {loss:.5f}" + (f", held-out {psnr:.3f} dB" if held_out else "")
                 bar.set_postfix_str(said)

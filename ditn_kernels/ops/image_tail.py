@@ -46,6 +46,7 @@ def _backward(
         Sample("x4", {"B": 2, "C": 60, "D": 48, "H": 16, "W": 8}, {"upscale": 4}),
         Sample("x3", {"B": 1, "C": 60, "D": 27, "H": 9, "W": 7}, {"upscale": 3}),
         Sample("x2", {"B": 1, "C": 32, "D": 12, "H": 5, "W": 11}, {"upscale": 2}),
+        Sample("x6", {"B": 1, "C": 60, "D": 108, "H": 5, "W": 7}, {"upscale": 6}),
         Sample("x1 gray", {"B": 1, "C": 20, "D": 1, "H": 5, "W": 1}, {"upscale": 1}),
         Sample("empty", {"B": 0, "C": 60, "D": 48, "H": 8, "W": 8}, {"upscale": 4}),
     ],

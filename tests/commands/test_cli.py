@@ -4,24 +4,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
 from networks import small
 from PIL import Image
 
 import ditn
 from ditn.commands import upscale as command
+from ditn.commands.arguments import parse_bytes
 from ditn.commands.cli import main
-from ditn.commands.upscale import parse_bytes
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +115,23 @@ def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> No
     }
 
 
+@pytest.mark.parametrize("place", ["ditn.commands.jobs.page_count", "ditn.commands.upscale.read"])
+def test_whatever_a_decoder_raises_ends_its_image_alone(folder, weights, tmp_path, capsys, monkeypatch, place) -> None:
+    """Pillow, for one, raises a TypeError for a TIFF whose offset is a fraction."""
+    module, name = place.rsplit(".", 1)
+    real = getattr(sys.modules[module], name)
+
+    def fragile(path: Path, **options: object):
+        if path.name == "a.png":
+            raise TypeError("'IFDRational' object cannot be interpreted as an integer")
+        return real(path, **options)
+
+    monkeypatch.setattr(place, fragile)
+    assert upscale(weights, folder, "-o", tmp_path / "out") == 1
+    assert "a.png: TypeError: 'IFDRational' object cannot be" in capsys.readouterr().err
+    assert names(tmp_path / "out") == ["größe 写真.png"]
+
+
 def test_a_folder_that_cannot_be_listed(folder, weights, tmp_path, capsys, monkeypatch) -> None:
     """By a file system that says no: the superuser, whom tests may run as, is never refused."""
     listing = Path.iterdir
@@ -133,6 +145,52 @@ def test_a_folder_that_cannot_be_listed(folder, weights, tmp_path, capsys, monke
     assert upscale(weights, folder, "-o", tmp_path / "out", "--recursive") == 1
     assert "sub: cannot be listed: Permission denied" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
+
+
+def test_every_kind_that_can_be_read_is_taken_and_the_rest_is_named(folder, weights, tmp_path, capsys) -> None:
+    picture = Image.fromarray(np.full((6, 8, 3), 99, np.uint8))
+    for name, kind in (
+        ("c.jfif", "jpeg"),
+        ("d.jpe", "jpeg"),
+        ("h.dib", "bmp"),
+        ("e.gif", "gif"),
+        ("f.avif", "avif"),
+        ("g.ppm", "ppm"),
+    ):
+        picture.save(folder / name, kind)
+    (folder / "link").symlink_to(folder / "sub")
+    (folder / "README").touch()
+    report = tmp_path / "report.json"
+    assert upscale(weights, folder, "-o", tmp_path / "out", "--json", report) == 0
+    assert names(tmp_path / "out") == ["a.png", "c.jpg", "d.jpg", "e.png", "f.png", "größe 写真.png", "h.bmp"]
+    content = json.loads(report.read_text())
+    left_out = {Path(entry["input"]).name: entry["kind"] for entry in content["left_out"]}
+    assert left_out == {
+        "README": "without a suffix",
+        "g.ppm": ".ppm",
+        "link": "links to folders",
+        "notes.txt": ".txt",
+        "sub": "sub-folders, which need --recursive",
+    }
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "7 done, 0 skipped, 0 failed"
+    for kind in left_out.values():
+        assert f"{kind} (1)" in said[-2]
+
+
+def test_no_images_found_says_what_would_help(folder, weights, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "above").mkdir()
+    folder.rename(tmp_path / "above" / "in")
+    for _ in range(2):
+        (tmp_path / "above" / f"{_}.ppm").touch()
+    assert upscale(weights, tmp_path / "empty", tmp_path / "above", "-o", tmp_path / "out") == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'empty'}: no images found: it is empty" in said
+    assert "no images found, only .ppm (2), sub-folders, which need --recursive (1)" in said
+    assert upscale(weights, tmp_path / "above" / "*n", "-o", tmp_path / "out") == 1
+    assert "fits folders only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_report_says_what_ran(folder, weights, tmp_path) -> None:
@@ -210,46 +268,6 @@ def test_options_reach_the_upscaler(folder, weights, tmp_path, monkeypatch) -> N
 
 def test_amounts_of_memory() -> None:
     assert [parse_bytes(text) for text in ("512", "1k", "1.5MiB", "2G", "2gb")] == [512, 1024, 1572864, 2**31, 2**31]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_interruption_leaves_no_half_file(weights, tmp_path, number: signal.Signals) -> None:
-    source, output = tmp_path / "in", tmp_path / "out"
-    source.mkdir()
-    Image.effect_noise((8, 8), 50).save(source / "0.png")
-    Image.effect_noise((5000, 5000), 50).save(source / "1.png", compress_level=1)
-    command = [
-        sys.executable,
-        "-m",
-        "ditn",
-        "upscale",
-        str(source),
-        "-o",
-        str(output),
-        "--model",
-        weights,
-        "--tile",
-        "64",
-    ]
-    # What a shell runs in the background inherits that SIGINT is ignored; the command is to be one in the foreground.
-    process = subprocess.Popen(
-        command,
-        cwd=PROJECT,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while not (
-        output.exists() and any(path.suffix == ".raw" for path in output.iterdir()) and (output / "0.png").exists()
-    ):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert os.listdir(output) == ["0.png"]
 
 
 def test_every_real_picture_keeps_what_it_is(shared, weights, tmp_path) -> None:

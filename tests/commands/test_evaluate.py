@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 import ditn
-from ditn.commands.evaluate import add_arguments, evaluate, run, upscaler
+from ditn.commands import arguments
+from ditn.commands.evaluate import evaluate, run, upscaler
 from ditn.imaging.resize import downscale
 from ditn.inference.ensemble import self_ensemble
 
 
 def _run(*flags: str | Path) -> int:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    arguments.evaluate(parser)
     return run(parser.parse_args(list(map(str, flags))))
 
 

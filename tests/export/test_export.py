@@ -263,7 +263,7 @@ def test_a_file_that_is_wrong_is_not_kept(tmp_path, model, monkeypatch) -> None:
         run = right.open(path)
         return lambda image: run(image) + 1e-4 * (tuple(image.shape[2:]) == SIZES[3])
 
-    wrong = formats.Format("", ".pt2", (), right.write, open_wrongly)
+    wrong = formats.Format(".pt2", (), right.write, open_wrongly)
     monkeypatch.setitem(formats.FORMATS, "pt2", wrong)
     file = tmp_path / "a.pt2"
     refused(tmp_path, ditn.ExportError, "the file is wrong at 1 x 37 x 20: error 0.0001", model, file, format="pt2")
@@ -276,6 +276,37 @@ def test_an_interruption_leaves_nothing(tmp_path, model, monkeypatch) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    half = formats.Format("", ".pt2", (), interrupted, formats.FORMATS["pt2"].open)
+    half = formats.Format(".pt2", (), interrupted, formats.FORMATS["pt2"].open)
     monkeypatch.setitem(formats.FORMATS, "pt2", half)
     refused(tmp_path, KeyboardInterrupt, "", model, tmp_path / "a.pt2", format="pt2")
+
+
+def test_the_check_takes_one_thread_and_each_image_once(tmp_path, monkeypatch) -> None:
+    """float64 is slow: the larger batch holds the smaller one's image, and threads would wait for each other."""
+    model, exact, threads, calls = small(), [], set(), []
+
+    def run(image: Tensor) -> Tensor:
+        threads.add(torch.get_num_threads())
+        calls.append(tuple(image.shape))
+        return model(image)
+
+    forward = ditn.DITN.forward
+
+    def counted(self: ditn.DITN, image: Tensor) -> Tensor:
+        if image.dtype == torch.float64:
+            exact.append(image.shape[0] * image.shape[2] * image.shape[3])
+        return forward(self, image)
+
+    fake = formats.Format(".pt2", (), lambda job, path: path.write_bytes(b"file"), lambda path: run)
+    monkeypatch.setitem(formats.FORMATS, "pt2", fake)
+    monkeypatch.setattr(ditn.DITN, "forward", counted)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert ditn.export(model, tmp_path / "a.pt2", format="pt2").error < 1e-5
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == {1}
+    assert calls == [(batch, 3, *size) for size in SIZES for batch in (1, 3)]
+    assert sum(exact) == 3 * sum(height * width for height, width in SIZES)

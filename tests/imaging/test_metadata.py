@@ -386,3 +386,17 @@ def test_damaged_metadata_cost_no_pixels(tmp_path, suffix: str) -> None:
             result.load()
             assert {*result.size} == {2 * WIDTH, 2 * HEIGHT}
         target.unlink()
+
+
+def test_damaged_chunks_do_not_damage_the_output(tmp_path) -> None:
+    """A text whose checksum is wrong goes, and the next is kept; bytes behind the end or that are no chunk's name are
+    no chunks."""
+    good, bad = (b"tEXt", b"Author\0me"), (b"tEXt", b"Title\0none")
+    png(tmp_path / "a.png", PIXELS, bad, good, after=((b"\x91\x9a\x79\xe4", b"damaged"),))
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole.replace(b"none", b"some") + b"\0\0\0\1teXtX")
+    target, notes = enlarge(tmp_path / "a.png", "b.png")
+    assert notes == ["not in the png: tEXt, which is damaged"]
+    with Image.open(target) as result:
+        np.testing.assert_array_equal(np.asarray(result), np.kron(PIXELS, np.ones((2, 2, 1), np.uint8)))
+        assert result.text == {"Author": "me"}

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_host import PROJECT
-from cuda_host import SHIM as CUDA_SHIM
 from tensorrt_host import (
-    ARCH,
     BF16,
     BUILD,
     FLOAT,
@@ -249,12 +247,12 @@ def test_a_map_smaller_than_the_profile_allows(op: Op) -> None:
 @pytest.mark.skipif(
     "TENSORRT_INCLUDE" not in os.environ, reason="TENSORRT_INCLUDE names no folder of TensorRT's headers"
 )
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="TensorRT's headers need CUDA's, and there is no nvcc")
 @pytest.mark.parametrize("source", PLUGINS, ids=lambda path: path.name)
 def test_compiles_with_tensorrts_own_headers(source: Path) -> None:
-    includes = [f"-I{folder}" for folder in (os.environ["TENSORRT_INCLUDE"], CUDA_SHIM, interface())]
-    subprocess.run(
-        ["g++", "-std=c++20", "-fsyntax-only", f"-D__CUDA_ARCH__={ARCH}", *includes, str(source)], check=True
-    )
+    """And with CUDA's own, which nvcc finds for the host's compiler: TensorRT's include cuda_runtime_api.h."""
+    headers = [f"-I{interface()}", "-isystem", os.environ["TENSORRT_INCLUDE"], "-Xcompiler", "-fsyntax-only"]
+    subprocess.run(["nvcc", "-std=c++20", *headers, "-c", str(source), "-o", os.devnull], check=True)
 
 
 @pytest.mark.slow
@@ -298,3 +296,15 @@ def test_a_build_without_headers_says_what_is_missing(tmp_path: Path) -> None:
     assert f"TENSORRT_INCLUDE is '{tmp_path}', must be the folder of TensorRT's NvInfer.h" in " ".join(
         done.stderr.split()
     )
+
+
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs cmake and nvcc")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, for which it is built")
+def test_a_build_without_a_gpu_asks_for_one(tmp_path: Path) -> None:
+    command = ["cmake", "-S", PROJECT / "csrc" / "tensorrt", "-B", tmp_path, f"-DTENSORRT_INCLUDE={SHIM}"]
+    environment = {name: value for name, value in os.environ.items() if name != "CUDAARCHS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode != 0
+    message = " ".join(done.stderr.split())
+    assert "no GPU is here to build for" in message
+    assert '-DCMAKE_CUDA_ARCHITECTURES="75;86;89"' in message

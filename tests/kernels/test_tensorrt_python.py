@@ -32,6 +32,7 @@ from ditn_kernels import REGISTRY, BackendError, Op, tensorrt_plugins
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.triton import _compile
 from ditn_kernels.backends.triton._dispatch import Triton
+from ditn_kernels.backends.triton._launch import recording
 from ditn_kernels.tensorrt_plugins import AHEAD_OF_TIME, IN_PYTHON, Chip
 
 # DITN-Real's layers, and what differs most from them.
@@ -263,12 +264,22 @@ def takes_the_plugin(name: str) -> None:
         [one.desc for one in tensors[: len(shapes)]], [one.desc for one in tensors[len(shapes) :]]
     )
     assert kernel == ("kernel", b"code")
-    integers = {"inner_patch_attention": [384, 48, 2304], "gated_ffn": [384, 384, 48, 48, 2304]}[name]
-    assert [extra[index].expr.evaluate(sizes) for index in range(extra.nbSymExprs)] == integers
+    assert [extra[index].expr.evaluate(sizes) for index in range(extra.nbSymExprs)] == integers_of_triton(name, sizes)
     assert {one.dtype for one in extra.values()} == {trt.PluginArgDataType.INT32}
     launched = {what: getattr(params, what).expr.evaluate(sizes) for what in vars(params)}
     alone = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
     assert launched == alone | {"grid_x": 2 * PROCESSORS, "block_x": 128, "shared_mem": 1000}
+
+
+def integers_of_triton(name: str, sizes: dict[str, int]) -> list[int]:
+    """What Triton's own launch passes to the kernel besides tensors, in DITN-Real's shape."""
+    op = REGISTRY[name]
+    sample = Sample("", sizes | {"C": 60, "E": 120}, {"norm": "tanh", "patch_size": 8})
+    forward = importlib.import_module(f"ditn_kernels.backends.triton.{name}").forward
+    with recording(90) as launches:
+        forward(*op.structured(op.inputs(sample, dtype=torch.float16, device="meta").values()))
+    (launch,) = launches
+    return [argument for argument in launch.args if not isinstance(argument, torch.Tensor)]
 
 
 @needs_interpreter
@@ -291,8 +302,6 @@ def test_several_kernels_are_called_in_python(shim, interpreted, monkeypatch) ->
 
 def test_every_operator_is_one_kernel_or_is_called(shim, interpreted) -> None:
     """The operators that the graph for TensorRT has, and those compiled ahead are one launch without more."""
-    from ditn_kernels.backends.triton._launch import recording
-
     assert set(shim.PLUGINS) == {f"ditn::{name}" for name in (*AHEAD_OF_TIME, *IN_PYTHON)}
     for name in (*AHEAD_OF_TIME, *IN_PYTHON):
         op = REGISTRY[name]

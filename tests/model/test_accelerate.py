@@ -185,6 +185,64 @@ def test_what_differs_is_said() -> None:
         assert "forward" not in vars(module)
 
 
+class Descriptor:
+    """As spandrel's: it has a module and is none."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+
+def test_a_descriptor_is_taken_for_its_model() -> None:
+    descriptor = Descriptor(outside())
+    assert ditn.accelerate(descriptor) is descriptor
+    assert_right(descriptor.model, torch.rand(1, 3, 5, 9))
+    assert descriptor.model.calls == 0
+    for wrong in (Descriptor(None), object(), "ditn-real-x4", descriptor.model.state_dict()):
+        with pytest.raises(TypeError, match=f"expected a module, .* got {type(wrong).__name__}"):
+            ditn.accelerate(wrong)
+
+
+def test_from_gray_to_colour() -> None:
+    """Spandrel's class gives three channels whatever goes in."""
+
+    class Gray(DITN_Real):
+        def forward(self, image: Tensor) -> Tensor:
+            return published.network(dict(self.named_parameters()), image, outputs=3)
+
+    module, image = ditn.accelerate(outside(Gray, in_channels=1, upscale=8)), torch.rand(1, 1, 5, 9)
+    state = {key: value.double() for key, value in module.state_dict().items()}
+    exact = published.network(state, image.double(), outputs=3)
+    assert exact.shape == (1, 3, 40, 72)
+    torch.testing.assert_close(module(image).double(), exact, rtol=0, atol=BOUND * float(exact.abs().max()))
+
+
+def test_our_own_model_stays_as_it_is() -> None:
+    model = small(ditn.DITN_Tiny)
+    assert ditn.accelerate(model) is model
+    assert "forward" not in vars(model)
+
+
+def test_the_trial_takes_one_thread_and_gives_the_others_back() -> None:
+    seen = set()
+
+    class Watched(DITN_Real):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.add(torch.get_num_threads())
+            return super().forward(image)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        ditn.accelerate(outside(Watched))
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match="pads images in another way"):
+            ditn.accelerate(outside(Cyclic))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+
+
 @pytest.mark.slow
 def test_the_official_weights(shared) -> None:
     state = torch.load(shared / "golden" / "DITN_Real_x4.pth", weights_only=True)

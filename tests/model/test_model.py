@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from conftest import CUDA
 from networks import MODELS, small
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 
 import ditn
 from benchmarks.oracle import published
+from ditn.model.config import UPSCALES
 from ditn.model.layers import UFONE
 from ditn.model.network import pad_to_grid
-from ditn_kernels import use_backend
+from ditn_kernels import REGISTRY, use_backend
+from ditn_kernels._op import Sample
+from ditn_kernels.backends.native import _libraries
 from ditn_kernels.backends.triton._dispatch import interpreted
 
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
@@ -230,6 +234,44 @@ def test_dtypes_layouts_and_batches(dtype: torch.dtype, layout: torch.memory_for
     assert model(image[:0].to(dtype)).shape == (0, 3, 34, 24)
 
 
+@pytest.mark.parametrize("upscale", UPSCALES)
+def test_every_scale_in_every_backend_of_a_cpu(upscale: int) -> None:
+    """Colour, gray, and from gray to colour."""
+    for inputs, outputs in ((3, 3), (1, 1), (1, 3)):
+        model = small(upscale=upscale, in_channels=inputs, out_channels=outputs)
+        image = torch.rand(2, inputs, 9, 13)
+        state = {key: value.double() for key, value in model.state_dict().items()}
+        expected = published.network(state, image.double(), outputs=outputs)
+        assert expected.shape == (2, outputs, 9 * upscale, 13 * upscale)
+        for backend in ("torch", *(["cpu"] if _libraries.why_missing() is None else [])):
+            with use_backend(backend):
+                bound = 1e-5 * float(expected.abs().max())  # float32: a dozen layers, sums of up to 108 products
+                torch.testing.assert_close(model(image).double(), expected, rtol=0, atol=bound)
+
+
+def test_what_a_gpu_has_no_kernel_for_is_said() -> None:
+    """CUDA C++ keeps a pixel's outputs in shared memory, where the 147 of x7 do not fit, and Triton in registers."""
+    op = REGISTRY["image_tail"]
+    for upscale in UPSCALES:
+        outputs = 3 * upscale**2
+        sample = Sample("", {"B": 1, "C": 60, "D": outputs, "H": 8, "W": 8}, {"upscale": upscale})
+        args = op.inputs(sample, dtype=torch.float16, device="meta")
+        cuda, triton = (op.backends[name].why_not(args, backward=False) for name in ("cuda", "triton"))
+        gradient = op.backends["triton"].why_not(args, backward=True)
+        assert (f"makes at most 128 outputs per pixel, asked for {outputs}" in cuda) == (upscale > 6)
+        assert (f"differentiates at most 128 outputs per pixel, asked for {outputs}" in gradient) == (upscale > 6)
+        assert triton == []
+
+
+@pytest.mark.skipif(CUDA or not interpreted(), reason="Triton does not interpret here")
+def test_the_largest_scale_in_triton() -> None:
+    op = REGISTRY["image_tail"]
+    args = op.inputs(Sample("x8", {"B": 1, "C": 12, "D": 192, "H": 3, "W": 5}, {"upscale": 8}))
+    exact = op.reference(*(value.double() if isinstance(value, Tensor) else value for value in args.values()))
+    bound = 1e-5 * float(exact.abs().max())  # float32: two sums of 108 products
+    torch.testing.assert_close(op(*args.values(), backend="triton").double(), exact, rtol=0, atol=bound)
+
+
 def test_wrong_input_is_named() -> None:
     model = small()
     with pytest.raises(ValueError, match=r"\[B, 3, H, W\], got shape \[1, 4, 8, 8\]"):
@@ -238,8 +280,8 @@ def test_wrong_input_is_named() -> None:
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="at least one pixel"):
         model(torch.rand(1, 3, 0, 8))
-    with pytest.raises(ValueError, match="upscale is 5"):
-        ditn.DITN(5)
+    with pytest.raises(ValueError, match="upscale is 9"):
+        ditn.DITN(9)
     with pytest.raises(ValueError, match="norm is 'batch'"):
         ditn.DITN(norm="batch")
 

@@ -30,6 +30,24 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_hidden_files_and_folders_are_no_training_images(tmp_path) -> None:
+    image = Image.fromarray(np.full((8, 8, 3), 99, np.uint8))
+    wanted = [tmp_path / name for name in ("a.png", "b/c.jfif", "b/d.JPG")]
+    others = [tmp_path / name for name in ("._a.png", ".hidden.png", ".thumbnails/a.png", "b/.cache/deep/e.png")]
+    for path in (*wanted, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, format="PNG")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    assert list_images([tmp_path]) == sorted(wanted)
+    # A folder that is named may be hidden itself, and so may a file; and what is named twice is one image.
+    assert list_images([tmp_path / ".thumbnails", str(others[0])]) == sorted([others[2], others[0]])
+    assert list_images([tmp_path, wanted[0], tmp_path / "b"]) == sorted(wanted)
+    (tmp_path / "empty" / "x.png").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no images \(\.png, .*\) in .*empty"):
+        list_images(iter([tmp_path / "empty"]))
+
+
 def test_pairs_are_the_files_and_their_bicubic(folder: Path, tmp_path: Path) -> None:
     paths = list_images([folder])
     images = PairedImages(paths, 4, tmp_path / "cache")
@@ -55,7 +73,7 @@ def test_two_runs_may_fill_one_cache(folder: Path, tmp_path: Path, monkeypatch: 
     images = PairedImages(paths, 4, cache)
     assert others
     np.testing.assert_array_equal(images[1].low, downscale(images[1].high, 4))
-    assert not list(cache.glob("*.partial"))
+    assert not list(cache.glob(".*"))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

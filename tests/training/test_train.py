@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import ditn
-from ditn.commands import train
+from ditn.commands import arguments, train
 from ditn.imaging.metrics import psnr_y
 from ditn.imaging.resize import bicubic
 from ditn.training.data import Batch, PairedImages, batches, list_images, to_pixels, to_tensor
@@ -44,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _arguments(*flags: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
+    arguments.train(parser)
     return parser.parse_args(flags)
 
 

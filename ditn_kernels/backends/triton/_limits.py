@@ -17,6 +17,8 @@ _BOTH = replace(_FORWARD, backward=_DTYPES, min_capability_backward=(8, 0))
 # than chips have. The FFN's takes its hidden channels in slices.
 _LAYER = replace(_BOTH, max_channels_backward_of=dict.fromkeys(_DTYPES, 64))
 _FFN = replace(_BOTH, max_channels_backward_of={torch.float32: 64})
+# Enough for x8 in colour: 192. Its gradients would spill (counted: 400 bytes and more in float32).
+_TAIL = replace(_LAYER, max_outputs=256, max_outputs_backward=128)
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Where matrix
 # instructions take no factor from shared memory, four layers, one after the other, take fewer cycles (counted): in
 # float16 27,200 on sm_80, where the stage took 38,800, and 35,100 on sm_120 instead of 67,300. So they do in bfloat16,
@@ -39,5 +41,5 @@ LIMITS = {
     "gated_ffn": _FFN,
     "dilated_gate": _LAYER,
     "inner_patch_stage": _STAGE,
-    "image_tail": _LAYER,
+    "image_tail": _TAIL,
 }
