@@ -20,7 +20,7 @@ from ditn_kernels.ops import REGISTRY
 _KERNELS = {
     "triton": "Triton kernels",
     "cuda": "CUDA C++ kernels",
-    "cpu": "C++ kernels",
+    "cpp": "C++ kernels",
     "torch": "plain PyTorch",
 }
 # By it is said what runs: the largest part of a network's work, which every backend has.
@@ -104,7 +104,7 @@ def _runs(device: torch.device, dtype: torch.dtype) -> str:
         return f"{what}, as was asked for"
     if chosen == "torch":
         # Not those for another kind of device, which no one could want here.
-        meant = ("triton", "cuda") if device.type == "cuda" else ("cpu",)
+        meant = ("triton", "cuda") if device.type == "cuda" else ("cpp",)
         return f"{what}, since {'; '.join(f'{name} {refusals[name][0]}' for name in meant if refusals.get(name))}"
     order = order_on_gpu(op, args, backward=False)
     return f"{what}, the fastest that can run" + (f" (order {order.source})" if order else "")
