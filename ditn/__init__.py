@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ditn.export.export import export
     from ditn.export.formats import ExportError
+    from ditn.inference.graphs import CudaGraphRunner
     from ditn.inference.upscaler import Upscaler
     from ditn.model.accelerate import accelerate
     from ditn.model.checkpoint import load, models, save
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DITN",
     "CheckpointError",
+    "CudaGraphRunner",
     "DITNConfig",
     "DITN_Real",
     "DITN_Tiny",
@@ -37,6 +39,7 @@ __all__ = [
 _PLACES = {
     "DITN": "ditn.model.network",
     "CheckpointError": "ditn.model.tensor_file",
+    "CudaGraphRunner": "ditn.inference.graphs",
     "DITNConfig": "ditn.model.config",
     "DITN_Real": "ditn.model.network",
     "DITN_Tiny": "ditn.model.network",

@@ -9,12 +9,12 @@ serve, or ahead of time by `prove`. The models are in `ditn`.
 
 from __future__ import annotations
 
-from ditn_kernels._dispatch import BackendError, Explanation, explain, use_backend
+from ditn_kernels._dispatch import BackendError, Explanation, conditions, explain, use_backend
 from ditn_kernels._info import hint, info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
-from ditn_kernels._prepared import Prepared
+from ditn_kernels._prepared import Prepared, is_plain
 from ditn_kernels._proving import Proof, prove
 from ditn_kernels._records import layers, map_tensors, stack
 from ditn_kernels.backends.triton._compiling import Compilation, compilations
@@ -52,6 +52,7 @@ __all__ = [
     "SpatialStageWeights",
     "TailWeights",
     "compilations",
+    "conditions",
     "dilated_gate",
     "explain",
     "gated_ffn",
@@ -61,6 +62,7 @@ __all__ = [
     "info",
     "inner_patch_attention",
     "inner_patch_stage",
+    "is_plain",
     "layer_norm2d",
     "layers",
     "lower_to_native",

@@ -97,6 +97,7 @@ def _upscaler(args: argparse.Namespace) -> Upscaler:
         "max_memory": args.max_memory,
         "self_ensemble": args.self_ensemble,
         "guard": args.guard,
+        "cuda_graph": args.cuda_graph,
     }
     if args.model == AUTO:
         return Upscaler(AUTO, scale=scale_for(args.scale or math.inf), device=device, dtype=dtype, **options)

@@ -34,21 +34,34 @@ def bytes_per_pixel(model: DITN) -> int:
     return (most + config.in_channels) * next(model.parameters()).element_size()
 
 
-def predicted_peak(model: DITN, pixels: int) -> int:
-    """Bytes that a forward pass over so many input pixels takes at its peak, besides the weights."""
-    return FIXED + pixels * bytes_per_pixel(model)
+def buffers_per_pixel(model: DITN) -> tuple[int, int]:
+    """Bytes per input pixel of the image and of the result, which CUDA graphs keep beside the activations."""
+    config, size = model.config, next(model.parameters()).element_size()
+    return config.in_channels * size, config.out_channels * config.upscale**2 * size
 
 
-def pixels_within(model: DITN, budget: int) -> int:
+def predicted_peak(model: DITN, pixels: int, *, graph: bool = False) -> int:
+    """Bytes that a forward pass over so many input pixels takes at its peak, besides the weights; as a CUDA graph, with
+    its buffers."""
+    return FIXED + pixels * _all_per_pixel(model, graph)
+
+
+def pixels_within(model: DITN, budget: int, *, graph: bool = False) -> int:
     """The input pixels of the largest forward pass whose `predicted_peak` is at most `budget` bytes; negative if there
     is none."""
-    return (budget - FIXED) // bytes_per_pixel(model)
+    return (budget - FIXED) // _all_per_pixel(model, graph)
+
+
+def _all_per_pixel(model: DITN, graph: bool) -> int:
+    return bytes_per_pixel(model) + graph * sum(buffers_per_pixel(model))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device; on the CPU without driving anything else out of memory."""
+    """Bytes that can still be had on a device, among them what PyTorch keeps there of freed memory; on the CPU without
+    driving anything else out of memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     available = int(psutil.virtual_memory().available)
     left = _left_in_container()
     return available if left is None else min(available, left)

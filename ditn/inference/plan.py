@@ -17,10 +17,16 @@ _SHARE_OF_FREE_MEMORY = 0.5
 Tile = int | Literal["auto"]
 
 
+def budget(max_memory: int | None, device: torch.device) -> int:
+    """Bytes for the network: `max_memory`, by default half of what is free on the device now."""
+    return max_memory or int(_SHARE_OF_FREE_MEMORY * free_memory(device))
+
+
 @dataclass(frozen=True)
 class TilePlan:
     """The regions, without their overlap, that cover an image of height x width, row by row; and the bytes that the
-    forward pass of the largest, with its overlap, is predicted to take besides the weights."""
+    forward pass of the largest, with its overlap, is predicted to take besides the weights, as a CUDA graph where there
+    are any."""
 
     height: int
     width: int
@@ -29,11 +35,18 @@ class TilePlan:
 
 
 def plan_tiles(
-    model: DITN, height: int, width: int, *, tile: Tile, max_memory: int | None, device: torch.device
+    model: DITN,
+    height: int,
+    width: int,
+    *,
+    tile: Tile,
+    max_memory: int | None,
+    device: torch.device,
+    graph: bool = False,
 ) -> TilePlan:
     """The tiles for an image of height x width: of side `tile`, rounded up to the grid (0: the whole image), or, with
     "auto", the largest whose forward pass is predicted to take no more than `max_memory` bytes, by default half of
-    what is free on the device.
+    what is free on the device. `graph`: it may become a CUDA graph.
 
     Raises ValueError for an image without pixels, MemoryError if the smallest tile would take more.
     """
@@ -49,15 +62,14 @@ def plan_tiles(
 
     if tile != "auto":
         regions = cut(*padded, round_up(tile, grid) or whole, grid)
-        return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions)))
-    budget = max_memory or int(_SHARE_OF_FREE_MEMORY * free_memory(device))
-    allowed = pixels_within(model, budget)
+        return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions), graph=graph))
+    allowed = pixels_within(model, most := budget(max_memory, device), graph=graph)
     for side in range(whole, 0, -grid):
         regions = cut(*padded, side, grid)
         pixels = largest(regions)
         if pixels <= allowed:
-            return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels))
+            return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels, graph=graph))
     raise MemoryError(
-        f"max_memory is {budget / 2**20:.0f} MiB, but the smallest tile needs "
-        f"{predicted_peak(model, pixels) / 2**20:.0f} MiB"
+        f"max_memory is {most / 2**20:.0f} MiB, but the smallest tile needs "
+        f"{predicted_peak(model, pixels, graph=graph) / 2**20:.0f} MiB"
     )

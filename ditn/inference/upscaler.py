@@ -17,7 +17,7 @@ from ditn.imaging.pil import from_pil, to_pil
 from ditn.inference.alpha import split_alpha, with_alpha
 from ditn.inference.chooser import Choice, Chooser, of_scale
 from ditn.inference.ensemble import self_ensemble as average_orientations
-from ditn.inference.graphs import CudaGraphRunner
+from ditn.inference.graphs import CudaGraphRunner, GraphPool, can_record
 from ditn.inference.guard import Finding
 from ditn.inference.options import AUTO, GUARDS, Guard
 from ditn.inference.plan import Tile, TilePlan, plan_tiles
@@ -51,10 +51,11 @@ class Upscaler:
                 image's to rounding.
     max_memory  bytes that a forward pass may take (default: half of what is free on the device); "auto" chooses the
                 largest tile that is predicted to keep it. Running out of memory all the same halves the tile and
-                goes on.
+                goes on. The memory of CUDA graphs is part of this.
     device, dtype   where to run, by default where the model is; the caller's model is left alone
-    cuda_graph  record the model's launches once for each shape of a tile and replay them, which saves small images
-                most of their time; on a CUDA device only
+    cuda_graph  record the model's launches when a shape of a tile or image comes for the second time and replay them
+                from then on, which saves small images most of their time (see `CudaGraphRunner`). By default wherever
+                there are CUDA graphs: on a CUDA device.
     self_ensemble   the mean over eight flips and rotations: eight times the time, a little better
     guard       what becomes of places whose enlargement, averaged back to the input's size, is not the input, as
                 happens to text and hard edges with weights trained on photographs alone (see `ditn.inference.guard`):
@@ -73,7 +74,7 @@ class Upscaler:
         max_memory: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        cuda_graph: bool = False,
+        cuda_graph: bool | None = None,
         self_ensemble: bool = False,
         guard: Guard = "repair",
     ) -> None:
@@ -100,24 +101,25 @@ class Upscaler:
         self.dtype = dtype or parameter.dtype
         if (self.device, self.dtype) != (parameter.device, parameter.dtype) or model.training:
             model = copy.deepcopy(model).to(self.device, self.dtype).eval()
-        self.model, self.scale = model, config.upscale
-        self.tile, self.max_memory, self.guard = tile, max_memory, guard
-        self._warned = False
-        run = CudaGraphRunner(model) if cuda_graph else model
-        self._run = (lambda x: average_orientations(run, x)) if self_ensemble else run
-        self._chooser = names and Chooser(
-            names,
-            lambda name: Upscaler(
-                self.model if name == names["clean"] else name,
-                tile=tile,
-                max_memory=max_memory,
-                device=self.device,
-                dtype=self.dtype,
-                cuda_graph=cuda_graph,
-                self_ensemble=self_ensemble,
-                guard=guard,
-            ),
-        )
+        self.scale, self.tile, self.max_memory, self.guard = config.upscale, tile, max_memory, guard
+        self._self_ensemble, self._warned = self_ensemble, False
+        graphs = can_record(self.device) if cuda_graph is None else cuda_graph
+        self._graphs = GraphPool(max_memory) if graphs else None
+        self._use(model)
+        self._chooser = names and Chooser(names, lambda name: self._for(None if name == names["clean"] else name))
+
+    def _use(self, model: DITN) -> None:
+        self.model = model
+        run = CudaGraphRunner(model, pool=self._graphs) if self._graphs else model
+        self._run = (lambda x: average_orientations(run, x)) if self._self_ensemble else run
+
+    def _for(self, name: str | None) -> Upscaler:
+        """This Upscaler for one model, its own or the one of this name. All record into one pool of memory."""
+        one = copy.copy(self)
+        one._chooser = None
+        if name:
+            one._use(load(name, device=self.device, dtype=self.dtype))
+        return one
 
     @overload
     def __call__(self, image: Pixels, *, progress: Progress | None = None) -> Pixels: ...
@@ -176,7 +178,15 @@ class Upscaler:
     def plan(self, height: int, width: int) -> TilePlan:
         """The tiles for an image of height x width. With tile="auto" and without `max_memory`, as much memory counts as
         is free now. Raises ValueError for an image without pixels, MemoryError if `max_memory` is too little."""
-        return plan_tiles(self.model, height, width, tile=self.tile, max_memory=self.max_memory, device=self.device)
+        return plan_tiles(
+            self.model,
+            height,
+            width,
+            tile=self.tile,
+            max_memory=self.max_memory,
+            device=self.device,
+            graph=self._graphs is not None,
+        )
 
     def _warn(self, findings: list[Finding]) -> None:
         if findings and not self._warned:
