@@ -118,7 +118,7 @@ def test_without_compiled_kernels_it_is_said_once(capsys, without_library, tmp_p
     assert "plain PyTorch runs" not in capsys.readouterr().err
     assert cli.main(["info", "--device", "cpu"]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.endswith(f": plain PyTorch (torch), since cpu {without_library}")
+    assert first.endswith(f": plain PyTorch (torch), since cpp {without_library}")
     assert second.startswith("plain PyTorch runs")
 
 
