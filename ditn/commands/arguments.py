@@ -63,6 +63,11 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     add("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger inputs, which may be forged (%(default)s)")
     add("--device", help="such as cpu or cuda:0 (default: a GPU if there is one)")
     add("--dtype", choices=(*DTYPES, "float64"), help="(default: float16 on a GPU, float32 on a CPU)")
+    add(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        help="replay an image's or a tile's launches once its shape has come twice (default: on a CUDA GPU)",
+    )
     add("--backend", help="force a backend (default: the fastest that can run; see `ditn info`)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist as they are")
