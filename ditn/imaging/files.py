@@ -7,6 +7,7 @@ lacks, goes through Pillow. Metadata, of which libvips keeps some and changes so
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -152,7 +153,10 @@ def write_raw(
             if suffix == ".bmp":
                 from PIL import Image
 
-                Image.fromarray(image.numpy()).save(temporary)
+                # Not to the file: Pillow takes a BMP for written of which a full disk took a part.
+                encoded = io.BytesIO()
+                Image.fromarray(image.numpy()).save(encoded, "bmp")
+                temporary.write_bytes(encoded.getbuffer())
             else:
                 # Not by name: libvips takes names in UTF-8 only, and a folder's may be of other bytes.
                 with temporary.open("r+b") as file:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import ditn
 from ditn.commands.cli import main
+from ditn.imaging import files
 from ditn.training.warm_start import start_at_interpolation
 
 RANDOM = np.random.default_rng(0)
@@ -245,6 +247,29 @@ def test_what_a_format_cannot_keep_is_said(tmp_path, upscale, to: str, dtype: ty
         values = np.asarray(result)
     if bands == 4 and "flattened" in note:
         assert (values >= 254).all()  # wholly transparent: white
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
+def test_an_output_that_does_not_fit_is_not_there(tmp_path, suffix: str) -> None:
+    """A limit on a file's size, as a full disk would, lets its last bytes not be written."""
+    pixels = RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    page = files.Page(pixels, files.Metadata())
+    (tmp_path / "raw").write_bytes(pixels.tobytes())
+
+    def write(name: str) -> None:
+        path = tmp_path / f"{name}{suffix}"
+        files.write_raw(tmp_path / "raw", pixels.shape, "uint8", path, page, size=(64, 64), quality=100)
+
+    write("whole")
+    size = (tmp_path / f"whole{suffix}").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 9, limits[1]))
+        with pytest.raises((OSError, files.ImageError)):
+            write("cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", f"whole{suffix}"]
 
 
 def test_sizes_that_a_format_cannot_hold(tmp_path, upscale, capsys) -> None:
