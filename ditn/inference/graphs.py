@@ -260,7 +260,7 @@ def _channels_last(buffer: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -
 def _recover(device: torch.device, pool: Any) -> None:
     """After a capture that CUDA broke off, PyTorch's allocator does not know that it is over, and would no longer give
     back what it keeps; nor does its generator of random numbers before PyTorch 2.13."""
-    with suppress(RuntimeError):  # it does know
+    with suppress(RuntimeError, AttributeError):  # it does know; or this PyTorch has no such calls
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]

@@ -162,7 +162,7 @@ class UFONE(nn.Module):
         if sals:
             yield bind(spatial_stage, sals, self.config.norm)
         if conv:
-            yield bind(image_head, *conv)
+            yield bind(conv3x3, *conv)
 
     def forward(self, x: Tensor, weights: UFONEWeights | None = None) -> Tensor:
         for step in self.steps(weights or self.fold(), fused if self.fused else unfused):
@@ -170,6 +170,8 @@ class UFONE(nn.Module):
         return x
 
 
+# The operator of the head is any 3x3 convolution.
+conv3x3 = image_head
 # One operator with its weights and options, to be called with maps; and what makes it of them.
 Step = Callable[..., Tensor]
 Bind = Callable[..., Step]
