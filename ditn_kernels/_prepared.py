@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import DECOMPOSED, conditions, select
 from ditn_kernels._op import Op
 from ditn_kernels._records import flatten
 from ditn_kernels.backends import BACKENDS
+
+# Decisions that are kept, of a few hundred bytes each: a server meets images of any size.
+_KEPT = 1024
 
 
 class Prepared:
@@ -27,6 +32,7 @@ class Prepared:
     def __init__(self, op: Op, *arguments: Any) -> None:
         self._op = op
         self._arguments = list(flatten(arguments))
+        self._kernels: dict[str, Callable[..., Tensor]] = {}
         self._decided: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     def __call__(self, *maps: Tensor) -> Tensor:
@@ -37,6 +43,8 @@ class Prepared:
         if run is None:
             run = self._decide(maps)
             if not (maps[0].is_cuda and torch.cuda.is_current_stream_capturing()):  # nothing is proved meanwhile
+                if len(self._decided) >= _KEPT:
+                    self._decided.clear()
                 self._decided[key] = run
         return run(*maps)
 
@@ -45,12 +53,28 @@ class Prepared:
         named = op.named([*maps, *self._arguments])
         op.check(named)
         name = select(op, named)
-        arguments = list(op.structured(named.values()))[len(maps) :]
-        if name == DECOMPOSED and op.decomposition is not None:
+        if name == DECOMPOSED:
             # Each of them takes and gives maps like the first.
-            return _in_turn([Prepared(link, *given)._decide(maps) for link, given in op.decomposition(*arguments)])
-        kernel = BACKENDS[name].prepared(op, arguments)
-        return lambda *maps: kernel(*maps).contiguous(memory_format=torch.channels_last)
+            return _in_turn([link._decide(maps) for link in self._links])
+        return self._kernel(name)
+
+    @functools.cached_property
+    def _links(self) -> list[Prepared]:
+        """The decomposition, each operator prepared."""
+        decomposition = self._op.decomposition
+        return [Prepared(link, *given) for link, given in decomposition(*self._structured())] if decomposition else []
+
+    def _kernel(self, backend: str) -> Callable[..., Tensor]:
+        """A backend's kernel with the weights as it reads them, which do not depend on the maps."""
+        if backend not in self._kernels:
+            kernel = BACKENDS[backend].prepared(self._op, self._structured())
+            self._kernels[backend] = lambda *maps: kernel(*maps).contiguous(memory_format=torch.channels_last)
+        return self._kernels[backend]
+
+    def _structured(self) -> list[Any]:
+        """The arguments behind the maps as the operator's definition takes them."""
+        op, maps = self._op, sum(map(is_map, self._op.axes.values()))
+        return list(op.structured(op.named([None] * maps + self._arguments).values()))[maps:]
 
 
 def _in_turn(steps: list[Callable[..., Tensor]]) -> Callable[..., Tensor]:

@@ -188,6 +188,19 @@ def test_plain_pytorch_on_a_gpu_warns_once(monkeypatch) -> None:
         dispatch._warn_if_slow(OP, {"x": OnGpu()}, refusals)
 
 
+def test_prepared_operators_keep_few_decisions(monkeypatch) -> None:
+    """Images of ever other sizes: results stay right, an option that was left out has its default, and what is kept
+    does not grow."""
+    monkeypatch.setattr("ditn_kernels._prepared._KEPT", 2)
+    weight, bias = torch.rand(7), torch.rand(7)
+    prepared = ditn_kernels.Prepared(ditn_kernels.layer_norm2d, weight, bias)
+    for height in range(1, 6):
+        x = torch.rand(1, 7, height, 3)
+        expected = torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (7,), weight, bias, 1e-5).permute(0, 3, 1, 2)
+        torch.testing.assert_close(prepared(x), expected)
+        assert len(prepared._decided) <= 2
+
+
 def test_the_former_name_of_a_backend_is_accepted(monkeypatch) -> None:
     args = list(OP.inputs(OP.samples[0]).values())
     monkeypatch.setenv("DITN_BACKEND", "cpu")
