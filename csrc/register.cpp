@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "handle.h"
 #include "pages.h"
 
 namespace {
@@ -58,19 +59,18 @@ constexpr auto kWiden = [](const Tensor& t) {
 
 int as_int(int64_t value) { return static_cast<int>(value); }
 
-// Calls work with the kernels for the type of x.
-template <class Work>
-void with_kernels(const Tensor& x, const Work& work) {
-  switch (x.scalar_type()) {
+// The kernels for activations of this type.
+const Kernels& kernels_for(ScalarType type) {
+  switch (type) {
     case ScalarType::Float:
-      return work(level().for_float);
+      return level().for_float;
     case ScalarType::BFloat16:
-      return work(level().for_bfloat16);
+      return level().for_bfloat16;
     case ScalarType::Half:
-      return work(level().for_float16);
+      return level().for_float16;
     default:
       throw std::runtime_error("ditn_native computes float32, bfloat16 and float16, not scalar type " +
-                               std::to_string(static_cast<int>(x.scalar_type())));
+                               std::to_string(static_cast<int>(type)));
   }
 }
 
@@ -96,121 +96,103 @@ int64_t count_of_torch() { return torch::stable::get_num_threads(); }
 
 constexpr Threads kThreads{run_on_torch, count_of_torch};
 
-Tensor inner_patch_stage(Tensor x, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
+// An operator with its weights, as a kernel reads them.
+class PreparedOperator final : public Handle {
+ public:
+  // Results have so many channels, in `upscale` times as many rows and columns as the maps.
+  PreparedOperator(Prepared kernel, int64_t outputs, int64_t upscale = 1) : kernel_(kernel), outputs_(outputs), upscale_(upscale) {}
+  ~PreparedOperator() override { kernel_.release(kernel_.weights); }
+
+  Tensor run(const Tensor& x, const Tensor& skip) override {
+    Tensor y = result(torch::stable::new_empty(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_}));
+    kernel_.run(kernel_.weights, kThreads, shape_of(x), x.const_data_ptr(), skip.const_data_ptr(), y.mutable_data_ptr());
+    return y;
+  }
+
+ private:
+  const Prepared kernel_;
+  const int64_t outputs_, upscale_;
+};
+
+// Each operator for activations of a type, with weights of any.
+
+PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
   std::vector<Attention> attentions;
   std::vector<Ffn> ffns;
-  const int64_t layers = weights.ffn.out_weight.size(0);
+  const int64_t layers = weights.ffn.out_weight.size(0), channels = weights.ffn.out_weight.size(2);
   for (int64_t i = 0; i < layers; ++i) {
     const auto of_layer = [i](const Tensor& t) { return data_of_layer(t, i); };
     attentions.push_back(weights.attention.as<Attention>(of_layer));
     ffns.push_back(weights.ffn.as<Ffn>(of_layer, as_int(weights.ffn.out_weight.size(1))));
   }
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), attentions.data(), ffns.data(), as_int(layers),
-                        static_cast<Norm>(norm), as_int(patch_size));
-  });
-  return y;
+  return {kernels_for(type).inner_patch(as_int(channels), attentions.data(), ffns.data(), as_int(layers),
+                                        static_cast<Norm>(norm), as_int(patch_size)),
+          channels};
 }
 
-Tensor inner_patch_attention(Tensor x, AttentionWeights weights, int64_t norm, int64_t patch_size) {
+PreparedOperator inner_patch_attention(ScalarType type, AttentionWeights weights, int64_t norm, int64_t patch_size) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
   const auto attention = weights.as<Attention>(kData);
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), &attention, nullptr, 1, static_cast<Norm>(norm),
-                        as_int(patch_size));
-  });
-  return y;
+  const int64_t channels = weights.out_bias.size(0);
+  return {kernels_for(type).inner_patch(as_int(channels), &attention, nullptr, 1, static_cast<Norm>(norm), as_int(patch_size)),
+          channels};
 }
 
-Tensor gated_ffn(Tensor x, FfnWeights weights, int64_t norm, int64_t patch_size) {
+PreparedOperator gated_ffn(ScalarType type, FfnWeights weights, int64_t norm, int64_t patch_size) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
   const auto ffn = weights.as<Ffn>(kData, as_int(weights.out_weight.size(0)));
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    if (patch_size) {
-      kernels.inner_patch(kThreads, shape_of(x), data<T>(x), out<T>(y), nullptr, &ffn, 1, static_cast<Norm>(norm),
-                          as_int(patch_size));
-    } else {
-      kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), nullptr, &ffn, 1, static_cast<Norm>(norm));
-    }
-  });
-  return y;
+  const int64_t channels = weights.out_bias.size(0);
+  const Kernels& kernels = kernels_for(type);
+  return {patch_size ? kernels.inner_patch(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm), as_int(patch_size))
+                     : kernels.spatial(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm)),
+          channels};
 }
 
-Tensor spatial_stage(Tensor x, SpatialStageWeights weights, int64_t norm) {
+PreparedOperator spatial_stage(ScalarType type, SpatialStageWeights weights, int64_t norm) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
   std::vector<Gate> gates;
   std::vector<Ffn> ffns;
-  const int64_t layers = weights.ffn.out_weight.size(0);
+  const int64_t layers = weights.ffn.out_weight.size(0), channels = weights.ffn.out_weight.size(2);
   for (int64_t i = 0; i < layers; ++i) {
     const auto of_layer = [i](const Tensor& t) { return data_of_layer(t, i); };
     gates.push_back(weights.gate.as<Gate>(of_layer));
     ffns.push_back(weights.ffn.as<Ffn>(of_layer, as_int(weights.ffn.out_weight.size(1))));
   }
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), gates.data(), ffns.data(), as_int(layers),
-                    static_cast<Norm>(norm));
-  });
-  return y;
+  return {kernels_for(type).spatial(as_int(channels), gates.data(), ffns.data(), as_int(layers), static_cast<Norm>(norm)),
+          channels};
 }
 
-Tensor dilated_gate(Tensor x, GateWeights weights, int64_t norm) {
+PreparedOperator dilated_gate(ScalarType type, GateWeights weights, int64_t norm) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
   const auto gate = weights.as<Gate>(kData);
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.spatial(kThreads, shape_of(x), data<T>(x), out<T>(y), &gate, nullptr, 1, static_cast<Norm>(norm));
-  });
-  return y;
+  const int64_t channels = weights.out_bias.size(0);
+  return {kernels_for(type).spatial(as_int(channels), &gate, nullptr, 1, static_cast<Norm>(norm)), channels};
 }
 
-// A new map [B, H, W, channels] of the kind of x.
-Tensor map_like(const Tensor& x, int64_t height, int64_t width, int64_t channels) {
-  return result(torch::stable::new_empty(x, {x.size(0), height, width, channels}));
-}
-
-Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
   weight = kWiden(weight), bias = kWiden(bias);
-  const int64_t outputs = weight.size(3);
-  Tensor y = map_like(image, image.size(1), image.size(2), outputs);
-  with_kernels(image, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.image_head(kThreads, shape_of(image), data<T>(image), out<T>(y), data(weight), data(bias), as_int(outputs));
-  });
-  return y;
+  const int64_t channels = weight.size(2), outputs = weight.size(3);
+  return {kernels_for(type).image_head(as_int(channels), data(weight), data(bias), as_int(outputs)), outputs};
 }
 
-Tensor image_tail(Tensor x, Tensor skip, TailWeights weights, int64_t upscale) {
+PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscale) {
   weights = weights.map(kWiden);
-  const int64_t outputs = weights.up_weight.size(3);
-  Tensor y = map_like(x, x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale));
+  const int64_t channels = weights.up_weight.size(2), outputs = weights.up_weight.size(3);
   const auto tail = weights.as<Tail>(kData, as_int(outputs), as_int(upscale));
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.image_tail(kThreads, shape_of(x), data<T>(x), data<T>(skip), out<T>(y), tail);
-  });
-  return y;
+  return {kernels_for(type).image_tail(as_int(channels), tail), outputs / (upscale * upscale), upscale};
 }
 
-Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
+PreparedOperator tanh_affine(ScalarType type, Tensor weight, Tensor bias) {
   weight = kWiden(weight), bias = kWiden(bias);
-  const int64_t outputs = weight.size(1);
-  Tensor y = map_like(x, x.size(1), x.size(2), outputs);
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.tanh_affine(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), as_int(outputs));
-  });
-  return y;
+  const int64_t channels = weight.size(0), outputs = weight.size(1);
+  return {kernels_for(type).tanh_affine(as_int(channels), data(weight), data(bias), as_int(outputs)), outputs};
 }
 
-Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
+PreparedOperator layer_norm2d(ScalarType type, Tensor weight, Tensor bias, double eps) {
   weight = kWiden(weight), bias = kWiden(bias);
-  Tensor y = new_like(x);
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.layer_norm2d(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weight), data(bias), static_cast<float>(eps));
-  });
-  return y;
+  const int64_t channels = weight.size(0);
+  return {kernels_for(type).layer_norm2d(as_int(channels), data(weight), data(bias), static_cast<float>(eps)), channels};
 }
 
 std::tuple<Tensor, AttentionWeights> inner_patch_attention_backward(Tensor grad, Tensor x, AttentionWeights weights, int64_t norm,
@@ -277,6 +259,11 @@ Tensor function(std::string name, Tensor x) {
   return y;
 }
 
+// On any device.
+Tensor run_prepared(int64_t handle, Tensor x, Tensor skip) { return reinterpret_cast<Handle*>(handle)->run(x, skip); }
+
+void release(int64_t handle) { delete reinterpret_cast<Handle*>(handle); }
+
 int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
 
 #include "torch_cpp.h"
@@ -287,9 +274,15 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
   define_operators(m);
   m.def("function(str name, Tensor x) -> Tensor");
   m.def("fma_loop(int units) -> int");
+  m.def("run_prepared(int handle, Tensor x, Tensor skip) -> Tensor");
+  m.def("release(int handle) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) { m.impl("fma_loop", TORCH_BOX(&fma_loop)); }
+STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) {
+  m.impl("fma_loop", TORCH_BOX(&fma_loop));
+  m.impl("run_prepared", TORCH_BOX(&run_prepared));
+  m.impl("release", TORCH_BOX(&release));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CPU, m) {
   implement_operators(m);

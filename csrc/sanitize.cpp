@@ -139,6 +139,15 @@ void check(const char* name, const Shape& shape, const std::vector<int64_t>& cou
   std::exit(1);
 }
 
+// Checks an operator, whose weights are released at the end, on such a map; a result has so many values.
+template <class T>
+void check(const char* name, const Shape& shape, int64_t count, const Prepared& prepared, const T* x, const T* skip = nullptr) {
+  check<T>(name, shape, {count}, [&](Threads threads, const Results<T>& y) {
+    prepared.run(prepared.weights, threads, shape, x, skip, y[0]);
+  });
+  prepared.release(prepared.weights);
+}
+
 Attention attention(Tensors& t, int64_t c) { return {t(c * 3 * c), t(3 * c), t(1), t(c * c), t(c)}; }
 
 Ffn ffn(Tensors& t, int64_t c, int64_t e) {
@@ -150,43 +159,31 @@ Gate gate(Tensors& t, int64_t c) {
 }
 
 template <class T>
-void patches(const Kernels<T>& kernels, Shape shape, int patch, Norm norm) {
+void patches(const Kernels& kernels, Shape shape, int patch, Norm norm) {
   Tensors t;
   const int64_t c = shape.channels, count = shape.batch * shape.height * shape.width * c;
   const T* x = t.make<T>(count);
   const Attention attentions[] = {attention(t, c), attention(t, c)};
   const Ffn ffns[] = {ffn(t, c, 2 * c), ffn(t, c, 2 * c)};
-  check<T>("inner_patch", shape, {count}, [&](Threads threads, const Results<T>& y) {
-    kernels.inner_patch(threads, shape, x, y[0], attentions, ffns, 2, norm, patch);
-  });
+  check("inner_patch", shape, count, kernels.inner_patch(shape.channels, attentions, ffns, 2, norm, patch), x);
 }
 
 template <class T>
-void map(const Kernels<T>& kernels, Shape shape, Norm norm) {
+void map(const Kernels& kernels, Shape shape, Norm norm) {
   Tensors t;
   const int64_t c = shape.channels, pixels = shape.batch * shape.height * shape.width;
   const T *x = t.make<T>(pixels * c), *skip = t.make<T>(pixels * c);
   const Gate gates[] = {gate(t, c), gate(t, c)};
   const Ffn ffns[] = {ffn(t, c, 2 * c + 1), ffn(t, c, 2 * c + 1)};
-  check<T>("spatial", shape, {pixels * c}, [&](Threads threads, const Results<T>& y) {
-    kernels.spatial(threads, shape, x, y[0], gates, ffns, 2, norm);
-  });
+  check("spatial", shape, pixels * c, kernels.spatial(shape.channels, gates, ffns, 2, norm), x);
   const int outputs = 27, upscale = 3;
   const float *head_weight = t(9 * c * outputs), *head_bias = t(outputs), *weight = t(c * outputs), *bias = t(outputs);
-  check<T>("image_head", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
-    kernels.image_head(threads, shape, x, y[0], head_weight, head_bias, outputs);
-  });
+  check("image_head", shape, pixels * outputs, kernels.image_head(shape.channels, head_weight, head_bias, outputs), x);
   const Tail tail{t(9 * c * c), t(c), t(9 * c * outputs), t(outputs), outputs, upscale};
-  check<T>("image_tail", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
-    kernels.image_tail(threads, shape, x, skip, y[0], tail);
-  });
-  check<T>("tanh_affine", shape, {pixels * outputs}, [&](Threads threads, const Results<T>& y) {
-    kernels.tanh_affine(threads, shape, x, y[0], weight, bias, outputs);
-  });
+  check("image_tail", shape, pixels * outputs, kernels.image_tail(shape.channels, tail), x, skip);
+  check("tanh_affine", shape, pixels * outputs, kernels.tanh_affine(shape.channels, weight, bias, outputs), x);
   const float *scale = t(c), *offset = t(c);
-  check<T>("layer_norm2d", shape, {pixels * c}, [&](Threads threads, const Results<T>& y) {
-    kernels.layer_norm2d(threads, shape, x, y[0], scale, offset, 1e-5f);
-  });
+  check("layer_norm2d", shape, pixels * c, kernels.layer_norm2d(shape.channels, scale, offset, 1e-5f), x);
 }
 
 void check_ffn_backward(Shape shape, const float* grad, const float* x, const Ffn& ffn, int patch, Norm norm) {
@@ -259,9 +256,9 @@ void every_size(const std::function<void(Shape, int, Norm)>& patches, const std:
 }
 
 template <class T>
-void every_size(const Kernels<T>& kernels) {
-  every_size([&](Shape shape, int patch, Norm norm) { patches(kernels, shape, patch, norm); },
-             [&](Shape shape, Norm norm) { map(kernels, shape, norm); });
+void every_size(const Kernels& kernels) {
+  every_size([&](Shape shape, int patch, Norm norm) { patches<T>(kernels, shape, patch, norm); },
+             [&](Shape shape, Norm norm) { map<T>(kernels, shape, norm); });
 }
 
 }  // namespace
@@ -271,9 +268,9 @@ int main(int count, char** arguments) {
     digest = true;
     all_channels = {std::atoi(arguments[2])};
   }
-  every_size(level().for_float);
-  every_size(level().for_bfloat16);
-  every_size(level().for_float16);
+  every_size<float>(level().for_float);
+  every_size<bfloat16>(level().for_bfloat16);
+  every_size<float16>(level().for_float16);
   every_size(patches_backward, map_backward);
   for (const char* name : {"exp", "tanh", "erf"}) {
     const std::vector<float> x{-INFINITY, -1e30f, -1.0f, 0.0f, NAN, 1e-40f, 1.0f, 1e30f, INFINITY};

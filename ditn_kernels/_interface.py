@@ -4,8 +4,8 @@
     python -m ditn_kernels._interface FOLDER
 
 writes `torch_operators.h` (records of weights as tensors, and schemas), `torch_cpp.h` and `torch_cuda.h` (functions
-that take an operator's tensors one by one, as torch calls it, for the operators that have kernels there) and
-`tensorrt_operators.h` (inputs and limits of TensorRT's plugins). `setup.py` and `csrc/tensorrt/CMakeLists.txt` call it.
+that take an operator's tensors one by one, as torch calls it, for the operators that have kernels there: the operator
+itself, `prepare_<op>`, which takes all but the maps, and `<op>_backward`) and `tensorrt_operators.h` (inputs and limits of TensorRT's plugins). `setup.py` and `csrc/tensorrt/CMakeLists.txt` call it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _schemas() -> str:
     lines = []
     for op in REGISTRY.values():
         arguments = [f"Tensor {name}" for name in op.axes] + [f"{_types(op, name)[0]} {name}" for name in op.options]
+        maps = sum(map(is_map, op.axes.values()))
         lines.append(f'  m.def("{op.name}({", ".join(arguments)}) -> Tensor");')
+        lines.append(f'  m.def("prepare_{op.name}({", ".join(arguments[maps:])}) -> int");')
         if op.gradient is not None:
             gradients = ", ".join(["Tensor"] * len(op.axes))
             lines.append(f'  m.def("{op.name}_backward({", ".join(["Tensor grad", *arguments])}) -> ({gradients})");')
@@ -90,26 +92,44 @@ def _boxes(backend: str) -> str:
         support = op.backends.get(backend)
         if support is None:
             continue
-        names = [op.name, f"{op.name}_backward"] if support.backward else [op.name]
-        text += [_box(op, name, backward=name != op.name) for name in names]
+        names = [op.name, f"prepare_{op.name}"]
+        text += [_forward(op)]
+        if support.backward:
+            names.append(f"{op.name}_backward")
+            text.append(_backward(op))
         lines += [f'  m.impl("{name}", TORCH_BOX(&flat_{name}));' for name in names]
     return "\n".join([*text, "template <class Library>", "void implement_operators(Library& m) {", *lines, "}", ""])
 
 
-def _box(op: Op, name: str, *, backward: bool) -> str:
-    grad = ["grad"] if backward else []
-    tensors = [f"Tensor {tensor}" for tensor in [*grad, *op.axes]]
-    arguments = ", ".join(tensors + [f"{_types(op, option)[1]} {option}" for option in op.options])
+def _forward(op: Op) -> str:
+    maps = [name for name, axes in op.axes.items() if is_map(axes)]
+    weights = [name for name in op.axes if name not in maps]
+    still = [f"Tensor {name}" for name in weights] + _options(op)
+    names = iter([*weights, *op.options])
+    given = ", ".join(_braced(hint, names) for parameter, hint in op.parameters.items() if parameter not in maps)
+    called = ", ".join([f"Tensor {name}" for name in maps] + still)
+    run = f"return {op.name}({maps[0]}.scalar_type(), {given}).run({maps[0]}, {maps[-1]});"
+    prepare = f"return number_of(new PreparedOperator({op.name}({weights[0]}.scalar_type(), {given})));"
+    return (
+        f"\nTensor flat_{op.name}({called}) {{\n  {run}\n}}\n"
+        f"\nint64_t flat_prepare_{op.name}({', '.join(still)}) {{\n  {prepare}\n}}\n"
+    )
+
+
+def _backward(op: Op) -> str:
+    arguments = ", ".join([f"Tensor {tensor}" for tensor in ["grad", *op.axes]] + _options(op))
     names = iter([*op.axes, *op.options])
-    given = ", ".join([*grad, *(_braced(hint, names) for hint in op.parameters.values())])
-    if not backward:
-        return f"\nTensor flat_{name}({arguments}) {{ return {name}({given}); }}\n"
-    maps = {parameter: hint for parameter, hint in op.parameters.items() if parameter not in op.options}
-    results = ", ".join(f"d{parameter}" for parameter in maps)
-    flat = ", ".join(path for parameter, hint in maps.items() for path in _paths(hint, f"d{parameter}"))
+    given = ", ".join(["grad", *(_braced(hint, names) for hint in op.parameters.values())])
+    parameters = {parameter: hint for parameter, hint in op.parameters.items() if parameter not in op.options}
+    results = ", ".join(f"d{parameter}" for parameter in parameters)
+    flat = ", ".join(path for parameter, hint in parameters.items() for path in _paths(hint, f"d{parameter}"))
     gradients = ", ".join(["Tensor"] * len(op.axes))
-    body = f"  const auto [{results}] = {name}({given});\n  return {{{flat}}};"
-    return f"\nstd::tuple<{gradients}> flat_{name}({arguments}) {{\n{body}\n}}\n"
+    body = f"  const auto [{results}] = {op.name}_backward({given});\n  return {{{flat}}};"
+    return f"\nstd::tuple<{gradients}> flat_{op.name}_backward({arguments}) {{\n{body}\n}}\n"
+
+
+def _options(op: Op) -> list[str]:
+    return [f"{_types(op, option)[1]} {option}" for option in op.options]
 
 
 def _braced(hint: Any, names: Iterator[str]) -> str:

@@ -14,58 +14,86 @@ namespace ditn::DITN_LEVEL {
 
 // A patch is read once, goes through all layers in L1 and L2, and is written once.
 template <class T>
-static void inner_patch(Threads threads, Shape shape, const T* x, T* y, const Attention* attentions, const Ffn* ffns,
-                        int layers, Norm norm, int patch) {
-  const Rows rows(shape.channels);
-  const int pixels = patch * patch;
+class InnerPatch {
+ public:
+  InnerPatch(int channels, const Attention* attentions, const Ffn* ffns, int layers, Norm norm, int patch)
+      : rows_(channels),
+        layers_(layers),
+        patch_(patch),
+        expanded_(ffns && layers ? ffns[0].expanded : 0),
+        norm_(norm),
+        attentions_(attentions ? layers : 0, [&](int i) { return new PatchAttention<P>(attentions[i], channels, patch * patch); }),
+        ffns_(ffns ? layers : 0, [&](int i) { return new GatedFfn<P>(ffns[i], channels); }) {}
+
+  void run(Threads threads, Shape shape, const T* x, const T*, T* y) const {
+    const int64_t across = shape.width / patch_, down = shape.height / patch_;
+    const int pixels = patch_ * patch_;
+    share(threads, shape.batch * down * across, [&](Units& units) {
+      Buffer stream(static_cast<int64_t>(pixels) * rows_.stride);
+      typename PatchAttention<P>::Scratch attention_scratch(rows_, pixels);
+      typename GatedFfn<P>::Patch ffn_scratch(rows_, expanded_, patch_);
+      // A patch asks for the next one's pixels before it is computed.
+      int64_t unit, following;
+      for (bool more = units.next(unit); more; unit = following) {
+        const auto pixel = [&](int64_t number, int i) {  // number / across counts patches through the batch
+          const int64_t row = number / across * patch_ + i / patch_, column = number % across * patch_ + i % patch_;
+          return (row * shape.width + column) * static_cast<int64_t>(shape.channels);
+        };
+        more = units.next(following);
+        for (int i = 0; i < pixels; ++i) {
+          if (more) prefetch(x + pixel(following, i), rows_);
+          copy_in(x + pixel(unit, i), rows_, stream + i * rows_.stride);
+        }
+        for (int layer = 0; layer < layers_; ++layer) {
+          if (attentions_.count()) attentions_[layer].run(stream, norm_, attention_scratch);
+          if (ffns_.count()) ffns_[layer].run_patch(stream, norm_, ffn_scratch);
+        }
+        for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows_.stride, rows_, y + pixel(unit, i));
+      }
+    });
+  }
+
+ private:
   using P = typename Multiplied<T>::As;
-  const Several<PatchAttention<P>> attention(attentions ? layers : 0, [&](int i) {
-    return new PatchAttention<P>(attentions[i], shape.channels, pixels);
-  });
-  const Several<GatedFfn<P>> ffn(ffns ? layers : 0, [&](int i) { return new GatedFfn<P>(ffns[i], shape.channels); });
-  const int64_t across = shape.width / patch, down = shape.height / patch;
-  share(threads, shape.batch * down * across, [&](Units& units) {
-    Buffer stream(static_cast<int64_t>(pixels) * rows.stride);
-    typename PatchAttention<P>::Scratch attention_scratch(rows, pixels);
-    typename GatedFfn<P>::Patch ffn_scratch(rows, ffns ? ffns[0].expanded : 0, patch);
-    // A patch asks for the next one's pixels before it is computed.
-    int64_t unit, following;
-    for (bool more = units.next(unit); more; unit = following) {
-      const auto pixel = [&](int64_t number, int i) {  // number / across counts patches through the batch
-        const int64_t row = number / across * patch + i / patch, column = number % across * patch + i % patch;
-        return (row * shape.width + column) * static_cast<int64_t>(shape.channels);
-      };
-      more = units.next(following);
-      for (int i = 0; i < pixels; ++i) {
-        if (more) prefetch(x + pixel(following, i), rows);
-        copy_in(x + pixel(unit, i), rows, stream + i * rows.stride);
-      }
-      for (int layer = 0; layer < layers; ++layer) {
-        if (attentions) attention[layer].run(stream, norm, attention_scratch);
-        if (ffns) ffn[layer].run_patch(stream, norm, ffn_scratch);
-      }
-      for (int i = 0; i < pixels; ++i) copy_out(stream + i * rows.stride, rows, y + pixel(unit, i));
-    }
-  });
-}
+
+  Rows rows_;
+  int layers_, patch_, expanded_;
+  Norm norm_;
+  Several<PatchAttention<P>> attentions_;
+  Several<GatedFfn<P>> ffns_;
+};
 
 template <class T>
-static void spatial(Threads threads, Shape shape, const T* x, T* y, const Gate* gates, const Ffn* ffns, int layers,
-                    Norm norm) {
+class Spatial {
+ public:
+  Spatial(int channels, const Gate* gates, const Ffn* ffns, int layers, Norm norm)
+      : layers_(layers),
+        norm_(norm),
+        gates_(gates ? layers : 0, [&](int i) { return new MapGate<P>(gates[i], channels); }),
+        ffns_(ffns ? layers : 0, [&](int i) { return new GatedFfn<P>(ffns[i], channels); }) {}
+
+  void run(Threads threads, Shape shape, const T* x, const T*, T* y) const {
+    const bool gated = gates_.count(), fed = ffns_.count();
+    const int64_t elements = shape.batch * shape.height * shape.width * shape.channels;
+    if (!gated && !fed) std::memcpy(y, x, sizeof(T) * static_cast<size_t>(elements));
+    // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
+    Array<T> between(gated && fed ? elements : 0, false);
+    for (int i = 0; i < layers_; ++i) {
+      const T* in = i ? y : x;
+      T* result = fed ? static_cast<T*>(between) : y;
+      if (gated) gates_[i].run(threads, shape, in, result, norm_);
+      if (fed) ffns_[i].run_map(threads, shape, gated ? result : in, y, norm_);
+    }
+  }
+
+ private:
   using P = typename Multiplied<T>::As;
-  if (layers == 0) {
-    std::memcpy(y, x, sizeof(T) * static_cast<size_t>(shape.batch * shape.height * shape.width * shape.channels));
-    return;
-  }
-  // Gate and FFN cannot work in place: each pixel needs its neighbours as they were.
-  Array<T> between(gates && ffns ? shape.batch * shape.height * shape.width * shape.channels : 0, false);
-  for (int i = 0; i < layers; ++i) {
-    const T* in = i ? y : x;
-    T* gated = ffns ? static_cast<T*>(between) : y;
-    if (gates) MapGate<P>(gates[i], shape.channels).run(threads, shape, in, gated, norm);
-    if (ffns) GatedFfn<P>(ffns[i], shape.channels).run_map(threads, shape, gates ? gated : in, y, norm);
-  }
-}
+
+  int layers_;
+  Norm norm_;
+  Several<MapGate<P>> gates_;
+  Several<GatedFfn<P>> ffns_;
+};
 
 static void function(const char* name, const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -96,8 +124,20 @@ static int64_t fma_loop(Threads threads, int64_t units) {
   return units * kSteps * kSums * kLanes * 2;
 }
 
+// An Operator for activations of type T, which is made of these arguments.
+template <class T, class Operator, class... Arguments>
+static Prepared prepared(Arguments... arguments) {
+  return {new Operator(arguments...),
+          [](const void* weights, Threads threads, Shape shape, const void* x, const void* skip, void* y) {
+            static_cast<const Operator*>(weights)->run(threads, shape, static_cast<const T*>(x), static_cast<const T*>(skip),
+                                                       static_cast<T*>(y));
+          },
+          [](const void* weights) { delete static_cast<const Operator*>(weights); }};
+}
+
 template <class T>
-constexpr Kernels<T> kKernels = {inner_patch<T>, spatial<T>, image_head<T>, image_tail<T>, tanh_affine<T>, layer_norm2d<T>};
+constexpr Kernels kKernels = {prepared<T, InnerPatch<T>>, prepared<T, Spatial<T>>,    prepared<T, ImageHead<T>>,
+                              prepared<T, ImageTail<T>>,  prepared<T, TanhAffine<T>>, prepared<T, LayerNorm2d<T>>};
 
 #define DITN_TEXT(name) #name
 #define DITN_NAME(name) DITN_TEXT(name)

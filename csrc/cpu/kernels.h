@@ -28,16 +28,23 @@ using Ffn = FfnOf<const float>;
 using Gate = GateOf<const float>;
 using Tail = TailOf<const float>;
 
-// The kernels for activations of one type. Results do not depend on the threads. A null pointer for the attentions, the
-// gates or the ffns leaves them out.
-template <class T>
+// An operator with a copy of its weights, in the order in which its kernel reads them: y = run(x) for maps of its number of
+// channels, from any thread. `skip` is the second map of those operators that have one. Results do not depend on `Threads`.
+struct Prepared {
+  const void* weights;
+  void (*run)(const void* weights, Threads, Shape, const void* x, const void* skip, void* y);
+  void (*release)(const void* weights);
+};
+
+// Prepares the operators for activations of one type. A null pointer for the attentions, the gates or the ffns leaves them
+// out.
 struct Kernels {
-  void (*inner_patch)(Threads, Shape, const T* x, T* y, const Attention*, const Ffn*, int layers, Norm, int patch);
-  void (*spatial)(Threads, Shape, const T* x, T* y, const Gate*, const Ffn*, int layers, Norm);
-  void (*image_head)(Threads, Shape, const T* image, T* y, const float* weight, const float* bias, int outputs);
-  void (*image_tail)(Threads, Shape, const T* x, const T* skip, T* y, const Tail&);
-  void (*tanh_affine)(Threads, Shape, const T* x, T* y, const float* weight, const float* bias, int outputs);
-  void (*layer_norm2d)(Threads, Shape, const T* x, T* y, const float* weight, const float* bias, float eps);
+  Prepared (*inner_patch)(int channels, const Attention*, const Ffn*, int layers, Norm, int patch);
+  Prepared (*spatial)(int channels, const Gate*, const Ffn*, int layers, Norm);
+  Prepared (*image_head)(int channels, const float* weight, const float* bias, int outputs);
+  Prepared (*image_tail)(int channels, const Tail&);
+  Prepared (*tanh_affine)(int channels, const float* weight, const float* bias, int outputs);
+  Prepared (*layer_norm2d)(int channels, const float* weight, const float* bias, float eps);
 };
 
 // Gradients of the operators of the same names, from that of their result, grad, and their arguments.
@@ -60,9 +67,7 @@ struct Backward {
 // One instruction-set level: the same functions, compiled for it.
 struct Level {
   const char* name;
-  Kernels<float> for_float;
-  Kernels<bfloat16> for_bfloat16;
-  Kernels<float16> for_float16;
+  Kernels for_float, for_bfloat16, for_float16;
   const Backward* backward;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
   int64_t (*fma_loop)(Threads, int64_t units);  // nothing but FMAs in registers; returns floating-point operations

@@ -7,21 +7,29 @@
 namespace ditn::DITN_LEVEL {
 
 template <class T>
-static void layer_norm2d(Threads threads, Shape shape, const T* x, T* y, const float* weight, const float* bias,
-                         float eps) {
-  const Rows rows(shape.channels);
-  const Buffer scale = padded(weight, shape.channels), offset = padded(bias, shape.channels);
-  each_run(threads, shape, [&](Units& units, const auto& runs) {
-    Buffer u(rows.stride);
-    for (Run run; runs.next(units, run);) {
-      for (int i = 0; i < run.count; ++i) {
-        copy_in(x + (run.pixel + i) * shape.channels, rows, u);
-        normalize(u, rows, Norm::kLayerNorm, u, eps);
-        for (int j = 0; j < rows.stride; j += kLanes) store(u + j, fma(load(u + j), load(scale + j), load(offset + j)));
-        copy_out(u, rows, y + (run.pixel + i) * shape.channels);
+class LayerNorm2d {
+ public:
+  LayerNorm2d(int channels, const float* weight, const float* bias, float eps)
+      : rows_(channels), scale_(padded(weight, channels)), offset_(padded(bias, channels)), eps_(eps) {}
+
+  void run(Threads threads, Shape shape, const T* x, const T*, T* y) const {
+    each_run(threads, shape, [&](Units& units, const auto& runs) {
+      Buffer u(rows_.stride);
+      for (Run run; runs.next(units, run);) {
+        for (int i = 0; i < run.count; ++i) {
+          copy_in(x + (run.pixel + i) * shape.channels, rows_, u);
+          normalize(u, rows_, Norm::kLayerNorm, u, eps_);
+          for (int j = 0; j < rows_.stride; j += kLanes) store(u + j, fma(load(u + j), load(scale_ + j), load(offset_ + j)));
+          copy_out(u, rows_, y + (run.pixel + i) * shape.channels);
+        }
       }
-    }
-  });
-}
+    });
+  }
+
+ private:
+  Rows rows_;
+  Buffer scale_, offset_;
+  float eps_;
+};
 
 }  // namespace ditn::DITN_LEVEL

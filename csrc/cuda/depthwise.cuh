@@ -64,8 +64,10 @@ Taps<T> pack_taps(Device& device, const char* name, const TapSources<T>& sources
   const int rows = sources.taps + sources.count;
   const unsigned groups = (outputs * parts + kGroup - 1) / kGroup;
   const int64_t layer = static_cast<int64_t>(groups) * rows * kGroup;
-  auto* target = static_cast<T*>(device.allocate(layers * layer * sizeof(T)));
-  launch(device, name, _pack_taps_kernel<T>, dim3(groups, rows, layers), kGroup, 0, target, sources, parts, outputs);
+  auto* target = static_cast<T*>(device.allocate_weights(layers * layer * sizeof(T)));
+  if (!device.has_weights()) {
+    launch(device, name, _pack_taps_kernel<T>, dim3(groups, rows, layers), kGroup, 0, target, sources, parts, outputs);
+  }
   return {reinterpret_cast<const Pair<T>*>(target), rows, layer / 2};
 }
 

@@ -22,6 +22,10 @@ class Device {
   virtual ~Device() = default;
   // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
   virtual void* allocate(size_t bytes) = 0;
+  // The same for weights in the order in which kernels take them. What an operator asks for, and in which order, depends on
+  // its weights alone: a Device may give the same memory again for the same weights, and then has them there already.
+  virtual void* allocate_weights(size_t bytes) { return allocate(bytes); }
+  virtual bool has_weights() const { return false; }
 
   const cudaStream_t stream;
   const bool launches;

@@ -56,7 +56,7 @@ class Packer {
       const int input_tiles = padded_inputs / 16, tiles = padded_outputs / 16 * input_tiles;
       const int64_t target_layer = tiles * 256;
       if (packings_.count == kPackings) throw std::logic_error(std::string(name_) + " packs too many weights");
-      auto target = static_cast<__half*>(device_.allocate(layers_ * target_layer * sizeof(__half)));
+      auto target = static_cast<__half*>(device_.allocate_weights(layers_ * target_layer * sizeof(__half)));
       packings_.list[packings_.count++] = {source, target, source_layer, target_layer, stride, inputs, outputs, input_tiles, tiles, SIDE};
       most_tiles_ = most_tiles_ > tiles ? most_tiles_ : tiles;
       return {target, input_tiles, outputs, target_layer};
@@ -66,6 +66,7 @@ class Packer {
   }
 
   void run() const {
+    if (device_.has_weights()) return;
     constexpr unsigned kWarps = 4;
     const dim3 blocks((most_tiles_ + kWarps - 1) / kWarps, packings_.count, layers_);
     launch(device_, name_, _pack_kernel, blocks, 32 * kWarps, 0, packings_);

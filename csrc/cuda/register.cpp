@@ -7,10 +7,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <functional>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "../handle.h"
 #include "kernels.h"
 
 namespace {
@@ -22,38 +26,64 @@ using namespace ditn;
 // Both written by ditn_kernels/_interface.py when the library is built, as in ../register.cpp.
 #include "torch_operators.h"
 
-// The GPU of a tensor, made the current one, with torch's current stream and torch's memory.
+// An operator's weights in the order in which its kernels take them.
+struct PackedWeights {
+  std::vector<Tensor> memory;
+  bool there = false;
+};
+
+// The GPU of a tensor, made the current one, with torch's current stream and torch's memory. Weights are packed into
+// `packed`, or are there already; without it, into memory for this call.
 class TorchDevice : public cuda::Device {
  public:
-  explicit TorchDevice(const Tensor& like)
-      : Device(current_stream(like.get_device_index())), guard_(like.get_device_index()), like_(like) {}
+  explicit TorchDevice(const Tensor& like, PackedWeights* packed = nullptr)
+      : Device(current_stream(like.get_device_index())), guard_(like.get_device_index()), like_(like), packed_(packed) {}
 
   // Torch gives the memory to others only on the same stream, hence after what was launched here.
-  void* allocate(size_t bytes) override {
-    memory_.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
-    return memory_.back().mutable_data_ptr();
+  void* allocate(size_t bytes) override { return allocate(bytes, memory_); }
+
+  void* allocate_weights(size_t bytes) override {
+    if (!packed_) return allocate(bytes);
+    if (!packed_->there) return allocate(bytes, packed_->memory);
+    return packed_->memory.at(next_++).mutable_data_ptr();
   }
 
+  bool has_weights() const override { return packed_ && packed_->there; }
+
+  bool is_capturing() const {
+    cudaStreamCaptureStatus status;
+    check(cudaStreamIsCapturing(stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  void wait() const { check(cudaStreamSynchronize(stream)); }
+
  private:
+  static void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("ditn_native: ") + cudaGetErrorString(error));
+  }
+
   static cudaStream_t current_stream(int32_t index) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
     return static_cast<cudaStream_t>(stream);
   }
 
+  void* allocate(size_t bytes, std::vector<Tensor>& memory) const {
+    memory.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return memory.back().mutable_data_ptr();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   Tensor like_;
   std::vector<Tensor> memory_;
+  PackedWeights* packed_;
+  size_t next_ = 0;
 };
 
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
-}
-
-template <class T>
-T* out(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
 }
 
 // As a function that records can be mapped with.
@@ -62,99 +92,130 @@ constexpr auto kData = [](const Tensor& t) { return data<T>(t); };
 
 int as_int(int64_t value) { return static_cast<int>(value); }
 
-// Calls work with the type of x.
+Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
+
+// y = launch(x, skip), which holds the operator's weights.
+using Launch = std::function<void(cuda::Device&, Shape, const void* x, const void* skip, void* y)>;
+
+// work(device, shape, x, skip, y) for activations of this type.
 template <class Work>
-void with_type(const Tensor& x, const Work& work) {
-  TorchDevice device(x);
-  switch (x.scalar_type()) {
+Launch launch_of(ScalarType type, const Work& work) {
+  const auto typed = [&]<class T>(T) -> Launch {
+    return [work](cuda::Device& device, Shape shape, const void* x, const void* skip, void* y) {
+      work(device, shape, static_cast<const T*>(x), static_cast<const T*>(skip), static_cast<T*>(y));
+    };
+  };
+  switch (type) {
     case ScalarType::Half:
-      return work.template operator()<__half>(device);
+      return typed(__half{});
     case ScalarType::Float:
-      return work.template operator()<float>(device);
+      return typed(float{});
     default:
       throw std::runtime_error("ditn_native computes float16 and float32 on CUDA, not scalar type " +
-                               std::to_string(static_cast<int>(x.scalar_type())));
+                               std::to_string(static_cast<int>(type)));
   }
 }
 
-Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), static_cast<int>(x.size(3))}; }
+// An operator with its weights. One that lasts packs them once.
+class PreparedOperator final : public Handle {
+ public:
+  // Results have so many channels, in `upscale` times as many rows and columns as the maps.
+  PreparedOperator(Launch launch, int64_t outputs, int64_t upscale = 1)
+      : launch_(std::move(launch)), outputs_(outputs), upscale_(upscale) {}
 
-Tensor inner_patch_attention(Tensor x, AttentionWeights weights, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::inner_patch_attention<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.as<AttentionOf<const T>>(kData<T>),
-                                   static_cast<Norm>(norm), as_int(patch_size));
-  });
-  return y;
+  Tensor run(const Tensor& x, const Tensor& skip) override {
+    Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_});
+    const auto launch = [&](TorchDevice&& device) {
+      launch_(device, shape_of(x), x.const_data_ptr(), skip.const_data_ptr(), y.mutable_data_ptr());
+    };
+    if (!lasts || !x.numel()) {
+      launch(TorchDevice(x));
+      return y;
+    }
+    const std::lock_guard<std::mutex> lock(guard_);
+    if (packed_.there) {
+      launch(TorchDevice(x, &packed_));
+    } else if (TorchDevice(x).is_capturing()) {  // what is packed here lies in the graph's memory, and only once it ran
+      launch(TorchDevice(x));
+    } else {
+      packed_.memory.clear();  // of a call that failed
+      launch(TorchDevice(x, &packed_));
+      TorchDevice(x).wait();  // the next call may be on another stream
+      packed_.there = true;
+    }
+    return y;
+  }
+
+ private:
+  const Launch launch_;
+  const int64_t outputs_, upscale_;
+  PackedWeights packed_;
+  std::mutex guard_;
+};
+
+PreparedOperator inner_patch_attention(ScalarType type, AttentionWeights weights, int64_t norm, int64_t patch_size) {
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::inner_patch_attention<T>(device, shape, x, y, weights.as<AttentionOf<const T>>(kData<T>), static_cast<Norm>(norm),
+                                   as_int(patch_size));
+  };
+  return {launch_of(type, launch), weights.out_bias.size(0)};
 }
 
-Tensor gated_ffn(Tensor x, FfnWeights weights, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
-  with_type(x, [&]<class T>(cuda::Device& device) {
+PreparedOperator gated_ffn(ScalarType type, FfnWeights weights, int64_t norm, int64_t patch_size) {
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
     const auto ffn = weights.as<FfnOf<const T>>(kData<T>, as_int(weights.out_weight.size(0)));
-    cuda::gated_ffn<T>(device, shape_of(x), data<T>(x), out<T>(y), ffn, static_cast<Norm>(norm), as_int(patch_size));
-  });
-  return y;
+    cuda::gated_ffn<T>(device, shape, x, y, ffn, static_cast<Norm>(norm), as_int(patch_size));
+  };
+  return {launch_of(type, launch), weights.out_bias.size(0)};
 }
 
-Tensor dilated_gate(Tensor x, GateWeights weights, int64_t norm) {
-  Tensor y = torch::stable::empty_like(x);
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::dilated_gate<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.as<GateOf<const T>>(kData<T>),
-                          static_cast<Norm>(norm));
-  });
-  return y;
+PreparedOperator dilated_gate(ScalarType type, GateWeights weights, int64_t norm) {
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::dilated_gate<T>(device, shape, x, y, weights.as<GateOf<const T>>(kData<T>), static_cast<Norm>(norm));
+  };
+  return {launch_of(type, launch), weights.out_bias.size(0)};
 }
 
-Tensor inner_patch_stage(Tensor x, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
-  Tensor y = torch::stable::empty_like(x);
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
-    cuda::inner_patch_stage<T>(device, shape_of(x), data<T>(x), out<T>(y), weights.attention.as<AttentionOf<const T>>(kData<T>),
+PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
+  const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::inner_patch_stage<T>(device, shape, x, y, weights.attention.as<AttentionOf<const T>>(kData<T>),
                                weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers),
                                static_cast<Norm>(norm), as_int(patch_size));
-  });
-  return y;
+  };
+  return {launch_of(type, launch), weights.ffn.out_weight.size(2)};
 }
 
-Tensor image_head(Tensor image, Tensor weight, Tensor bias) {
+PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(3);
-  Tensor y = torch::stable::new_empty(image, {image.size(0), image.size(1), image.size(2), outputs});
-  with_type(image, [&]<class T>(cuda::Device& device) {
-    cuda::image_head<T>(device, shape_of(image), data<T>(image), out<T>(y), data<T>(weight), data<T>(bias),
-                        as_int(outputs));
-  });
-  return y;
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* image, const T*, T* y) {
+    cuda::image_head<T>(device, shape, image, y, data<T>(weight), data<T>(bias), as_int(outputs));
+  };
+  return {launch_of(type, launch), outputs};
 }
 
-Tensor image_tail(Tensor x, Tensor skip, TailWeights weights, int64_t upscale) {
+PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscale) {
   const int64_t outputs = weights.up_weight.size(3);
-  Tensor y = torch::stable::new_empty(
-      x, {x.size(0), x.size(1) * upscale, x.size(2) * upscale, outputs / (upscale * upscale)});
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::image_tail<T>(device, shape_of(x), data<T>(x), data<T>(skip), out<T>(y),
-                        weights.as<TailOf<const T>>(kData<T>, as_int(outputs), as_int(upscale)));
-  });
-  return y;
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T* skip, T* y) {
+    const auto tail = weights.as<TailOf<const T>>(kData<T>, as_int(outputs), as_int(upscale));
+    cuda::image_tail<T>(device, shape, x, skip, y, tail);
+  };
+  return {launch_of(type, launch), outputs / (upscale * upscale), upscale};
 }
 
-Tensor tanh_affine(Tensor x, Tensor weight, Tensor bias) {
+PreparedOperator tanh_affine(ScalarType type, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(1);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), outputs});
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::tanh_affine<T>(device, shape_of(x), data<T>(x), out<T>(y), data<T>(weight), data<T>(bias),
-                         as_int(outputs));
-  });
-  return y;
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::tanh_affine<T>(device, shape, x, y, data<T>(weight), data<T>(bias), as_int(outputs));
+  };
+  return {launch_of(type, launch), outputs};
 }
 
-Tensor layer_norm2d(Tensor x, Tensor weight, Tensor bias, double eps) {
-  Tensor y = torch::stable::empty_like(x);
-  with_type(x, [&]<class T>(cuda::Device& device) {
-    cuda::layer_norm2d<T>(device, shape_of(x), data<T>(x), out<T>(y), data<T>(weight), data<T>(bias),
-                          static_cast<float>(eps));
-  });
-  return y;
+PreparedOperator layer_norm2d(ScalarType type, Tensor weight, Tensor bias, double eps) {
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::layer_norm2d<T>(device, shape, x, y, data<T>(weight), data<T>(bias), static_cast<float>(eps));
+  };
+  return {launch_of(type, launch), weight.size(0)};
 }
 
 #include "torch_cuda.h"

@@ -2,6 +2,7 @@
 // The operators' launch functions for the tests, which call them with ctypes: tensors are the operator's in the order of
 // its arguments, then the result; null or what went wrong is returned.
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,19 +12,32 @@ namespace {
 
 using namespace ditn;
 
+using Memory = std::vector<std::unique_ptr<void, decltype(&std::free)>>;
+
+void* allocate_in(Memory& memory, size_t bytes) {
+  memory.emplace_back(std::aligned_alloc(256, (bytes + 255) / 256 * 256), &std::free);
+  return std::memset(memory.back().get(), 0xff, bytes);
+}
+
+// Weights that stay packed from one call to the next, of the same operator with the same weights.
+struct Packed {
+  Memory memory;
+  bool kept = false, there = false;
+} packed;
+
 class Host : public cuda::Device {
  public:
   Host() : Device(nullptr) {}
-  ~Host() override {
-    for (void* memory : memory_) std::free(memory);
+  void* allocate(size_t bytes) override { return allocate_in(memory_, bytes); }
+  void* allocate_weights(size_t bytes) override {
+    if (!packed.kept) return allocate(bytes);
+    return packed.there ? packed.memory.at(next_++).get() : allocate_in(packed.memory, bytes);
   }
-  void* allocate(size_t bytes) override {
-    memory_.push_back(std::aligned_alloc(256, (bytes + 255) / 256 * 256));
-    return std::memset(memory_.back(), 0xff, bytes);
-  }
+  bool has_weights() const override { return packed.there; }
 
  private:
-  std::vector<void*> memory_;
+  Memory memory_;
+  size_t next_ = 0;
 };
 
 template <class Work>
@@ -37,6 +51,7 @@ const char* attempt(bool half, void** tensors, const Work& work) {
     } else {
       work(device, reinterpret_cast<float**>(tensors));
     }
+    packed.there = packed.kept;
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();
@@ -47,6 +62,12 @@ const char* attempt(bool half, void** tensors, const Work& work) {
 }  // namespace
 
 extern "C" {
+
+// From here on, weights that were packed once serve all calls; or each call packs its own again.
+void keep_packed_weights(bool kept) {
+  packed = Packed{};
+  packed.kept = kept;
+}
 
 // What follows runs warps and lanes from the last to the first, or from the first to the last again.
 void reverse(bool reversed) { shim::reversed = reversed; }

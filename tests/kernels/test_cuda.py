@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,12 +20,15 @@ from benchmarks.harness import cases
 from benchmarks.oracle.tolerance import assert_as_good
 from benchmarks.tools import cuda_code, sass
 from ditn_kernels import REGISTRY, Op
+from ditn_kernels._axes import is_map
 from ditn_kernels._op import Sample
 
 needs_gcc = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which is not installed")
 needs_nvcc = pytest.mark.skipif(cuda_code.NVCC is None, reason="needs nvcc, which is not installed")
 DTYPES = (torch.float16, torch.float32)
 OPERATORS = [op for op in REGISTRY.values() if "cuda" in op.backends]
+# Those whose taps are packed in float32, too.
+TAPS = ("gated_ffn", "dilated_gate", "inner_patch_stage")
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in OPERATORS for sample in op.samples]
 
 
@@ -93,6 +97,30 @@ def test_kernels_of_older_chips_on_the_host(op: Op, arch: int) -> None:
 def test_no_barrier_is_missing(op: Op) -> None:
     """Warps and lanes from the last to the first: who reads before it was written finds NaN."""
     check(HostKernels(800, reverse=True), op, op.samples[0], torch.float16)
+
+
+@needs_gcc
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
+def test_weights_that_stay_packed(op: Op, dtype: torch.dtype) -> None:
+    """A network's weights are packed at its first call. Later ones, of maps of other sizes, launch nothing for that and
+    give what they would have given."""
+    one = replace(op.samples[0], axes={**op.samples[0].axes, "B": 1, "H": 8, "W": 8})
+    args = op.inputs(one, dtype=dtype)
+    taller = op.inputs(replace(one, axes={**one.axes, "H": 16}), dtype=dtype, seed=1)
+    taller |= {name: args[name] for name, axes in op.axes.items() if not is_map(axes)}
+    kernels = HostKernels(800)
+    expected = kernels(op, taller)
+    packing = len(kernels.launches())
+    kernels.library.keep_packed_weights(True)
+    try:
+        kernels(op, args)
+        assert len(kernels.launches()) == packing
+        assert torch.equal(kernels(op, taller), expected)
+        needs_packing = op.name != "layer_norm2d" and (op.name in TAPS or dtype == torch.float16)
+        assert (len(kernels.launches()) < packing) == needs_packing
+    finally:
+        kernels.library.keep_packed_weights(False)
 
 
 @needs_gcc

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ import ditn
 import ditn_kernels
 from benchmarks.oracle import published
 from ditn_kernels import REGISTRY, explain, use_backend
+from ditn_kernels._axes import is_map
 from ditn_kernels._op import NORMS
 from ditn_kernels.backends import BACKENDS
 from ditn_kernels.backends.native import _libraries
@@ -122,6 +124,38 @@ def test_gradients_do_not_depend_on_threads(op) -> None:
 def gradients(op, args: list) -> tuple[torch.Tensor, ...]:
     overload = getattr(torch.ops.ditn, f"{op.name}_backward").default
     return overload(op.reference(*args).flip(2), *args, backend="cpp")
+
+
+@needs_library
+@pytest.mark.parametrize("op", FUSED, ids=lambda op: op.name)
+def test_prepared_weights_give_the_same_for_any_map(op) -> None:
+    """They are a copy, which outlives the tensors that it was made of."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for sample in op.samples[:2]:
+            args = op.inputs(sample, dtype=dtype)
+            maps = [args[name] for name, axes in op.axes.items() if is_map(axes)]
+            still = list(args.values())[len(maps) :]
+            copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in still]
+            run = BACKENDS["cpp"].prepared(op, copies)
+            del copies
+            for given in (maps, [torch.cat([x, x.flip(0)]) for x in maps]):
+                assert torch.equal(run(*given), op(*given, *still, backend="cpp"))
+
+
+@needs_library
+def test_prepared_weights_are_released() -> None:
+    op = REGISTRY["image_tail"]
+    x, skip, *weights = op.inputs(op.samples[0]).values()
+    packed = 16 * 4 * 60 * 64  # bytes at least of each: Winograd's sixteen products of the body's [60, 60]
+
+    def prepare(number: int) -> int:
+        before = psutil.Process().memory_info().rss
+        for _ in range(number):
+            ditn_kernels.Prepared(op, *weights)(x, skip)
+        return psutil.Process().memory_info().rss - before
+
+    prepare(20)
+    assert prepare(200) < 50 * packed
 
 
 @needs_library

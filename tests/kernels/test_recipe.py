@@ -92,31 +92,38 @@ CPP = """#pragma once
 namespace ditn::DITN_LEVEL {
 
 template <class T>
-static void scale_and_shift(Threads threads, Shape shape, const T* x, T* y, const float* factor, const float* shift) {
-  const Rows rows(shape.channels);
-  const Buffer scale = padded(factor, shape.channels), offset = padded(shift, shape.channels);
-  each_run(threads, shape, [&](Units& units, const auto& runs) {
-    Buffer u(rows.stride);
-    for (Run run; runs.next(units, run);) {
-      for (int i = 0; i < run.count; ++i) {
-        copy_in(x + (run.pixel + i) * shape.channels, rows, u);
-        for (int j = 0; j < rows.stride; j += kLanes) store(u + j, fma(load(u + j), load(scale + j), load(offset + j)));
-        copy_out(u, rows, y + (run.pixel + i) * shape.channels);
+class ScaleAndShift {
+ public:
+  ScaleAndShift(int channels, const float* factor, const float* shift)
+      : rows_(channels), factor_(padded(factor, channels)), shift_(padded(shift, channels)) {}
+
+  void run(Threads threads, Shape shape, const T* x, const T*, T* y) const {
+    each_run(threads, shape, [&](Units& units, const auto& runs) {
+      Buffer u(rows_.stride);
+      for (Run run; runs.next(units, run);) {
+        for (int i = 0; i < run.count; ++i) {
+          copy_in(x + (run.pixel + i) * shape.channels, rows_, u);
+          for (int j = 0; j < rows_.stride; j += kLanes) {
+            store(u + j, fma(load(u + j), load(factor_ + j), load(shift_ + j)));
+          }
+          copy_out(u, rows_, y + (run.pixel + i) * shape.channels);
+        }
       }
-    }
-  });
-}
+    });
+  }
+
+ private:
+  Rows rows_;
+  Buffer factor_, shift_;
+};
 
 }  // namespace ditn::DITN_LEVEL
 """
 
-REGISTERED = """Tensor scale_and_shift(Tensor x, ScaleWeights weights) {
+REGISTERED = """PreparedOperator scale_and_shift(ScalarType type, ScaleWeights weights) {
   weights = weights.map(kWiden);
-  Tensor y = new_like(x);
-  with_kernels(x, [&]<class T>(const Kernels<T>& kernels) {
-    kernels.scale_and_shift(kThreads, shape_of(x), data<T>(x), out<T>(y), data(weights.factor), data(weights.shift));
-  });
-  return y;
+  const int64_t channels = weights.factor.size(0);
+  return {kernels_for(type).scale_and_shift(as_int(channels), data(weights.factor), data(weights.shift)), channels};
 }
 
 Tensor function("""
@@ -133,13 +140,13 @@ ADDED = {
     ],
     "csrc/cpu/kernels.h": [
         (
-            "  void (*layer_norm2d)(Threads, Shape, const T* x",
-            f"  void (*{NAME})(Threads, Shape, const T* x, T* y, const float* factor, const float* shift);\n",
+            "  Prepared (*layer_norm2d)(",
+            f"  Prepared (*{NAME})(int channels, const float* factor, const float* shift);\n",
         ),
     ],
     "csrc/cpu/kernels.cpp": [
         ('#include "tanh_affine.h"', f'#include "{NAME}.h"\n'),
-        ("layer_norm2d<T>};", f"{NAME}<T>, "),
+        ("prepared<T, LayerNorm2d<T>>};", "prepared<T, ScaleAndShift<T>>, "),
     ],
     "csrc/register.cpp": [("Tensor function(", REGISTERED.removesuffix("Tensor function("))],
 }

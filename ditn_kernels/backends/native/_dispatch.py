@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,17 @@ class _Compiled:
         return gradients if backward else forward
 
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
-        overload = getattr(torch.ops.ditn_native, op.name).default
+        native = torch.ops.ditn_native
+        run_prepared = native.run_prepared.default
         still = [_code(value.contiguous() if isinstance(value, Tensor) else value) for value in flatten(arguments)]
+        handle = getattr(native, f"prepare_{op.name}").default(*still)
 
         def run(*maps: Tensor) -> Tensor:
-            y: Tensor = overload(*(x.permute(0, 2, 3, 1).contiguous() for x in maps), *still)
+            dense = [x.permute(0, 2, 3, 1).contiguous() for x in maps]
+            y: Tensor = run_prepared(handle, dense[0], dense[-1])
             return y.permute(0, 3, 1, 2)
 
+        weakref.finalize(run, native.release.default, handle).atexit = False
         return run
 
 
