@@ -5,7 +5,8 @@
 
 writes `torch_operators.h` (records of weights as tensors, and schemas), `torch_cpp.h` and `torch_cuda.h` (functions
 that take an operator's tensors one by one, as torch calls it, for the operators that have kernels there: the operator
-itself, `prepare_<op>`, which takes all but the maps, and `<op>_backward`) and `tensorrt_operators.h` (inputs and limits of TensorRT's plugins). `setup.py` and `csrc/tensorrt/CMakeLists.txt` call it.
+itself, `prepare_<op>`, which takes all but the maps, and `<op>_backward`) and `tensorrt_operators.h` (inputs and limits
+of TensorRT's plugins). `setup.py` and `csrc/tensorrt/CMakeLists.txt` call it.
 """
 
 from __future__ import annotations
