@@ -10,7 +10,7 @@ import ditn
 from benchmarks import host
 
 # Python functions that a call of DITN-Real calls. On a GPU they may not take as long as a small image's kernels.
-MOST_CALLS = {"triton": 600, "cuda": 200}
+MOST_CALLS = {"triton": 300, "cuda": 200}
 
 
 @pytest.mark.parametrize("backend", MOST_CALLS)

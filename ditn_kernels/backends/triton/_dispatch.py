@@ -57,9 +57,10 @@ class Triton:
         return lambda grad, *args: tuple(flatten(module.backward(grad, *op.structured(args))))
 
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
+        from ditn_kernels.backends.triton._plan import planned
+
         forward = kernel_file(op, backward=False).forward
-        still = [map_tensors(argument, Tensor.contiguous) for argument in arguments]
-        return lambda *maps: forward(*maps, *still)
+        return planned(forward, [map_tensors(argument, Tensor.contiguous) for argument in arguments])
 
     def identity(self, device: torch.device) -> Mapping[str, str]:
         if device.type != "cuda" or interpreted():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,10 +29,11 @@ _compiling.listen()
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that was recorded instead of run. `shape` is what its configuration was looked up for."""
+    """A kernel's launch on a device. `shape` is what its configuration was looked up for."""
 
     kernel: Any
     name: str
+    device: torch.device
     args: tuple[Any, ...]
     constants: Mapping[str, Any]
     config: Config
@@ -42,7 +43,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Recorder:
-    capability: int
+    capability: int | None
     launches: list[Launch]
 
 
@@ -51,9 +52,9 @@ _configs: ContextVar[Mapping[str, Config]] = ContextVar("ditn_triton_configs", d
 
 
 @contextmanager
-def recording(capability: int) -> Iterator[list[Launch]]:
-    """Inside, a `forward` or `backward` of tensors on the "meta" device launches nothing. Its launches are appended to
-    a list, as for a chip of this capability (90 for sm_90)."""
+def recording(capability: int | None = None) -> Iterator[list[Launch]]:
+    """Inside, a `forward` or `backward` launches nothing. Its launches are appended to a list: as for a chip of this
+    capability (90 for sm_90), for which its tensors may be on the "meta" device; or as they are."""
     launches: list[Launch] = []
     token = _recorder.set(_Recorder(capability, launches))
     try:
@@ -72,6 +73,11 @@ def configured(configs: Mapping[str, Config]) -> Iterator[None]:
         _configs.reset(token)
 
 
+def is_observed() -> bool:
+    """Whether launches are recorded, given configurations, or on trial: no call is like another then."""
+    return _recorder.get() is not None or bool(_configs.get()) or bool(on_trial.get())
+
+
 class KernelLauncher:
     """A kernel with the configuration for one dtype and shape on the device of `like`."""
 
@@ -79,7 +85,8 @@ class KernelLauncher:
         recorder = _recorder.get()
         self._kernel = kernel
         self._device = like.device
-        self._capability = recorder.capability if recorder else _capability(like.device)
+        self._is_foreign = recorder is not None and recorder.capability is not None
+        self._capability = recorder.capability if recorder and recorder.capability else _capability(like.device)
         self.name = kernel.fn.__name__.strip("_").removesuffix("_kernel")
         dtype = str(like.dtype).removeprefix("torch.")
         self._shape = shape
@@ -92,7 +99,7 @@ class KernelLauncher:
         """How many programs of a persistent kernel share the tiles: as many as the chip holds, on trial a few."""
         if on_trial.get():
             return min(tiles, _FEW_PROGRAMS)
-        processors = RECORDED_PROCESSORS if _recorder.get() else _processors(self._device)
+        processors = RECORDED_PROCESSORS if self._is_foreign else _processors(self._device)
         return min(tiles, self.config.programs * processors)
 
     def launch(self, programs: int, *args: Any, **constants: Any) -> None:
@@ -101,15 +108,31 @@ class KernelLauncher:
         constants |= self.blocks
         if "PRECISION" in self._kernel.arg_names:
             constants["PRECISION"] = precision(self._capability, gradient=self.name.endswith("_bwd"))
+        launch = Launch(self._kernel, self.name, self._device, args, constants, self.config, self._shape, programs)
         if recorder := _recorder.get():
-            launch = Launch(self._kernel, self.name, args, constants, self.config, self._shape, programs)
             recorder.launches.append(launch)
-        elif programs:
-            if not INTERPRETED.value:
-                _ptxas.own(self._kernel)
-            with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-                warps, stages = self.config.num_warps, self.config.num_stages
-                self._kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages)
+        else:
+            start(launch)
+
+
+def start(launch: Launch) -> Callable[..., object] | None:
+    """Run it, and give what runs it again with other tensors, on the current device: it takes the arguments of the
+    launch, of the same alignment to 16 bytes. None if there are no programs to run."""
+    if not launch.programs:
+        return None
+    if not INTERPRETED.value:
+        _ptxas.own(launch.kernel)
+    config, constants = launch.config, launch.constants
+    with torch.cuda.device(launch.device) if launch.device.type == "cuda" else nullcontext():
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        run = functools.partial(launch.kernel[(launch.programs,)], **constants, **options)
+        compiled = run(*launch.args)
+    if INTERPRETED.value:
+        return run
+    # Without Triton's own look at every argument. A compiled kernel takes the constants as well, in order.
+    again = compiled[(launch.programs, 1, 1)]
+    behind = [constants[name] for name in launch.kernel.arg_names[len(launch.args) :]]
+    return lambda *args: again(*args, *behind)
 
 
 def dense(tensor: Tensor) -> Tensor:
