@@ -16,7 +16,7 @@ from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._op import Op
 from ditn_kernels._prepared import Prepared, is_plain
 from ditn_kernels._proving import Proof, prove
-from ditn_kernels._records import layers, map_tensors, stack
+from ditn_kernels._records import layers, map_tensors
 from ditn_kernels.backends.triton._compiling import Compilation, compilations
 from ditn_kernels.ops import (
     REGISTRY,
@@ -70,7 +70,6 @@ __all__ = [
     "native_libraries",
     "prove",
     "spatial_stage",
-    "stack",
     "tanh_affine",
     "use_backend",
 ]

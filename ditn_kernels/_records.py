@@ -15,10 +15,9 @@ their names and axes follow from the annotations and are written down nowhere el
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor
 
 R = TypeVar("R")
@@ -89,9 +88,3 @@ def layers(stacked: R) -> Iterator[R]:
     """The records of the single layers, out of one whose tensors have the layers' axis in front."""
     for tensors in zip(*flatten([stacked]), strict=True):
         yield cast(R, rebuild(type(stacked), iter(tensors)))
-
-
-def stack(records: Sequence[R]) -> R:
-    """The inverse of `layers`."""
-    tensors = zip(*(flatten([record]) for record in records), strict=True)
-    return cast(R, rebuild(type(records[0]), map(torch.stack, tensors)))

@@ -9,41 +9,46 @@ A depthwise convolution with zero padding may follow: the folded bias is inside 
 outside it in both. Weights come as PyTorch stores them, [out, in] or [out, in, 1, 1], and leave as the operators
 take them, input-major [in, out].
 
-The products are a few 60 x 60 matrices and differentiable, so training goes through the same operators.
+Layers of one kind and size are folded together, so that however many there are, it takes the same few products; they
+leave stacked, [layers, ...]. The products are differentiable, so training goes through the same operators.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+Linear = nn.Linear | nn.Conv2d
+
 
 def pointwise(
-    layer: nn.Linear | nn.Conv2d, before: nn.Module | None = None, scale: Tensor | None = None
+    layers: Sequence[Linear], before: Sequence[nn.Module] | None = None, scales: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weight [in, out] and bias [out] of `scale * layer(before(u))` for a linear or 1x1 layer.
+    """Weights [L, in, out] and biases [L, out] of `scale * layer(before(u))` for L linear or 1x1 layers.
 
-    `before` is a 1x1 convolution, a LayerNorm (of which only weight and bias count) or nothing.
+    `before` are 1x1 convolutions, LayerNorms (of which only weight and bias count) or nothing.
     """
-    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    weight = layer.weight.flatten(1).to(dtype)
-    bias = weight.new_zeros(weight.shape[0]) if layer.bias is None else layer.bias.to(dtype)
-    if isinstance(before, nn.Conv2d):
-        bias = bias + weight @ _bias(before).to(dtype)
-        weight = weight @ before.weight.flatten(1).to(dtype)
-    elif isinstance(before, nn.LayerNorm):
-        bias = bias + weight @ before.bias.to(dtype)
-        weight = weight * before.weight.to(dtype)
-    if scale is not None:
-        weight, bias = weight * scale.reshape(-1, 1).to(dtype), bias * scale.flatten().to(dtype)
-    return weight.t().to(layer.weight.dtype), bias.to(layer.weight.dtype)
+    kept = layers[0].weight.dtype
+    dtype = torch.promote_types(kept, torch.float32)
+    weight, bias = _matrices(layers).to(dtype), _biases(layers).to(dtype)
+    if before:
+        bias = bias + (weight @ _biases(before).to(dtype).unsqueeze(-1)).squeeze(-1)
+        if isinstance(before[0], nn.LayerNorm):
+            weight = weight * _stacked(before, "weight").to(dtype).unsqueeze(1)
+        else:
+            weight = weight @ _matrices(before).to(dtype)
+    if scales:
+        scale = torch.stack([scale.flatten() for scale in scales]).to(dtype)
+        weight, bias = weight * scale.unsqueeze(-1), bias * scale
+    return weight.transpose(1, 2).to(kept), bias.to(kept)
 
 
-def depthwise(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight [k, k, C] and bias [C] of a depthwise convolution."""
-    return layer.weight.squeeze(1).permute(1, 2, 0), _bias(layer)
+def depthwise(layers: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
+    """Weights [L, k, k, C] and biases [L, C] of L depthwise convolutions."""
+    return _stacked(layers, "weight").squeeze(2).permute(0, 2, 3, 1), _biases(layers)
 
 
 class ConvWeights(NamedTuple):
@@ -54,8 +59,19 @@ class ConvWeights(NamedTuple):
 
 
 def conv3x3(layer: nn.Conv2d) -> ConvWeights:
-    return ConvWeights(layer.weight.permute(2, 3, 1, 0), _bias(layer))
+    return ConvWeights(layer.weight.permute(2, 3, 1, 0), _biases([layer])[0])
 
 
-def _bias(layer: nn.Conv2d) -> Tensor:
-    return layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias
+def _matrices(layers: Sequence[nn.Module]) -> Tensor:
+    """[L, out, in]"""
+    return _stacked(layers, "weight").flatten(2)
+
+
+def _biases(layers: Sequence[nn.Module]) -> Tensor:
+    """[L, out]; zeros where there are none."""
+    weight = cast(Tensor, layers[0].weight)
+    return weight.new_zeros(len(layers), len(weight)) if layers[0].bias is None else _stacked(layers, "bias")
+
+
+def _stacked(layers: Sequence[nn.Module], name: str) -> Tensor:
+    return torch.stack([cast(Tensor, getattr(layer, name)) for layer in layers])

@@ -2,13 +2,13 @@
 """The layers. They hold parameters under the published names, fold them (`fold`) and call operators; the arithmetic
 is in `ditn_kernels`.
 
-`fold()` gives a layer's weights as its operators take them, which the model computes once; a UFONE alone folds for
-itself.
+`fold` gives the weights of several layers of one kind, stacked, as the operators take them. The model computes them
+once; a UFONE alone folds for itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,8 +27,10 @@ from ditn_kernels import (
     image_head,
     inner_patch_stage,
     spatial_stage,
-    stack,
 )
+
+# What stands in front of each of several layers, if anything does.
+Norms = Sequence[nn.Module] | None
 
 
 class InnerPatchAttention(nn.Module):
@@ -40,9 +42,11 @@ class InnerPatchAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim)
         self.project_out = nn.Conv2d(config.dim, config.dim, 1, bias=config.bias)
 
-    def fold(self, norm: nn.Module | None) -> AttentionWeights:
-        qkv, out = folding.pointwise(self.qkv, norm), folding.pointwise(self.project_out)
-        return AttentionWeights(*qkv, self.temperature.flatten(), *out)
+    @staticmethod
+    def fold(parts: Sequence[InnerPatchAttention], norms: Norms) -> AttentionWeights:
+        qkv = folding.pointwise([part.qkv for part in parts], norms)
+        temperature = torch.stack([part.temperature.flatten() for part in parts])
+        return AttentionWeights(*qkv, temperature, *folding.pointwise([part.project_out for part in parts]))
 
 
 class FeedForward(nn.Module):
@@ -55,9 +59,13 @@ class FeedForward(nn.Module):
         self.dwconv = nn.Conv2d(both, both, 3, padding=1, groups=both, bias=config.bias)
         self.project_out = nn.Conv2d(config.hidden, config.dim, 1, bias=config.bias)
 
-    def fold(self, norm: nn.Module | None) -> FfnWeights:
-        first = folding.pointwise(self.project_in, norm)
-        return FfnWeights(*first, *folding.depthwise(self.dwconv), *folding.pointwise(self.project_out))
+    @staticmethod
+    def fold(parts: Sequence[FeedForward], norms: Norms) -> FfnWeights:
+        return FfnWeights(
+            *folding.pointwise([part.project_in for part in parts], norms),
+            *folding.depthwise([part.dwconv for part in parts]),
+            *folding.pointwise([part.project_out for part in parts]),
+        )
 
 
 class DilatedGate(nn.Module):
@@ -75,14 +83,15 @@ class DilatedGate(nn.Module):
         self.proj_first = nn.Sequential(nn.Conv2d(dim, 2 * dim, 1))
         self.proj_last = nn.Sequential(nn.Conv2d(dim, dim, 1))
 
-    def fold(self, norm: nn.Module | None) -> GateWeights:
-        near, far, mix = map(conv2d, self.DConvs)
+    @staticmethod
+    def fold(parts: Sequence[DilatedGate], norms: Norms) -> GateWeights:
+        near, far, mix = zip(*(map(conv2d, part.DConvs) for part in parts), strict=True)
         return GateWeights(
-            *folding.pointwise(conv2d(self.proj_first[0]), norm),
+            *folding.pointwise([conv2d(part.proj_first[0]) for part in parts], norms),
             *folding.depthwise(near),
             *folding.depthwise(far),
             *folding.pointwise(mix),
-            *folding.pointwise(conv2d(self.proj_last[0]), scale=self.scale),
+            *folding.pointwise([conv2d(part.proj_last[0]) for part in parts], scales=[part.scale for part in parts]),
         )
 
 
@@ -111,9 +120,13 @@ class ITL(_Layer):
         self.attn = InnerPatchAttention(config)
         self.ffn = FeedForward(config)
 
-    def fold(self) -> InnerPatchStageWeights:
-        norm1, norm2 = self.norms()
-        return InnerPatchStageWeights(self.attn.fold(norm1), self.ffn.fold(norm2))
+    @staticmethod
+    def fold(layers: Sequence[ITL]) -> InnerPatchStageWeights:
+        first, second = zip(*(itl.norms() for itl in layers), strict=True)
+        return InnerPatchStageWeights(
+            InnerPatchAttention.fold([itl.attn for itl in layers], first),
+            FeedForward.fold([itl.ffn for itl in layers], second),
+        )
 
 
 class SAL(_Layer):
@@ -124,9 +137,13 @@ class SAL(_Layer):
         self.SDA = DilatedGate(config)
         self.ffn = FeedForward(config)
 
-    def fold(self) -> SpatialStageWeights:
-        norm1, norm2 = self.norms()
-        return SpatialStageWeights(self.SDA.fold(norm1), self.ffn.fold(norm2))
+    @staticmethod
+    def fold(layers: Sequence[SAL]) -> SpatialStageWeights:
+        first, second = zip(*(sal.norms() for sal in layers), strict=True)
+        return SpatialStageWeights(
+            DilatedGate.fold([sal.SDA for sal in layers], first),
+            FeedForward.fold([sal.ffn for sal in layers], second),
+        )
 
 
 class UFONEWeights(NamedTuple):
@@ -149,8 +166,8 @@ class UFONE(nn.Module):
 
     def fold(self) -> UFONEWeights:
         return UFONEWeights(
-            itls=stack([cast(ITL, itl).fold() for itl in self.ITLs]) if len(self.ITLs) else None,
-            sals=stack([cast(SAL, sal).fold() for sal in self.SALs]) if len(self.SALs) else None,
+            itls=ITL.fold([cast(ITL, itl) for itl in self.ITLs]) if len(self.ITLs) else None,
+            sals=SAL.fold([cast(SAL, sal) for sal in self.SALs]) if len(self.SALs) else None,
             conv=folding.conv3x3(self.conv) if self.conv is not None else None,
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ditn.model import folding
 from ditn.model.layers import ITL, SAL, UFONE, conv2d
 from ditn.model.network import DITN, pad_to_grid
-from ditn_kernels import dilated_gate, gated_ffn, image_head, inner_patch_attention
+from ditn_kernels import dilated_gate, gated_ffn, image_head, inner_patch_attention, layers
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
@@ -194,15 +194,15 @@ def _into_norms(model: DITN, image: Tensor) -> Iterator[tuple[str, Tensor, Tenso
     x = image_head(pad_to_grid(image, config.grid), *folding.conv3x3(model.sft))
     for number, ufone in enumerate(cast(Iterable[UFONE], model.UFONE)):
         for index, itl in enumerate(cast(Iterable[ITL], ufone.ITLs)):
-            (norm1, norm2), options = itl.norms(), (config.norm, config.patch_size)
-            middle = inner_patch_attention(x, itl.attn.fold(norm1), *options)
+            (weights,), options = layers(ITL.fold([itl])), (config.norm, config.patch_size)
+            middle = inner_patch_attention(x, weights.attention, *options)
             yield f"UFONE.{number}.ITLs.{index}", x, middle
-            x = gated_ffn(middle, itl.ffn.fold(norm2), *options)
+            x = gated_ffn(middle, weights.ffn, *options)
         for index, sal in enumerate(cast(Iterable[SAL], ufone.SALs)):
-            norm1, norm2 = sal.norms()
-            middle = dilated_gate(x, sal.SDA.fold(norm1), config.norm)
+            (gated,) = layers(SAL.fold([sal]))
+            middle = dilated_gate(x, gated.gate, config.norm)
             yield f"UFONE.{number}.SALs.{index}", x, middle
-            x = gated_ffn(middle, sal.ffn.fold(norm2), config.norm, 0)
+            x = gated_ffn(middle, gated.ffn, config.norm, 0)
         if ufone.conv is not None:
             x = image_head(x, *folding.conv3x3(ufone.conv))
 

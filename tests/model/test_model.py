@@ -24,7 +24,7 @@ from benchmarks.oracle import published
 from ditn.model.config import UPSCALES
 from ditn.model.layers import UFONE
 from ditn.model.network import pad_to_grid
-from ditn_kernels import REGISTRY, use_backend
+from ditn_kernels import REGISTRY, map_tensors, use_backend
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.native import _libraries
 from ditn_kernels.backends.triton._dispatch import interpreted
@@ -146,10 +146,10 @@ def check_golden_modules(shared, fused: bool, chosen: Callable[[str], bool]) -> 
         "UFONE.0.ITLs.0": lambda x: UFONE.forward(ufone, x, one(ufone.fold(), itls=True)),
         "UFONE.0.SALs": lambda x: UFONE.forward(ufone, x, ufone.fold()._replace(itls=None)),
         "UFONE.0.SALs.0": lambda x: UFONE.forward(ufone, x, one(ufone.fold(), itls=False)),
-        "UFONE.0.ITLs.0.attn": lambda x: run(dk.inner_patch_attention, x, *itl.attn.fold(None), "none", 8) - x,
-        "UFONE.0.ITLs.0.ffn": lambda x: run(dk.gated_ffn, x, *itl.ffn.fold(None), "none", 8) - x,
-        "UFONE.0.SALs.0.SDA": lambda x: run(dk.dilated_gate, x, *sal.SDA.fold(None), "none") - x,
-        "UFONE.0.SALs.0.ffn": lambda x: run(dk.gated_ffn, x, *sal.ffn.fold(None), "none", 0) - x,
+        "UFONE.0.ITLs.0.attn": lambda x: run(dk.inner_patch_attention, x, *alone(itl.attn), "none", 8) - x,
+        "UFONE.0.ITLs.0.ffn": lambda x: run(dk.gated_ffn, x, *alone(itl.ffn), "none", 8) - x,
+        "UFONE.0.SALs.0.SDA": lambda x: run(dk.dilated_gate, x, *alone(sal.SDA), "none") - x,
+        "UFONE.0.SALs.0.ffn": lambda x: run(dk.gated_ffn, x, *alone(sal.ffn), "none", 0) - x,
         "conv_after_body": lambda x: run(dk.image_head, x, *model.fold().tail[:2]),
         "upsample": lambda x: upsample(model, run, x),
     }
@@ -166,10 +166,13 @@ def check_golden_modules(shared, fused: bool, chosen: Callable[[str], bool]) -> 
         torch.testing.assert_close(module(given), expected, rtol=0, atol=bound, msg=name)
 
 
+def alone(part):
+    """The weights of a part of a layer, without the norm in front of it."""
+    return map_tensors(type(part).fold([part], None), lambda w: w[0])
+
+
 def one(weights, *, itls: bool):
     """The weights of the first ITL, or of the first SAL, alone."""
-    from ditn_kernels import map_tensors
-
     kept, dropped = ("itls", "sals") if itls else ("sals", "itls")
     return weights._replace(**{kept: map_tensors(getattr(weights, kept), lambda w: w[:1]), dropped: None})
 
