@@ -27,8 +27,8 @@ def bytes_per_pixel(model: DITN) -> int:
         most = max(3 * config.dim, 2 * config.dim + output, 2 * output)
     else:
         # Plain PyTorch is at its peak inside a gated FFN: the hidden map (two halves) before and behind its depthwise
-        # convolution, beside the stream before and behind the stage, the normalised stream and, if it is kept, the head's
-        # result. It needs the most of all backends, and stands for those without a figure of their own.
+        # convolution, beside the stream before and behind the stage, the normalised stream and, if it is kept, what the
+        # head made. It needs the most of all backends, and stands for those without a figure of their own.
         body = (3 + model.keeps_head(model.sft.weight.device)) * config.dim + 4 * config.hidden
         most = max(body, 4 * config.dim + 2 * output)
     return (most + config.in_channels) * next(model.parameters()).element_size()
