@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ditn.inference import graphs, upscaler
+from ditn.inference import capture, graphs, upscaler
 
 
 class Stream:
@@ -27,16 +27,17 @@ class Graph:
         self.calls: list[tuple[Any, ...]] = []
         self.replays = 0
 
+    @torch.no_grad()
     def replay(self) -> None:
         self.replays += 1
         for function, args, kwargs, results in self.calls:
             again = tree_leaves(function(*args, **kwargs))
             for result, value in zip(results, again, strict=True):
-                if result.data_ptr() != value.data_ptr():
+                if isinstance(value, torch.Tensor) and result.data_ptr() != value.data_ptr():
                     result.copy_(value)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
@@ -65,7 +66,7 @@ class Recordings:
     def record(self, graph: Graph, pool: object, stream: Stream, capture_error_mode: str):
         assert stream is not self.stream, "a capture needs a stream of its own"
         assert capture_error_mode == "thread_local"
-        with _Recorder(graph):
+        with Recorder(graph):
             yield
         self.graphs.append(graph)
         self.pools.append(pool)
@@ -90,7 +91,7 @@ def install(monkeypatch) -> Recordings:
         "is_current_stream_capturing": lambda: False,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(graphs, "_recover", lambda device, pool: seen.recovered.append(pool))
+    monkeypatch.setattr(capture, "_recover", lambda device, pool: seen.recovered.append(pool))
     for module in (graphs, upscaler):
         monkeypatch.setattr(module, "can_record", lambda device: True)
     return seen

@@ -30,12 +30,12 @@ ROOMS = {
         *("tensor_file", "checkpoint", "accelerate"),
     ],
     "inference": [
-        *("options", "tiles", "memory", "plan", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
+        *("options", "tiles", "memory", "plan", "capture", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
     "training": [
-        *("degradation", "canvas", "drawn", "recipe", "data", "warm_start", "process_group", "trainer"),
-        *("log", "train"),
+        *("degradation", "canvas", "drawn", "recipe", "data", "batches", "warm_start", "process_group"),
+        *("update", "trainer", "log", "train"),
     ],
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [

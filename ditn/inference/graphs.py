@@ -6,13 +6,13 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ditn.inference.capture import can_record, record, why_failed
 from ditn.inference.memory import FIXED, buffers_per_pixel, bytes_per_pixel
 from ditn.inference.plan import budget
 from ditn.inference.tiles import round_up
@@ -98,17 +98,10 @@ class GraphPool:
             return None
         still = _channels_last(space.images, image.dtype, tuple(image.shape))
         result = _channels_last(space.results, image.dtype, larger)
-        graph = torch.cuda.CUDAGraph()
         try:
-            # The outer context brings the caller's stream back where the inner one fails. Other threads may go on.
-            with (
-                torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, pool=space.pool, stream=space.stream, capture_error_mode="thread_local"),
-            ):
-                result.copy_(model(still))
+            graph = record(lambda: result.copy_(model(still)), image.device, space.pool, space.stream)
         except RuntimeError:
             self.drop()
-            _recover(image.device, space.pool)
             raise
         return _Recorded(graph, still, result)
 
@@ -212,9 +205,8 @@ class CudaGraphRunner:
                 recorded = pool.record(self._model, image)
             except RuntimeError as error:
                 self._failed = True
-                # Where a capture is broken off, what broke it stands behind what its end says.
-                why = str(error.__context__ or error).partition("\n")[0]
-                warnings.warn(f"runs without CUDA graphs, since recording one failed: {why}", RuntimeWarning, 3)
+                text = f"runs without CUDA graphs, since recording one failed: {why_failed(error)}"
+                warnings.warn(text, RuntimeWarning, 3)
                 return pool.run(self._model, image)
         result = pool.replay(recorded, image) if recorded else pool.run(self._model, image)
         pool.used(key, recorded)
@@ -238,11 +230,6 @@ class CudaGraphRunner:
         return self.__dict__ | {"_weights": None}
 
 
-def can_record(device: torch.device) -> bool:
-    """Whether CUDA graphs exist on a device."""
-    return device.type == "cuda"
-
-
 def _sizes(model: DITN, image: Tensor) -> _Sizes:
     batch, _, height, width = image.shape
     pixels = batch * round_up(height, model.config.grid) * round_up(width, model.config.grid)
@@ -255,13 +242,3 @@ def _channels_last(buffer: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -
     batch, channels, height, width = shape
     size = batch * channels * height * width * dtype.itemsize
     return buffer[:size].view(dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _recover(device: torch.device, pool: Any) -> None:
-    """After a capture that CUDA broke off, PyTorch's allocator does not know that it is over, and would no longer give
-    back what it keeps; nor does its generator of random numbers before PyTorch 2.13."""
-    with suppress(RuntimeError, AttributeError):  # it does know; or this PyTorch has no such calls
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-        torch._C._cuda_releasePool(device.index, pool)
-    generator = torch.cuda.default_generators[device.index]
-    generator.graphsafe_set_state(generator.clone_state())

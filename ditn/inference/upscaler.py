@@ -15,9 +15,10 @@ from torch import Tensor
 from ditn.imaging.arrays import Pixels
 from ditn.imaging.pil import from_pil, to_pil
 from ditn.inference.alpha import split_alpha, with_alpha
+from ditn.inference.capture import can_record
 from ditn.inference.chooser import Choice, Chooser, of_scale
 from ditn.inference.ensemble import self_ensemble as average_orientations
-from ditn.inference.graphs import CudaGraphRunner, GraphPool, can_record
+from ditn.inference.graphs import CudaGraphRunner, GraphPool
 from ditn.inference.guard import Finding
 from ditn.inference.options import AUTO, GUARDS, Guard
 from ditn.inference.plan import Tile, TilePlan, plan_tiles

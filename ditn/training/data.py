@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training images: decoded once into one memory-mapped file, cropped at random from there by worker processes."""
+"""Training images: decoded once into one memory-mapped file, and crops of them."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ditn.imaging.arrays import Pixels8
 from ditn.imaging.atomic import atomic_write
@@ -25,12 +22,9 @@ from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.training.degradation import photo
 from ditn.training.drawn import drawing, extreme
-from ditn.training.recipe import Recipe
 
 # Of the drawn crops, those whose low-resolution partner is a mean over boxes.
 _BOX_SHARE = 0.4
-# The side of an image without a target: a tenth of the work of four crops of 48.
-_EXTREME_SIDE = 32
 # Where a crop has its number in the batch, the seed of an image without a target has this.
 _EXTREME = 2**31
 
@@ -42,13 +36,24 @@ class Pair(NamedTuple):
     low: Pixels8
 
 
-class Batch(NamedTuple):
-    """The images of one training step, uint8 RGB: crops low [b, p, p, 3] and high [b, sp, sp, 3], and the image without
-    a target [1, e, e, 3], or [0, e, e, 3] where the recipe wants none."""
+class _Cached(NamedTuple):
+    """An image in the cache and where it begins there."""
 
-    low: Tensor
-    high: Tensor
-    extreme: Tensor
+    pixels: Pixels8
+    place: int
+
+
+class Crop(NamedTuple):
+    """A square of an image, [p, p, 3] uint8 RGB, before it is copied: `pixels`, turned and mirrored as a view, whose
+    colours are then taken in the order of `colours`. `place` is where the view's first byte lies in the cache's file;
+    None if it does not lie there."""
+
+    pixels: Pixels8
+    colours: tuple[int, ...] = (0, 1, 2)
+    place: int | None = None
+
+    def copied(self) -> Pixels8:
+        return np.ascontiguousarray(self.pixels[..., self.colours])
 
 
 def list_images(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -80,14 +85,14 @@ class PairedImages(Sequence[Pair]):
     of a whole image, always the same.
 
     The cache's name holds a digest of the files' names, sizes and times and of the scale, so a changed folder gets a
-    new cache. It takes 3 bytes per pixel. A file that cannot be read raises an error that names it.
+    new cache. `cache` is its file: uint8, 3 bytes per pixel. A file that cannot be read raises an error that names it.
     """
 
     def __init__(self, paths: Sequence[Path], scale: int, cache: Path, degradation: str = "bicubic") -> None:
         facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         digest = hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
-        self.scale, self._photo = scale, degradation == "photo"
-        self._file, self._index = cache / f"images-{digest}.bin", cache / f"images-{digest}.json"
+        self.scale, self.is_photo = scale, degradation == "photo"
+        self.cache, self._index = cache / f"images-{digest}.bin", cache / f"images-{digest}.json"
         if not self._index.exists():
             cache.mkdir(parents=True, exist_ok=True)
             self._decode(paths)
@@ -98,7 +103,7 @@ class PairedImages(Sequence[Pair]):
     def _decode(self, paths: Sequence[Path]) -> None:
         shapes, offset = [], 0
         # Two runs that begin at once may share the folder: each writes a file of its own, and both files are the same.
-        with atomic_write(self._file) as temporary, temporary.open("wb") as file:
+        with atomic_write(self.cache) as temporary, temporary.open("wb") as file:
             for path in paths:
                 try:
                     high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
@@ -116,15 +121,16 @@ class PairedImages(Sequence[Pair]):
         return len(self._shapes)
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
-        high, low = self._cached(index)
-        return Pair(high, photo(high, self.scale, np.random.default_rng(index)) if self._photo else low)
+        high, low = (one.pixels for one in self._cached(index))
+        return Pair(high, photo(high, self.scale, np.random.default_rng(index)) if self.is_photo else low)
 
-    def _cached(self, index: int) -> Pair:
+    def _cached(self, index: int) -> tuple[_Cached, _Cached]:
+        """High and low."""
         offset, high, low = self._shapes[index]
         middle, end = int(np.prod(high)), int(np.prod(high) + np.prod(low))
         # Mapped again for each image, so that an instance can be sent to another process without the images.
-        pixels: Pixels8 = np.memmap(self._file, dtype=np.uint8, mode="r", offset=offset, shape=end)
-        return Pair(pixels[:middle].reshape(high), pixels[middle:].reshape(low))
+        pixels: Pixels8 = np.memmap(self.cache, dtype=np.uint8, mode="r", offset=offset, shape=end)
+        return _Cached(pixels[:middle].reshape(high), offset), _Cached(pixels[middle:].reshape(low), offset + middle)
 
     def batch(
         self,
@@ -145,97 +151,58 @@ class PairedImages(Sequence[Pair]):
         would have seen. Images are chosen in proportion to their pixels. Raises ValueError if an image is smaller than
         the patch.
         """
-        numbers = range(size)[part]
-        crops = [self._crop(np.random.default_rng((seed, step, number)), patch, shuffle, drawn) for number in numbers]
-        lows, highs = zip(*crops, strict=True)
+        pairs = self.crops(step, seed=seed, size=size, patch=patch, shuffle=shuffle, drawn=drawn, part=part)
+        lows, highs = zip(*((low.copied(), high.copied()) for low, high in pairs), strict=True)
         return torch.tensor(np.stack(lows)), torch.tensor(np.stack(highs))
+
+    def crops(
+        self, step: int, *, seed: int, size: int, patch: int, shuffle: bool, drawn: float, part: slice
+    ) -> Iterator[tuple[Crop, Crop]]:
+        """Low and high of each crop of `batch`."""
+        for number in range(size)[part]:
+            yield self._crop(np.random.default_rng((seed, step, number)), patch, shuffle, drawn)
 
     def extreme(self, step: int, *, seed: int, side: int) -> Tensor:
         """The image without a target of one training step, [1, side, side, 3] uint8, a function of seed and step
         alone (see `ditn.training.drawn.extreme`)."""
         random = np.random.default_rng((seed, step, _EXTREME))
-        low, _, top, left = self._place(random, side)
-        return torch.tensor(extreme(side, random, low[top : top + side, left : left + side]))[None]
+        low, _, top, left = self._square(random, side)
+        return torch.tensor(extreme(side, random, low.pixels[top : top + side, left : left + side]))[None]
 
-    def _place(self, random: np.random.Generator, patch: int) -> tuple[Pixels8, Pixels8, int, int]:
-        """Some image, low and high, and the corner of a crop of `patch` low-resolution pixels in it."""
+    def _square(self, random: np.random.Generator, patch: int) -> tuple[_Cached, _Cached, int, int]:
+        """Some image, low and high, and the corner of a square of `patch` low-resolution pixels in it."""
         high, low = self._cached(int(np.searchsorted(self._areas, random.random(), side="right")))
-        if min(low.shape[:2]) < patch:
-            raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {low.shape[1]}x{low.shape[0]}")
-        top, left = (int(random.integers(side - patch + 1)) for side in low.shape[:2])
+        height, width = low.pixels.shape[:2]
+        if min(height, width) < patch:
+            raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {width}x{height}")
+        top, left = (int(random.integers(side - patch + 1)) for side in (height, width))
         return low, high, top, left
 
-    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Pixels8, Pixels8]:
+    def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Crop, Crop]:
         if drawn and random.random() < drawn:
-            return self._drawn(random, patch)
-        low, high, top, left = self._place(random, patch)
+            low, high = self._drawn(random, patch)
+            return Crop(low), Crop(high)
+        small, large, top, left = self._square(random, patch)
         turns, mirrored = int(random.integers(4)), bool(random.integers(2))
-        colours = random.permutation(3) if shuffle else np.arange(3)
+        colours = tuple(random.permutation(3)) if shuffle else (0, 1, 2)
 
-        def turned(image: Pixels8, scale: int) -> Pixels8:
-            crop = image[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale, colours]
-            return np.ascontiguousarray(np.rot90(crop[:, ::-1] if mirrored else crop, turns))
+        def turned(image: _Cached, scale: int) -> Crop:
+            square = image.pixels[top * scale : (top + patch) * scale, left * scale : (left + patch) * scale]
+            view = np.rot90(square[:, ::-1] if mirrored else square, turns)
+            return Crop(view, colours, image.place + view.ctypes.data - image.pixels.ctypes.data)
 
-        large = turned(high, self.scale)
-        return photo(large, self.scale, random) if self._photo else turned(low, 1), large
+        crop = turned(large, self.scale)
+        return Crop(photo(crop.copied(), self.scale, random)) if self.is_photo else turned(small, 1), crop
 
     def _drawn(self, random: np.random.Generator, patch: int) -> tuple[Pixels8, Pixels8]:
         """A drawing, made smaller as photographs are or, as one that had been drawn at the smaller size with smooth
         edges, by means over boxes; or degraded."""
         large = drawing(patch * self.scale, self.scale, random)
-        if self._photo:
+        if self.is_photo:
             return photo(large, self.scale, random), large
         if random.random() < _BOX_SHARE:
             return np.asarray(Image.fromarray(large).reduce(self.scale)), large
         return downscale(large, self.scale), large
-
-
-class _Steps(Dataset[Batch]):
-    """The batches of a run, by step; of each only what the process of this rank trains on."""
-
-    def __init__(self, images: PairedImages, recipe: Recipe, part: slice) -> None:
-        self._images, self._recipe, self._part = images, recipe, part
-
-    def __getitem__(self, step: int) -> Batch:
-        recipe = self._recipe
-        low, high = self._images.batch(
-            step,
-            seed=recipe.seed,
-            size=recipe.batch,
-            patch=recipe.patch,
-            shuffle=recipe.channel_shuffle,
-            drawn=recipe.drawn,
-            part=self._part,
-        )
-        side = min(recipe.patch, _EXTREME_SIDE)
-        if not recipe.consistency:
-            return Batch(low, high, low.new_empty(0, side, side, 3))
-        return Batch(low, high, self._images.extreme(step, seed=recipe.seed, side=side))
-
-
-def batches(
-    images: PairedImages, recipe: Recipe, *, start: int, part: slice = slice(None), workers: int = 0, pin: bool = False
-) -> Iterator[Batch]:
-    """The batches from step `start` on, without end, made ahead by `workers` processes (0: when they are asked for);
-    `pin` puts them into memory that a GPU copies from while it computes."""
-    return iter(
-        DataLoader(
-            _Steps(images, recipe, part),
-            batch_size=None,
-            sampler=itertools.count(start),
-            num_workers=workers,
-            worker_init_fn=_leave_signals,
-            pin_memory=pin,
-            # The loader draws a seed for its workers, which use none; it must not come from the run's random numbers.
-            generator=torch.Generator(),
-        )
-    )
-
-
-def _leave_signals(_: int) -> None:
-    """A signal to the whole group is the trainer's to answer: it ends its step and then its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def to_tensor(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

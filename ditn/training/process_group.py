@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class ProcessGroup:
         sums = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(sums)
         return [float(value) for value in sums]
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a scalar over all processes, the same everywhere, where it lies. Nobody waits for it."""
+        if self.size > 1:
+            dist.all_reduce(value := value.clone())
+            value = value / self.size
+        return value
 
     @contextmanager
     def one_first(self) -> Iterator[None]:

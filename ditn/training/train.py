@@ -22,7 +22,8 @@ from tqdm import tqdm
 from ditn.imaging import contact_sheet
 from ditn.imaging.atomic import atomic_write
 from ditn.model.checkpoint import save
-from ditn.training.data import PairedImages, batches
+from ditn.training.batches import batches
+from ditn.training.data import PairedImages
 from ditn.training.log import Log, samples
 from ditn.training.trainer import Trainer
 
@@ -88,7 +89,7 @@ def train(
     workers        processes that make batches; 0 leaves it to this one
     tensorboard    write TensorBoard's files, too
     """
-    recipe, processes, losses = trainer.recipe, trainer.processes, []
+    recipe, processes = trainer.recipe, trainer.processes
     started = saved = time.monotonic()
     source = batches(
         trainer.images,
@@ -96,7 +97,7 @@ def train(
         start=trainer.step,
         part=slice(processes.rank, None, processes.size),
         workers=workers,
-        pin=trainer.device.type == "cuda",
+        device=trainer.device,
     )
     bar = tqdm(
         total=None if recipe.minutes else recipe.steps,
@@ -108,7 +109,7 @@ def train(
     with _stop_signals() as signals, log or nullcontext(), bar:
         while trainer.share < 1:
             rate = trainer.rate
-            losses.append(trainer.train_step(next(source)))
+            trainer.train_step(next(source))
             bar.update()
             now = time.monotonic()
             (stop,) = processes.total(bool(signals) or now - started > time_limit * 60)
@@ -118,7 +119,7 @@ def train(
                 saved = now
             if log and (last or trainer.step % report_every == 0):
                 psnr = trainer.validate(held_out) if held_out else math.nan
-                loss = sum(losses) / len(losses)
+                loss = trainer.mean_loss()
                 log.write(trainer.step, rate, loss, psnr)
                 if held_out:
                     image = samples(trainer, held_out)
@@ -128,7 +129,6 @@ def train(
                 bar.set_postfix_str(said)
                 if bar.disable:
                     print(f"step {trainer.step}: {said}", flush=True)
-                losses = []
             if last:
                 break
     if processes.first:

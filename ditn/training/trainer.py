@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run in progress: the step, and everything that a checkpoint has to carry."""
+"""A training run in progress: everything that a checkpoint has to carry."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import sys
@@ -11,22 +10,22 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ditn.imaging.metrics import psnr_y
 from ditn.model.checkpoint import load
 from ditn.model.network import DITN
 from ditn.model.variants import VARIANTS
-from ditn.training.data import Batch, PairedImages, to_pixels, to_tensor
+from ditn.training.batches import Batch
+from ditn.training.data import PairedImages, to_pixels, to_tensor
 from ditn.training.process_group import ProcessGroup
 from ditn.training.recipe import Recipe
+from ditn.training.update import Update
 from ditn.training.warm_start import blended, start_at_interpolation, take_weights
 
 _MAX_BAD_STEPS = 5
-# The enlargement of an image of full contrast may ring by so much.
-_RINGING = 0.3
+# Steps on a GPU between two readings of what became of them.
+_READ_EVERY = 10
 # Crops for the start of a run: of another seed than any step's.
 _START_SEED, _START_BATCHES = 1_000_003, 16
 
@@ -61,16 +60,12 @@ class Trainer:
         if state is None:
             self._start()
         self.model.to(self.device).train()
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
-        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = kind(
-            self.model.parameters(), recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
-        # float16 gradients underflow without a scale; bfloat16's do not.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "float16")
+        network = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
+        self.update = Update(recipe, self.model, network, self.processes)
+        self._losses: list[tuple[int, float]] = []
+        self._unread = 0
         if state:
             self._load_state(state)
-        self._network = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
 
     def _start(self) -> None:
         """The weights before the first step, fitted on crops that no step sees."""
@@ -102,60 +97,43 @@ class Trainer:
         """The learning rate of the next step."""
         return self.recipe.learning_rate(self.step, self.share)
 
-    def train_step(self, batch: Batch) -> float:
-        """One step on this process's crops and image without a target; the loss over all processes.
+    def train_step(self, batch: Batch) -> None:
+        """One step on this process's crops and image without a target.
 
         A step whose loss or gradient is not finite leaves the weights alone and is counted in `bad_steps`; RuntimeError
-        after 5 in a row, or 20 with float16, whose scale has to settle first.
+        after 5 in a row, or 20 with float16, whose scale has to settle first. On a GPU, which is not waited for, both
+        are found out at every tenth step.
         """
         began = time.monotonic()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        loss = self._loss(*(to_tensor(images, self.device) for images in batch))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip).item()
-        # The clock is the first process's: all must find the same rate.
-        seconds = time.monotonic() - began if self.processes.first else 0.0
-        summed, seconds = self.processes.total(loss.item(), seconds)
-        value = summed / self.processes.size
-        if math.isfinite(value) and math.isfinite(norm):
-            self.scaler.step(self.optimizer)
-            self.bad_steps = 0
-            self._update_average()
-        else:
-            self._count_bad(value, norm)
-        self.scaler.update()
-        self.step += 1
-        self.seconds += seconds
-        return value
-
-    def _loss(self, low: Tensor, high: Tensor, extreme: Tensor) -> Tensor:
-        recipe = self.recipe
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.amp)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            output = self._network(low)
-            untargeted = self._network(extreme) if len(extreme) else None
-        loss = pixel_loss(output.float(), high, recipe.loss, frequency=recipe.frequency)
-        if untargeted is None:
-            return loss
-        return loss + recipe.consistency * consistency_loss(untargeted.float(), extreme)
-
-    def _count_bad(self, loss: float, norm: float) -> None:
-        self.bad_steps += 1
-        if self.processes.first:
-            print(f"step {self.step}: loss {loss}, gradient norm {norm}: skipped", file=sys.stderr)
-        # float16 starts with a scale of 2^16, which may overflow and is halved until it does not: at most 16 steps.
-        allowed = 20 if self.recipe.amp == "float16" else _MAX_BAD_STEPS
-        if self.bad_steps == allowed:
-            raise RuntimeError(f"{allowed} steps in a row were not finite; lower lr (now {self.recipe.lr})")
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
         # An average over fewer steps at first, or the random start would stay in it for long.
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        self.update(batch, rate=self.rate, decay=decay)
+        self._unread += 1
+        if self.device.type == "cpu" or self._unread == _READ_EVERY:
+            self._read()
+        self.step += 1
+        # The clock is the first process's: all must find the same rate.
+        (seconds,) = self.processes.total(time.monotonic() - began if self.processes.first else 0.0)
+        self.seconds += seconds
+
+    def mean_loss(self) -> float:
+        """Of the steps since the last time, over all processes."""
+        self._read()
+        steps, total = map(sum, zip(*self._losses, strict=True)) if self._losses else (0, 0.0)
+        self._losses = []
+        return total / steps if steps else math.nan
+
+    def _read(self) -> None:
+        seen = self.update.read()
+        self._losses.append((seen.steps, seen.loss))
+        self.bad_steps, self._unread = seen.bad_now, 0
+        if seen.bad and self.processes.first:
+            which = f"skipped, {seen.bad} of {seen.steps} steps" if seen.steps > 1 else "skipped"
+            print(f"step {self.step}: loss {seen.bad_loss}, gradient norm {seen.bad_norm}: {which}", file=sys.stderr)
+        # float16 starts with a scale of 2^16, which may overflow and is halved until it does not: at most 16 steps.
+        allowed = 20 if self.recipe.amp == "float16" else _MAX_BAD_STEPS
+        if seen.bad_most >= allowed:
+            raise RuntimeError(f"{allowed} steps in a row were not finite; lower lr (now {self.recipe.lr})")
 
     @torch.no_grad()
     def validate(self, images: PairedImages) -> float:
@@ -166,15 +144,20 @@ class Trainer:
     @torch.no_grad()
     def enlarge(self, low: Any) -> Any:
         """uint8 [H, W, 3] by the averaged weights -> uint8 [sH, sW, 3]."""
-        return to_pixels(self.average(to_tensor(torch.tensor(low)[None], self.device))[0])
+        return to_pixels(self.update.average(to_tensor(torch.tensor(low)[None], self.device))[0])
 
     def result(self) -> DITN:
         """The averaged weights, with the recipe's share of those that they began from. Raises what `ditn.load` raises,
         and ValueError if those are of another network."""
         recipe = self.recipe
-        return blended(self.average, load(recipe.init), recipe.init_share) if recipe.init_share else self.average
+        return (
+            blended(self.update.average, load(recipe.init), recipe.init_share)
+            if recipe.init_share
+            else self.update.average
+        )
 
     def state(self) -> dict[str, Any]:
+        self._read()
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "step": self.step,
@@ -182,20 +165,16 @@ class Trainer:
             "seconds": self.seconds,
             "origin": self.origin,
             "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.update.state(),
             "rng": torch.get_rng_state(),
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
         self.step, self.bad_steps = state["step"], state["bad_steps"]
         self.seconds, self.origin = state["seconds"], state["origin"]
+        self.update.load_state(state, bad=self.bad_steps)
+        torch.set_rng_state(state["rng"])
 
     def metadata(self) -> dict[str, str]:
         """What the file of weights says about where they come from."""
@@ -206,26 +185,3 @@ class Trainer:
             "steps": str(self.step),
             "images": str(len(self.images)),
         }
-
-
-def pixel_loss(output: Tensor, target: Tensor, kind: str, *, frequency: float = 0.0) -> Tensor:
-    """L1 or Charbonnier loss of images [B, C, H, W], plus `frequency` times the mean absolute difference of their
-    orthonormal Fourier transforms, over real and imaginary parts (Cho et al., MIMO-UNet, ICCV 2021)."""
-    error = output - target
-    # Charbonnier's eps is 1e-3.
-    loss = error.abs().mean() if kind == "l1" else torch.sqrt(error.square() + 1e-6).mean()
-    if frequency:
-        loss = loss + frequency * torch.view_as_real(torch.fft.rfft2(error, norm="ortho")).abs().mean()
-    return loss
-
-
-def consistency_loss(output: Tensor, image: Tensor) -> Tensor:
-    """How far the output [B, C, sH, sW], averaged over s x s boxes, is from the image [B, C, H, W] (mean absolute
-    difference), and how far its values leave -0.3 .. 1.3 (mean).
-
-    What any sane enlargement keeps, whatever the image: without it DITN-Real, in which nothing normalises the stream,
-    answers edges of full contrast with values of 100.
-    """
-    back = F.avg_pool2d(output, output.shape[-1] // image.shape[-1])
-    outside = F.relu(output - (1 + _RINGING)) + F.relu(-_RINGING - output)
-    return (back - image).abs().mean() + outside.mean()

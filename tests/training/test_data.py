@@ -15,7 +15,8 @@ from PIL import Image
 
 from ditn.imaging.resize import downscale
 from ditn.training import data
-from ditn.training.data import PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.training.batches import batches
+from ditn.training.data import PairedImages, list_images, to_pixels, to_tensor
 from ditn.training.recipe import Recipe
 
 

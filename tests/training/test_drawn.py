@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from ditn.training import canvas, drawn
-from ditn.training.data import PairedImages, batches
+from ditn.training.batches import batches
+from ditn.training.data import PairedImages
 from ditn.training.drawn import drawing, extreme
 from ditn.training.recipe import Recipe
-from ditn.training.trainer import consistency_loss
+from ditn.training.update import consistency_loss
 
 
 def _random(seed: int) -> np.random.Generator:

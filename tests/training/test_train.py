@@ -23,11 +23,13 @@ import ditn
 from ditn.commands import arguments, train
 from ditn.imaging.metrics import psnr_y
 from ditn.imaging.resize import bicubic
-from ditn.training.data import Batch, PairedImages, batches, list_images, to_pixels, to_tensor
+from ditn.training.batches import Batch, batches
+from ditn.training.data import PairedImages, list_images, to_pixels, to_tensor
 from ditn.training.log import Log
 from ditn.training.recipe import Recipe, load_recipe
 from ditn.training.train import read_checkpoint
-from ditn.training.trainer import Trainer, pixel_loss
+from ditn.training.trainer import Trainer
+from ditn.training.update import pixel_loss
 from ditn.training.warm_start import start_at_interpolation, take_weights
 
 SMALL = ("--batch", "1", "--patch", "8", "--held-out", "3", "--warmup", "2")
@@ -317,7 +319,10 @@ def test_training_lowers_the_loss(pictures: Path, tmp_path: Path, loss: str, opt
         pictures, tmp_path, loss=loss, optimizer=optimizer, interpolation_start=False, lr=2e-3, warmup=1, decay=0.0
     )
     source = batches(trainer.images, trainer.recipe, start=0)
-    losses = [trainer.train_step(next(source)) for _ in range(30)]
+    losses = []
+    for _ in range(30):
+        trainer.train_step(next(source))
+        losses.append(trainer.mean_loss())
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
 
 
@@ -329,7 +334,7 @@ def test_average_follows_the_weights(pictures: Path, tmp_path: Path) -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         for name, parameter in trainer.model.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
-    for name, parameter in trainer.average.named_parameters():
+    for name, parameter in trainer.update.average.named_parameters():
         torch.testing.assert_close(parameter.double(), expected[name], rtol=1e-5, atol=1e-7)
 
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step of training that nobody waits for: what it asks of the device, and recorded by a stand-in for CUDA graphs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recorded_graphs
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ditn.training import update
+from ditn.training.batches import Batch, batches
+from ditn.training.data import PairedImages, list_images
+from ditn.training.recipe import Recipe
+from ditn.training.trainer import Trainer
+
+RECIPE = Recipe(upscale=2, batch=2, patch=16, steps=10, warmup=5, held_out=0, interpolation_start=False)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> PairedImages:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, size in (("a", (90, 71)), ("b", (64, 65)), ("c", (200, 40))):
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return PairedImages(list_images([folder]), 2, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_crops_that_are_made_where_the_images_lie_are_the_same(images: PairedImages, degradation: str) -> None:
+    """Turned, mirrored, in exchanged colours, among drawn ones and for each process its part. Degraded ones are still
+    made by the host."""
+    images.is_photo = degradation == "photo"
+    recipe = Recipe(upscale=2, batch=12, patch=16, drawn=0.3, channel_shuffle=True, degradation=degradation)
+    for part in (slice(None), slice(1, None, 3)):
+        made = [batches(images, recipe, start=4, part=part, resident=resident) for resident in (False, True)]
+        for _ in range(3):
+            host, device = (next(source) for source in made)
+            assert all(map(torch.equal, host, device))
+            assert [crops.dtype for crops in device] == [torch.uint8] * 3
+    everything = Recipe(upscale=2, batch=3, patch=16, drawn=1.0, consistency=0.0)
+    host, device = (next(batches(images, everything, start=0, resident=resident)) for resident in (False, True))
+    assert all(map(torch.equal, host, device))
+
+
+def state_of(trainer: Trainer) -> list[torch.Tensor]:
+    one = trainer.update
+    optimizer = [tensor for state in one.optimizer.state.values() for tensor in state.values()]
+    return [*trainer.model.parameters(), *one.average.parameters(), *optimizer, one._seen]
+
+
+@pytest.mark.parametrize("amp", ["none", pytest.param("float16", marks=pytest.mark.slow)])
+def test_a_recorded_step_is_the_step(images: PairedImages, amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, amp=amp)
+    eager = Trainer(recipe, images, device="cpu", fused=True)
+    recorded_graphs.install(monkeypatch)
+    monkeypatch.setattr(update, "can_record", lambda device: True)
+    recorded = Trainer(recipe, images, device="cpu", fused=True)
+    graphs = []
+
+    def record(run, device, pool, stream):
+        """A capture runs nothing, the stand-in does: what it changed is put back."""
+        before = [tensor.detach().clone() for tensor in state_of(recorded)]
+        graph = recorded_graphs.Graph()
+        with recorded_graphs.Recorder(graph):
+            run()
+        with torch.no_grad():
+            for tensor, value in zip(state_of(recorded), before, strict=True):
+                tensor.copy_(value)
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(update, "record", record)
+    given = batches(images, recipe, start=0)
+    for batch in itertools.islice(given, 7):
+        for trainer in (eager, recorded):
+            trainer.train_step(batch)
+        assert all(map(torch.equal, state_of(eager), state_of(recorded)))
+    assert [graph.replays for graph in graphs] == [4]
+    assert eager.mean_loss() == recorded.mean_loss()
+
+
+class _Asked(TorchDispatchMode):
+    """Which operators hand a value to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("amp", ["none", "float16"])
+def test_a_step_asks_the_device_for_nothing(images: PairedImages, amp: str) -> None:
+    trainer = Trainer(replace(RECIPE, amp=amp), images, device="cpu", fused=True)
+    batch = next(batches(images, trainer.recipe, start=0))
+    with _Asked() as asked:
+        trainer.update(batch, rate=1e-3, decay=0.9)
+    assert not asked.found
+    with _Asked() as asked:
+        trainer.update.average.sft.bias.sum().item()
+    assert asked.found
+
+
+def test_what_is_read_late_is_complete(images: PairedImages, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a GPU, whose steps are read by tens: five bad ones in a row are found even if good ones followed."""
+    trainer = Trainer(RECIPE, images, device="cpu", fused=True)
+    good = next(batches(images, RECIPE, start=0))
+    bad = Batch(good.low, good.high * math.nan, good.extreme)
+    for batch in (good, bad, bad, good):
+        trainer.update(batch, rate=1e-3, decay=0.9)
+    seen = trainer.update.read()
+    assert (seen.steps, seen.bad, seen.bad_now, seen.bad_most) == (4, 2, 0, 2)
+    assert math.isnan(seen.bad_loss)
+    assert math.isnan(seen.loss)
+    for batch in (bad, bad, bad, bad, bad, good):
+        trainer.update(batch, rate=1e-3, decay=0.9)
+    with pytest.raises(RuntimeError, match="5 steps in a row were not finite; lower lr"):
+        trainer.mean_loss()
+    assert "skipped, 5 of 6 steps" in capsys.readouterr().err
