@@ -139,6 +139,12 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard's files, too")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--fused", action=argparse.BooleanOptionalAction, default=True, help="train on fused operators")
+    parser.add_argument(
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="on a CUDA GPU, replay a step's launches after the first few steps",
+    )
     add_recipe_arguments(parser)
 
 

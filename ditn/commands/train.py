@@ -48,7 +48,9 @@ def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup
     with processes.one_first():
         validation = PairedImages(held_out, recipe.upscale, cache, recipe.degradation) if held_out else None
         images = PairedImages(rest, recipe.upscale, cache, recipe.degradation)
-    trainer = Trainer(recipe, images, device=device, fused=args.fused, state=state, processes=processes)
+    trainer = Trainer(
+        recipe, images, device=device, fused=args.fused, state=state, processes=processes, cuda_graph=args.cuda_graph
+    )
     if processes.first:
         if not state:
             print(f"start: {trainer.origin}")

@@ -34,7 +34,7 @@ class Trainer:
     """Model, moving average, optimiser and step; `state()` carries all of it, and a run given one goes on from there.
 
     With several processes each takes its share of the recipe's batch, and the gradient is the mean over all of them:
-    the run computes what one process would have computed, to rounding.
+    the run computes what one process would have computed, to rounding. `cuda_graph` is as for `Update`.
 
     Raises what `ditn.load` raises for the recipe's `init`, and ValueError if its layers do not fit or the batch cannot
     be shared out evenly.
@@ -49,6 +49,7 @@ class Trainer:
         fused: bool,
         state: dict[str, Any] | None = None,
         processes: ProcessGroup | None = None,
+        cuda_graph: bool = True,
     ) -> None:
         self.recipe, self.images, self.device = recipe, images, torch.device(device)
         self.processes = processes or ProcessGroup()
@@ -61,7 +62,7 @@ class Trainer:
             self._start()
         self.model.to(self.device).train()
         network = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
-        self.update = Update(recipe, self.model, network, self.processes)
+        self.update = Update(recipe, self.model, network, self.processes, cuda_graph=cuda_graph)
         self._losses: list[tuple[int, float]] = []
         self._unread = 0
         if state:

@@ -47,10 +47,16 @@ class Seen(NamedTuple):
 class Update:
     """Calling it with a batch changes the model's weights and their moving average, `average`. A step whose loss or
     gradient is not finite changes neither. `network` is the model as it is called, for several processes with their
-    gradients' mean."""
+    gradients' mean. `cuda_graph` records the step, where one process trains alone on a CUDA device."""
 
     def __init__(
-        self, recipe: Recipe, model: DITN, network: Callable[[Tensor], Tensor], processes: ProcessGroup
+        self,
+        recipe: Recipe,
+        model: DITN,
+        network: Callable[[Tensor], Tensor],
+        processes: ProcessGroup,
+        *,
+        cuda_graph: bool = True,
     ) -> None:
         self._recipe, self._network, self._processes = recipe, network, processes
         self._parameters: list[Tensor] = list(model.parameters())
@@ -70,7 +76,7 @@ class Update:
         self._seen = torch.zeros(len(Seen._fields) - 1, dtype=torch.float64, device=device)
         self._steps = 0
         self._graphs: dict[tuple[Any, ...], _Graph | int] | None = None
-        if can_record(device) and processes.size == 1:
+        if cuda_graph and can_record(device) and processes.size == 1:
             self._graphs = {}
             self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
