@@ -71,3 +71,15 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """A file of a small network's."""
+    from networks import small  # what TRITON_INTERPRET decides is imported behind it
+
+    import ditn
+
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    ditn.save(small(), path)
+    return str(path)

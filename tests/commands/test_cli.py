@@ -10,20 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import small
 from PIL import Image
 
 import ditn
 from ditn.commands import upscale as command
 from ditn.commands.arguments import parse_bytes
 from ditn.commands.cli import main
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return str(path)
 
 
 @pytest.fixture

@@ -13,21 +13,12 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT
-from networks import small
 from PIL import Image
 
-import ditn
 from ditn.commands import upscale as command
 from ditn.commands.cli import main
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return str(path)
 
 
 @pytest.fixture

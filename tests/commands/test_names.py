@@ -12,22 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
-from networks import small
 from PIL import Image
 
-import ditn
 from ditn.commands import upscale as command
 from ditn.commands.cli import main
 from ditn.commands.names import utf8
 
 LATIN = os.fsdecode(b"caf\xe9")
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return path
 
 
 def picture(path: Path, *, width: int = 8) -> Path:
@@ -36,8 +27,8 @@ def picture(path: Path, *, width: int = 8) -> Path:
     return path
 
 
-def upscale(weights: Path, *arguments: object) -> int:
-    return main(["upscale", "--model", str(weights), "--guard", "off", *map(str, arguments)])
+def upscale(weights: str, *arguments: object) -> int:
+    return main(["upscale", "--model", weights, "--guard", "off", *map(str, arguments)])
 
 
 def test_a_name_that_is_not_utf8_is_done_under_its_own_bytes(weights, tmp_path, capfdbinary) -> None:

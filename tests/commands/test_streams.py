@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PROJECT
-from networks import small
 from PIL import Image
 
 import ditn
@@ -21,21 +20,14 @@ from ditn.commands.cli import main
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return path
-
-
 @pytest.fixture
 def source(tmp_path) -> Path:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     return tmp_path / "a.png"
 
 
-def upscale(weights: Path, *arguments: object) -> int:
-    return main(["upscale", "--model", str(weights), "--guard", "off", *map(str, arguments)])
+def upscale(weights: str, *arguments: object) -> int:
+    return main(["upscale", "--model", weights, "--guard", "off", *map(str, arguments)])
 
 
 def encoded(kind: str) -> bytes:
