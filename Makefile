@@ -55,7 +55,7 @@ test-slow: .venv/developed  ## the slow tests, but for the longest
 test-all: .venv/developed .venv/with-ray  ## all tests
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-docs-test: .venv/developed .venv/with-ray  ## every command of docs/deployment.md and docs/clusters.md (also part of test-all)
+docs-test: .venv/developed .venv/with-ray  ## every command of docs/deployment.md, docs/video.md and docs/clusters.md (also part of test-all)
 	$(BIN)/python -m pytest tests/test_docs.py
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer

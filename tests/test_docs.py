@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of docs/deployment.md and docs/clusters.md runs, and every picture that it makes is the right one."""
+"""Every command of docs/deployment.md, docs/clusters.md and docs/video.md runs; every picture that the first two make
+is the right one, and every film of the third is there."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,6 +67,11 @@ def run_commands(section: str, workplace: Path) -> None:
         pytest.skip(f"not installed: {', '.join(lacking)}")
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert blocks
+    execute(blocks, workplace)
+
+
+def execute(blocks: Sequence[tuple[str, str]], workplace: Path) -> None:
+    """Blocks of sh and Python, one after the other."""
     paths = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {
         "PATH": f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -120,3 +127,23 @@ def test_section_of_clusters(section: str, workplace: Path) -> None:
         with Image.open(source) as picture, Image.open(path) as result:
             expected = np.asarray(upscaler(picture)).astype(int)
             assert np.abs(np.asarray(result).astype(int) - expected).max() <= 1, path
+
+
+@pytest.mark.slow
+def test_films(workplace: Path) -> None:
+    """docs/video.md from top to bottom, but for what it installs."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    import films
+
+    films.make(workplace / "film.mp4", 24, sound="opus")
+    text = (PROJECT / "docs" / "video.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    execute([(language, re.sub("^pip .*", "", code, flags=re.MULTILINE)) for language, code in blocks], workplace)
+    outputs = re.findall(r"-o (\S+\.(?:mkv|mp4|webm|gif))", text)
+    assert len(outputs) == 8
+    for name in outputs:
+        with av.open(str(workplace / name)) as film:
+            count = sum(1 for _ in film.decode(film.streams.video[0]))
+            assert count == (10 if name == "part.mkv" else 24), name
+    assert len(list((workplace / "frames").iterdir())) == 24
+    assert {path.name for path in (workplace / "large").iterdir()} == {"film.mp4", "film.gif"}

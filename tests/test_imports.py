@@ -34,6 +34,7 @@ ROOMS = {
         *("options", "tiles", "memory", "plan", "capture", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
+    "video": ["layout", "colour", "source", "film", "pictures", "encoding", "joining", "stream", "work"],
     "training": [
         *("degradation", "canvas", "drawn", "recipe", "data", "batches", "warm_start", "process_group"),
         *("update", "trainer", "log", "train"),
@@ -41,8 +42,8 @@ ROOMS = {
     "work": ["items", "here", "child", "ranks", "on_ray"],
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
-        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report"),
-        *("pictures", "parted", "row_plan", "rows", "upscale"),
+        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "film"),
+        *("pictures", "parted", "row_plan", "rows", "segments", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

@@ -51,11 +51,11 @@ def enlarge(job: Job, args: argparse.Namespace, worker: Worker) -> Job:
 
 
 def upscaler_of(args: argparse.Namespace, worker: Worker) -> Upscaler:
-    """One for all items of a worker, so that every model is loaded once."""
-    if "upscaler" not in worker.kept:
+    """One for all items of a worker and model, so that every model is loaded once."""
+    if args.model not in worker.kept:
         with backend(args):
-            worker.kept["upscaler"] = _upscaler(args, worker)
-    made: Upscaler = worker.kept["upscaler"]
+            worker.kept[args.model] = _upscaler(args, worker)
+    made: Upscaler = worker.kept[args.model]
     return made
 
 
@@ -118,7 +118,7 @@ def _share(device: torch.device, worker: Worker) -> int | None:
 def _enlarge(job: Job, args: argparse.Namespace, worker: Worker) -> None:
     """Read, enlarge into a file of raw samples beside the output, encode from there."""
     # The outputs of this worker so far, which a folder may hold under more names than one.
-    written = worker.kept.setdefault("written", {})
+    written = worker.kept.setdefault(WRITTEN_BEFORE, {})
     output = job.target
     if worker.attempt > 1 and not args.overwrite and output.exists():
         job.notes = [WRITTEN_BEFORE]

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ditn.commands import pictures, rows
+from ditn.commands import film, pictures, rows, segments
 from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
 from ditn.commands.parted import Parted
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.imaging.files import pixel_count
 from ditn.inference.options import AUTO
+from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
 from ditn.work import here, on_ray, ranks
 from ditn.work.items import Follow, Item, Result, Step, Worker
@@ -37,14 +38,20 @@ def run(args: argparse.Namespace) -> int:
             return 0
         # What was there before all ranks were started anew is either someone else's or done.
         args.skip_existing |= bool(many.restarts) and not args.overwrite
+        args.resume |= bool(many.restarts)
+    films = film.is_meant(args)
+    if films and not many:
+        return film.run(args, _upscaler, _backends)
+    if not films:
+        film.refuse(args)
     if args.output == STREAM and not args.dry_run and sys.stdout.isatty():
         raise ValueError("standard output is a terminal, which shows no image; redirect it or name a file")
     with tempfile.TemporaryDirectory(prefix="ditn-") as scratch:
-        plan = plan_jobs(args, Path(scratch))
+        plan = Plan(film.jobs_of(args), []) if films else plan_jobs(args, Path(scratch))
         if args.dry_run:
             for job in plan.jobs:
                 print(f"{job.input}" + (f" -> {job.output}" if job.status == "planned" else f": {job.reason}"))
-        undertaking = _Undertaking(plan, args)
+        undertaking = _Undertaking(plan, args, films=films)
         try:
             if not args.dry_run:
                 undertaking.run(many)
@@ -60,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 class _Undertaking:
     """The planned jobs as items of work, and what becomes of them."""
 
-    def __init__(self, plan: Plan, args: argparse.Namespace) -> None:
-        self._plan, self._args = plan, args
+    def __init__(self, plan: Plan, args: argparse.Namespace, *, films: bool) -> None:
+        self._plan, self._args, self._films = plan, args, films
         self._follow: dict[Item, Follow] = {}
         self._finished = 0.0
         self.backends: dict[str, str | None] = {}
@@ -91,6 +98,9 @@ class _Undertaking:
 
     def _step(self, job: Job, *, sized: bool) -> Step:
         """The first of what there is to do for a job. `sized`: its image's size matters."""
+        if self._films:
+            size = job.source.stat().st_size if job.source.is_file() else 0
+            return Parted(segments, job, self._args, size, self._say).first()
         pixels = pixel_count(job.source, job.page) if sized else 0
         if rows.takes(job, pixels, self._args):
             return Parted(rows, job, self._args, pixels, self._say).first()
@@ -156,6 +166,14 @@ def _many(args: argparse.Namespace) -> Ranks | Cluster | None:
     if many and STREAM in (args.output, *args.inputs):
         raise ValueError(f"{STREAM}, standard input or output, is of one process; name files where many work")
     return many
+
+
+def _upscaler(args: argparse.Namespace) -> Upscaler:
+    return pictures.upscaler_of(args, Worker())
+
+
+def _backends(args: argparse.Namespace) -> dict[str, str | None]:
+    return pictures.facts(args, Worker())[0]
 
 
 def _check(args: argparse.Namespace) -> None:

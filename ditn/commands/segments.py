@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film by segments, where many processes work: each step is a function of its inputs alone (`ditn.video.work`)."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+from ditn.commands import film, pictures
+from ditn.commands.jobs import Job
+from ditn.commands.parted import Planned
+from ditn.inference.guard import Finding
+from ditn.video.work import Work, begin, enlarge_segment, finish, part_of, segments
+from ditn.work.items import Worker
+
+
+def plan(job: Job, args: argparse.Namespace, worker: Worker) -> Planned[Work]:
+    """Plan a film's segments, or take up what an earlier run has left (`--resume`). Raises FilmError for a film that
+    cannot be done."""
+    with pictures.backend(args):
+        work, _, options = film.prepared(job, pictures.upscaler_of(args, worker), args)
+    resume = args.resume or worker.attempt > 1
+    if args.overwrite and not resume:
+        shutil.rmtree(work.folder, ignore_errors=True)
+    work = begin(work, options, resume=resume)
+    every = segments(work.source)
+    return Planned(job, work, [one.number for one in every if not part_of(work, one).exists()], len(every))
+
+
+def part(job: Job, args: argparse.Namespace, planned: Work, number: int, worker: Worker) -> list[Finding]:
+    """Decode, enlarge and encode one segment."""
+    segment = segments(planned.source)[number]
+    if part_of(planned, segment).exists():  # by a process that died before it could say so
+        return []
+    chosen = argparse.Namespace(**{**vars(args), "model": job.model})
+    frames = segment.stop - segment.start
+    with pictures.backend(args):
+        upscaler = pictures.upscaler_of(chosen, worker)
+        outcome = enlarge_segment(planned, segment, upscaler, lambda done: worker.progress(done / frames))
+    return outcome.findings
+
+
+def whole(job: Job, args: argparse.Namespace, planned: Work, worker: Worker) -> Job:
+    """Join the segments."""
+    if worker.attempt > 1 and not planned.folder.exists() and job.target.exists():
+        job.notes = [*job.notes, pictures.WRITTEN_BEFORE]
+    else:
+        job.notes = [*job.notes, *finish(planned)]
+    job.status = "done"
+    return job
