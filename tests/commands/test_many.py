@@ -162,6 +162,21 @@ def test_ranks_share_one_large_image(tmp_path, weights) -> None:
     assert not parts.exists()
 
 
+def test_ranks_share_a_films_segments(tmp_path, weights) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install 'ditn-kernels[video]'")
+    import films
+
+    films.make(tmp_path / "film.mp4", 260, sound="aac")
+    model = ["--model", weights, "--guard", "off", "--device", "cpu"]
+    assert main(["upscale", str(tmp_path / "film.mp4"), "-o", str(tmp_path / "one.mkv"), *model]) == 0
+    process = start(tmp_path / "film.mp4", "-o", tmp_path / "two.mkv", *model, launcher=TORCHRUN)
+    wait_for(2, tmp_path / "two.mkv.parts", process)
+    workers(process, "spawn_main")[0].kill()
+    code, errors = ended(process)
+    assert code == 0, errors
+    assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
+
+
 @needs_ray
 @pytest.mark.exhaustive
 def test_ray_does_again_what_a_killed_worker_did(tmp_path, weights, pictures, expected) -> None:
