@@ -138,7 +138,7 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         return
     try:
         _enlarge(work, chosen, job)
-        _whole(work, job, args)
+        whole(work, job, args)
     except FilmError as error:
         shutil.rmtree(work.folder, ignore_errors=True)
         job.fail(error)
@@ -254,7 +254,7 @@ def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> None:
             done += segment.stop - segment.start
 
 
-def _whole(work: Work, job: Job, args: argparse.Namespace) -> None:
+def whole(work: Work, job: Job, args: argparse.Namespace) -> None:
     """The output, and in the job what is to be said of it."""
     outcomes = [outcome_of(work, segment) for segment in segments(work.source)]
     job.guard = [finding for outcome in outcomes for finding in outcome.findings]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from ditn.commands.jobs import Job
-from ditn.inference.guard import Finding
 from ditn.work.items import Item, Result, Step, Worker
 
 P = TypeVar("P")
@@ -33,8 +32,8 @@ class Kind(Protocol[P]):
     def plan(self, job: Job, args: argparse.Namespace, worker: Worker) -> Planned[P]:
         """Plan the parts, or find them planned by a run that was not finished."""
 
-    def part(self, job: Job, args: argparse.Namespace, planned: P, number: int, worker: Worker) -> list[Finding]:
-        """Make one part, or find it made. Returns what the guard found, unless the part keeps that itself."""
+    def part(self, job: Job, args: argparse.Namespace, planned: P, number: int, worker: Worker) -> None:
+        """Make one part, or find it made."""
 
     def whole(self, job: Job, args: argparse.Namespace, planned: P, worker: Worker) -> Job:
         """Make the output of the parts; the job as it is to be reported."""
@@ -70,8 +69,6 @@ class Parted(Generic[P]):
         self._left -= 1
         if result.failure:
             self._job.fail(f"{result.failure} (the parts that are done stay for the next run)")
-        else:
-            self._job.guard = [*self._job.guard, *result.value]
         if self._left:
             return []
         return self._ended(Result(self._job)) if self._job.status == "failed" else [self._whole()]

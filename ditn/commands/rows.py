@@ -65,11 +65,11 @@ def plan(job: Job, args: argparse.Namespace, worker: Worker) -> Planned[RowPlan]
     return Planned(job, found, [number for number in range(count) if not folder.row(number).exists()], count)
 
 
-def part(job: Job, args: argparse.Namespace, planned: RowPlan, number: int, worker: Worker) -> list[Finding]:
+def part(job: Job, args: argparse.Namespace, planned: RowPlan, number: int, worker: Worker) -> None:
     """Enlarge one row of tiles into a part of the output."""
     path = Folder.of(job).row(number)
     if path.exists():  # by a process that died before it could say so
-        return []
+        return
     form, regions = planned.form, planned.rows[number]
     image = row_plan.image_of(job, args)
     upscaler, _ = pictures.upscaler_of(args, worker).suited(image)
@@ -103,7 +103,6 @@ def part(job: Job, args: argparse.Namespace, planned: RowPlan, number: int, work
             worker.progress(done / len(regions))
         _write(compressed, writer)
         writer.close(guard=[asdict(one) for one in findings])
-    return []
 
 
 def whole(job: Job, args: argparse.Namespace, planned: RowPlan, worker: Worker) -> Job:

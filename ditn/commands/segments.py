@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 
 from ditn.commands import film, pictures
 from ditn.commands.jobs import Job
 from ditn.commands.parted import Planned
-from ditn.inference.guard import Finding
-from ditn.video.work import Work, begin, enlarge_segment, finish, part_of, segments
+from ditn.video.work import Work, begin, enlarge_segment, part_of, segments
 from ditn.work.items import Worker
 
 
@@ -19,25 +17,21 @@ def plan(job: Job, args: argparse.Namespace, worker: Worker) -> Planned[Work]:
     cannot be done."""
     with pictures.backend(args):
         work, _, options = film.prepared(job, pictures.upscaler_of(args, worker), args)
-    resume = args.resume or worker.attempt > 1
-    if args.overwrite and not resume:
-        shutil.rmtree(work.folder, ignore_errors=True)
-    work = begin(work, options, resume=resume)
+    work = begin(work, options, resume=args.resume or worker.attempt > 1, overwrite=args.overwrite)
     every = segments(work.source)
     return Planned(job, work, [one.number for one in every if not part_of(work, one).exists()], len(every))
 
 
-def part(job: Job, args: argparse.Namespace, planned: Work, number: int, worker: Worker) -> list[Finding]:
+def part(job: Job, args: argparse.Namespace, planned: Work, number: int, worker: Worker) -> None:
     """Decode, enlarge and encode one segment."""
     segment = segments(planned.source)[number]
     if part_of(planned, segment).exists():  # by a process that died before it could say so
-        return []
+        return
     chosen = argparse.Namespace(**{**vars(args), "model": job.model})
     frames = segment.stop - segment.start
     with pictures.backend(args):
         upscaler = pictures.upscaler_of(chosen, worker)
-        outcome = enlarge_segment(planned, segment, upscaler, lambda done: worker.progress(done / frames))
-    return outcome.findings
+        enlarge_segment(planned, segment, upscaler, lambda done: worker.progress(done / frames))
 
 
 def whole(job: Job, args: argparse.Namespace, planned: Work, worker: Worker) -> Job:
@@ -45,6 +39,6 @@ def whole(job: Job, args: argparse.Namespace, planned: Work, worker: Worker) -> 
     if worker.attempt > 1 and not planned.folder.exists() and job.target.exists():
         job.notes = [*job.notes, pictures.WRITTEN_BEFORE]
     else:
-        job.notes = [*job.notes, *finish(planned)]
+        film.whole(planned, job, args)
     job.status = "done"
     return job
