@@ -16,13 +16,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.outputs import PROJECT
 from benchmarks.tools import sass
-from benchmarks.tools.sass import Count
+from benchmarks.tools.estimate import Count
 
 SOURCE = PROJECT / "csrc" / "cuda" / "kernels.cu"
 NVCC = shutil.which("nvcc")
@@ -40,6 +40,7 @@ NETWORK = "-DDITN_NETWORK"
 class Kernel:
     """A kernel as the network launches it. `symbol` begins its mangled name, after the namespace and the length.
 
+    `halves`: float16 values of the maps that are read and written, per pixel.
     `trips`: how often the loops of a warp's code go round, in the order in which they stand in it.
     """
 
@@ -48,6 +49,7 @@ class Kernel:
     warps: int
     pixels: int  # of a block
     shared: int  # bytes
+    halves: int
     trips: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,20 +62,22 @@ _IN_PATCHES = {"norm": "tanh", "patch_size": 8}
 _ON_MAP = {"norm": "tanh", "patch_size": 0}
 _GATE = {"norm": "tanh"}
 KERNELS = (
-    Kernel("_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, (), _IN_PATCHES),
+    Kernel(
+        "_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, 120, (), _IN_PATCHES
+    ),
     # Lines of the tile, slices of 32 of 120 hidden channels, lines again, of which there is one per warp on a map.
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, (2, 4, 2), _IN_PATCHES),
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, (10 / 8, 4), _ON_MAP),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, 120, (2, 4, 2), _IN_PATCHES),
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, 120, (10 / 8, 4), _ON_MAP),
     # Lines, tiles of 16 pixels. Blocks also take the frame: there are 2,232 for a map of 960x544.
-    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 234, 57600, (20 / 8, 25 / 8), _GATE),
+    Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 234, 57600, 124, (20 / 8, 25 / 8), _GATE),
     # Lines in, lines out. 2,760 blocks, since 544 is no multiple of 24.
-    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, (4, 4), _GATE),
+    Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, 184, (4, 4), _GATE),
     # Lines, 64 outputs by two warps, taps, lines of results, words of them.
-    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, (10 / 8, 1, 9, 1, 8)),
-    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
-    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
+    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, 63, (10 / 8, 1, 9, 1, 8)),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, 180, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
+    Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, 108, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
     # Layers, and in them the slices.
-    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, (4, 4), _IN_PATCHES),
+    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES),
 )
 
 
@@ -146,7 +150,6 @@ def _counted(
         address: math.prod(trips for loop, trips in zip(loops, kernel.trips, strict=True) if address in loop)
         for address in instructions
     }
-    tensor = {address: name for address, (name, _) in instructions.items() if re.match(r"[A-Z]*MMA\b", name)}
     return Count(
         kernel=kernel.name,
         capability=capability,
@@ -154,8 +157,16 @@ def _counted(
         registers=usage[name][0],
         stack=usage[name][1],
         shared=kernel.shared,
-        instructions=kernel.warps * sum(weights[a] for a, (name, _) in instructions.items() if name != "NOP"),
-        macs=kernel.warps * sum(weights[a] * sass.macs_of(name) for a, name in tensor.items()),
         has_dot=True,
-        tensor_instructions=tuple(sorted(set(tensor.values()))),
+        tensor_instructions=sass.tensor_instructions(instructions),
+        **sass.work(instructions, weights, kernel.warps),
     )
+
+
+def on_map(kernel: Kernel, of_block: Count, pixels: int) -> Count:
+    """The whole launch on a map of so many pixels."""
+    blocks = math.ceil(pixels / kernel.pixels)
+    fields = ("instructions", "macs", "wavefronts", "loads", "special", "bytes")
+    total = {name: getattr(of_block, name) * blocks for name in fields}
+    total["bytes"] = min(total["bytes"], 2 * kernel.halves * pixels)
+    return replace(of_block, blocks=blocks, **total)

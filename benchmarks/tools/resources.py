@@ -6,9 +6,9 @@
 
 Triton's by default: every launch of every operator, forward and backward; of CUDA C++ those that cuda_code.py lists.
 For DITN-Real x4's layers on a map of 960 x 544: registers per thread, bytes of shared memory, bytes of stack (spilled
-registers), resident warps per multiprocessor, and, per 64 pixels, warp-instructions and tensor-core multiply-adds. From
-the last two come the estimated cycles, a launch's max(instructions / 2.5, multiply-adds / the chip's rate / 0.7), which
-are added up over an operator.
+registers), the warps that a multiprocessor runs at once, and, per 64 pixels, warp-instructions, wavefronts of the
+first-level cache and tensor-core multiply-adds. The estimated cycles (`estimate.py`) are added up over an operator.
+Beside them stands what an H200 took, where that was measured, of the code of that day (`measured.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import torch
 import triton
 
 from benchmarks.harness import cases, outputs
-from benchmarks.tools import cuda_code, sass
+from benchmarks.tools import cuda_code, estimate, measured, sass
+from benchmarks.tools.estimate import CHIPS, Count
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.triton import _assembler
@@ -40,10 +41,12 @@ _COLUMNS = {
     "registers": "regs",
     "shared": "shared",
     "stack": "stack",
-    "resident_warps": "warps",
+    "warps": "warps",
     "instructions": "instructions",
+    "wavefronts": "wavefronts",
     "macs": "macs",
     "cycles": "cycles",
+    "measured": "measured",
 }
 
 
@@ -70,7 +73,7 @@ def all_cases(dtypes: list[torch.dtype], capabilities: list[int], *, samples: st
             yield from (Case(op.name, backward, sample, dtype, chip) for chip in chips)
 
 
-def counts(case: Case) -> list[sass.Count]:
+def counts(case: Case) -> list[Count]:
     """A count of every launch."""
     recorded = cases.launches(
         REGISTRY[case.op], case.sample, dtype=case.dtype, capability=case.capability, backward=case.backward
@@ -78,17 +81,21 @@ def counts(case: Case) -> list[sass.Count]:
     return [sass.count(launch, case.capability) for launch in recorded]
 
 
-def row(count: sass.Count, case: Case) -> dict[str, Any]:
-    per_64 = 64 / cases.pixels(case.sample)
+def row(count: Count, case: Case) -> dict[str, Any]:
+    def per_64(total: float | None) -> int | None:
+        return None if total is None else round(total * 64 / cases.pixels(case.sample))
+
     return {
         "kernel": count.kernel,
         "registers": count.registers,
         "shared": count.shared,
         "stack": count.stack,
         "resident_warps": count.resident_warps,
-        "instructions": None if count.instructions is None else round(count.instructions * per_64),
-        "macs": None if count.macs is None else round(count.macs * per_64),
-        "cycles": None if count.uncounted else round(sass.cycles([count], case.dtype, cases.pixels(case.sample))),
+        "warps": count.warps * count.blocks_at_once,
+        "instructions": per_64(count.instructions),
+        "macs": per_64(count.macs),
+        "wavefronts": per_64(count.wavefronts),
+        "cycles": None if count.uncounted else round(estimate.cycles([count], case.dtype, cases.pixels(case.sample))),
         "fits": count.fits,
         "has_dot": count.has_dot,
         "tensor_instructions": count.tensor_instructions,
@@ -100,51 +107,60 @@ def cuda_results(capabilities: list[int]) -> Iterator[dict[str, Any]]:
     for capability in capabilities:
         found = cuda_code.count(capability)
         for title, kernels in itertools.groupby(found, key=lambda kernel: (kernel.operator, dict(kernel.options))):
-            rows = []
-            for kernel in kernels:
-                (sample,) = [one for one in REGISTRY[kernel.operator].samples if dict(one.options) == title[1]][:1]
-                case = Case(kernel.operator, False, cases.enlarged(sample, 1, kernel.pixels), torch.float16, capability)
-                rows.append(row(found[kernel], case))
-            yield result_of(case, rows)
+            operator = REGISTRY[title[0]]
+            sample = next(one for one in cases.framed_samples(operator) if dict(one.options) == title[1])
+            case = Case(operator.name, False, sample, torch.float16, capability)
+            counts = [cuda_code.on_map(kernel, found[kernel], cases.pixels(sample)) for kernel in kernels]
+            yield result_of(case, [row(one, case) for one in counts], "cuda")
 
 
-def result_of(case: Case, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def result_of(case: Case, rows: list[dict[str, Any]], backend: str) -> dict[str, Any]:
+    options = dict(case.sample.options)
+
+    def taken(kernel: str = "") -> int | None:
+        if case.capability != measured.CAPABILITY or case.dtype != torch.float16 or case.backward:
+            return None
+        cycles = measured.cycles_of(backend, case.op, options, kernel)
+        return None if cycles is None else round(cycles)
+
     return {
         "operator": case.op,
         "backward": case.backward,
         "sample": case.sample.name,
-        "options": dict(case.sample.options),
+        "options": options,
         "dtype": str(case.dtype).removeprefix("torch."),
         "capability": case.capability,
         "cycles": None if any(one["cycles"] is None for one in rows) else sum(one["cycles"] for one in rows),
-        "launches": rows,
+        "measured": taken(),
+        "launches": [one | {"measured": taken(one["kernel"])} for one in rows],
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>13}{:>11}{:>8}"
+    columns = "{:34}{:>6}{:>8}{:>7}{:>7}{:>14}{:>12}{:>11}{:>9}{:>10}"
     options = ", ".join(f"{name} {value}" for name, value in result["options"].items())
     direction = "backward" if result["backward"] else "forward"
     print(
         f"\n{result['operator']} {direction} ({options}), {result['dtype']}, sm_{result['capability']}: "
         f"{'?' if result['cycles'] is None else result['cycles']} cycles per 64 pixels"
+        + (f", measured {result['measured']}" if result["measured"] else "")
     )
     print(columns.format(*_COLUMNS.values()))
     for one in result["launches"]:
-        print(columns.format(*("?" if one[name] is None else one[name] for name in _COLUMNS)))
+        print(columns.format(*("" if one[name] is None else one[name] for name in _COLUMNS)))
 
 
 def triton_results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     chosen = list(all_cases([cases.DTYPES[n] for n in args.dtypes], args.capabilities, samples=args.samples))
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for case, found in zip(chosen, pool.map(counts, chosen), strict=True):
-            yield result_of(case, [row(one, case) for one in found])
+            yield result_of(case, [row(one, case) for one in found], "triton")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=("triton", "cuda"), default="triton")
-    parser.add_argument("--capabilities", nargs="+", type=int, choices=sass.CHIPS, default=[80, 90], metavar="CC")
+    parser.add_argument("--capabilities", nargs="+", type=int, choices=CHIPS, default=[80, 90], metavar="CC")
     parser.add_argument("--dtypes", nargs="+", choices=cases.DTYPES, default=["float16"])
     parser.add_argument(
         "--samples",

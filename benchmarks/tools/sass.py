@@ -4,9 +4,9 @@
     report = count(launch, capability=90)
 
 Nothing is timed. An instruction counts as often as the loops around it go round, so the code's loops have to be those
-that the kernel's file names in LOOPS; if they are not, instructions are not counted, and `cycles` raises. What was
-counted is kept in build/sass, under a hash of the kernel's source, its arguments, configuration and target, and of this
-file.
+that the kernel's file names in LOOPS; if they are not, instructions are not counted. What was counted is kept in
+build/sass, under a hash of the kernel's source, its arguments, configuration and target, and of this file. What it
+comes to in cycles says `estimate.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import logging
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ import torch
 import triton
 
 from benchmarks.harness.outputs import PROJECT
+from benchmarks.tools import estimate
+from benchmarks.tools.estimate import TENSOR_MEMORY, Count, LoopsError
 from ditn_kernels.backends.triton import _assembler
 from ditn_kernels.backends.triton._compile import compiled, source
 from ditn_kernels.backends.triton._launch import Launch
@@ -34,94 +37,12 @@ from ditn_kernels.backends.triton._loops import Loops, loops
 # What is compiled here is not what a user waits for.
 logging.getLogger("ditn_kernels").setLevel(logging.ERROR)
 CACHE = PROJECT / "build" / "sass"
-_OWN_SOURCE = Path(__file__).read_bytes()
+_OWN_SOURCE = Path(__file__).read_bytes() + Path(estimate.__file__).read_bytes()
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Limits of a multiprocessor (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"), and
-    the multiply-adds of float16 that its tensor cores do in a cycle (NVIDIA's architecture papers)."""
-
-    warps: int
-    blocks: int
-    shared: int  # bytes
-    shared_per_block: int
-    macs: int
-
-
-CHIPS = {
-    70: Chip(64, 32, 96 << 10, 96 << 10, 512),
-    75: Chip(32, 16, 64 << 10, 64 << 10, 512),
-    80: Chip(64, 32, 164 << 10, 163 << 10, 1024),
-    86: Chip(48, 16, 100 << 10, 99 << 10, 512),
-    89: Chip(48, 24, 100 << 10, 99 << 10, 512),
-    90: Chip(64, 32, 228 << 10, 227 << 10, 2048),
-    100: Chip(64, 32, 228 << 10, 227 << 10, 4096),
-    120: Chip(48, 24, 100 << 10, 99 << 10, 512),
-}
-_REGISTERS = 64 << 10
-_SHARED_RESERVED = 1 << 10  # per block, from sm_80 on
-_TENSOR_MEMORY = 512  # columns, on sm_100 (PTX ISA, "Tensor Memory")
-
-
-class LoopsError(ValueError):
-    """The loops of the code are not those that the kernel's file names."""
 
 
 class TensorMemoryError(RuntimeError):
     """The kernel wants more tensor memory than there is; what the compiler makes of it is a trap."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """One launch, compiled. `instructions` and `macs` (multiply-adds on tensor cores) are those of the whole launch;
-    `macs` is None for sm_100, whose instructions do not say their size. `has_dot`: the kernel multiplies matrices.
-    `tensor_memory`: columns, of which sm_100 has some. `uncounted`: why there are neither `instructions` nor `macs`."""
-
-    kernel: str
-    capability: int
-    warps: int
-    registers: int
-    stack: int
-    shared: int
-    instructions: float | None
-    macs: float | None
-    has_dot: bool
-    tensor_instructions: tuple[str, ...]
-    tensor_memory: int = 0
-    uncounted: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Whether a multiprocessor can run it at all."""
-        return self.shared <= CHIPS[self.capability].shared_per_block and self.resident_warps > 0
-
-    @property
-    def resident_warps(self) -> int:
-        """Warps that a multiprocessor holds at once, over all programs."""
-        chip = CHIPS[self.capability]
-        per_warp = -(-self.registers // 8) * 8 * 32
-        shared = self.shared + (_SHARED_RESERVED if self.capability >= 80 else 0)
-        blocks = min(chip.warps // self.warps, chip.blocks, _REGISTERS // (per_warp * self.warps))
-        if shared:
-            blocks = min(blocks, chip.shared // shared)
-        if self.tensor_memory:
-            blocks = min(blocks, _TENSOR_MEMORY // self.tensor_memory)
-        return self.warps * blocks
-
-
-def cycles(counts: list[Count], dtype: torch.dtype, pixels: int) -> float:
-    """Estimated cycles of a multiprocessor per 64 pixels: a scheduler's 2.5 instructions in a cycle, or 70 % of the
-    tensor cores' rate, which is half as high for float32 (as TF32); launch by launch, whichever is longer. Raises
-    LoopsError if one was not counted."""
-    total = 0.0
-    for one in counts:
-        if one.instructions is None:
-            raise LoopsError(one.uncounted)
-        rate = CHIPS[one.capability].macs / (2 if dtype == torch.float32 else 1)
-        total += max(one.instructions / 2.5, (one.macs or 0) / rate / 0.7)
-    return total * 64 / pixels
 
 
 def count(launch: Launch, capability: int) -> Count:
@@ -140,15 +61,28 @@ def count(launch: Launch, capability: int) -> Count:
     path = CACHE / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
     if not path.exists():
         code = compiled(launch, capability)
-        if code.metadata.tmem_size > _TENSOR_MEMORY:
-            raise TensorMemoryError(f"{launch.name}: {code.metadata.tmem_size} columns of {_TENSOR_MEMORY}")
+        if code.metadata.tmem_size > TENSOR_MEMORY:
+            raise TensorMemoryError(f"{launch.name}: {code.metadata.tmem_size} columns of {TENSOR_MEMORY}")
         found = _counted(launch, capability, code.asm["cubin"], code.metadata)
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as file:
             json.dump(asdict(found), file)
         Path(file.name).replace(path)
     content = json.loads(path.read_text())
-    return Count(**content | {"tensor_instructions": tuple(content["tensor_instructions"])})
+    found = Count(**content | {"tensor_instructions": tuple(content["tensor_instructions"])})
+    tiles = loops(launch).tiles
+    return replace(
+        found,
+        bytes=min(found.bytes, _bytes(launch)),
+        blocks=launch.programs if tiles is None else tiles,
+        programs=0 if tiles is None else launch.config.programs,
+    )
+
+
+def _bytes(launch: Launch) -> int:
+    """Of the maps and weights, each of which is read or written once; a scratch stays in the caches."""
+    named = zip(launch.kernel.arg_names, launch.args, strict=False)
+    return sum(a.nbytes for name, a in named if isinstance(a, torch.Tensor) and name != "scratch_ptr")
 
 
 def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Count:
@@ -164,27 +98,60 @@ def _counted(launch: Launch, capability: int, cubin: bytes, metadata: Any) -> Co
         weights, uncounted = _weights(launch, loops(launch), instructions), ""
     except LoopsError as error:
         weights, uncounted = None, str(error)
-    tensor = {a: name for a, (name, _) in instructions.items() if re.match(r"[A-Z0-9]*MMA[.0-9]|UTC.?MMA", name)}
-    sizes_known = not any(name.startswith("UTC") for name in tensor.values())
-    warps = launch.config.num_warps
-
-    def total(of_each: dict[int, int]) -> float | None:
-        return None if weights is None else warps * sum(weights[a] * number for a, number in of_each.items())
-
     return Count(
         kernel=launch.name,
         capability=capability,
-        warps=warps,
+        warps=launch.config.num_warps,
         registers=int(resources[1]),
         stack=int(resources[2]),
         shared=metadata.shared,
-        instructions=total({a: 1 for a, (name, _) in instructions.items() if name != "NOP"}),
-        macs=total({a: macs_of(name) for a, name in tensor.items()}) if sizes_known else None,
         has_dot="PRECISION" in launch.constants,
-        tensor_instructions=tuple(sorted(set(tensor.values()))),
+        tensor_instructions=tensor_instructions(instructions),
         tensor_memory=metadata.tmem_size,
         uncounted=uncounted,
+        **work(instructions, weights, launch.config.num_warps),
     )
+
+
+def work(
+    instructions: Mapping[int, tuple[str, str]], weights: Mapping[int, float] | None, warps: int
+) -> dict[str, Any]:
+    """The fields of a Count that say how much there is to do, for blocks of so many warps, each of which executes every
+    instruction as often as `weights` says. `bytes` are those that are asked for, of caches or memory."""
+    if weights is None:
+        return {"instructions": None, "macs": None}
+    totals = dict.fromkeys(("instructions", "macs", "wavefronts", "loads", "special", "bytes"), 0.0)
+    for address, (name, _) in instructions.items():
+        times = warps * weights[address]
+        accesses = wavefronts_of(name)
+        totals["instructions"] += times * (name != "NOP")
+        totals["macs"] += times * (macs_of(name) if is_tensor(name) and not name.startswith("UTC") else 0)
+        totals["special"] += times * name.startswith("MUFU")
+        totals["wavefronts"] += times * accesses
+        totals["loads"] += times * accesses * name.startswith(("LDG.", "LD."))
+        totals["bytes"] += times * accesses * 128 * name.startswith(("LDG", "LD.", "STG.", "ST.", "RED", "ATOM"))
+    known = not any(name.startswith("UTC") for name in tensor_instructions(instructions))
+    return totals | {"macs": totals["macs"] if known else None}
+
+
+def tensor_instructions(instructions: Mapping[int, tuple[str, str]]) -> tuple[str, ...]:
+    """The names of those that run on tensor cores."""
+    return tuple(sorted({name for name, _ in instructions.values() if is_tensor(name)}))
+
+
+def is_tensor(name: str) -> bool:
+    return bool(re.match(r"[A-Z0-9]*MMA[.0-9]|UTC.?MMA", name))
+
+
+def wavefronts_of(name: str) -> int:
+    """Of the first-level cache, for one access by a warp to shared or global memory without bank conflicts: one for
+    each 128 bytes. LDSM and STSM name the matrices that they move, of 128 bytes each. Other instructions: 0."""
+    parts = name.split(".")
+    if parts[0] in ("LDSM", "STSM"):
+        return int(parts[-1]) if parts[-1] in ("2", "4") else 1
+    if parts[0] in ("LD", "LDG", "LDS", "LDL", "LDGSTS", "ST", "STG", "STS", "STL", "RED", "ATOM", "ATOMG", "ATOMS"):
+        return next((bits // 32 for bits in (256, 128, 64) if str(bits) in parts), 1)
+    return 0
 
 
 def cuobjdump(option: str, cubin: Path) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import triton
 
 from benchmarks.harness import cases
-from benchmarks.tools import sass
+from benchmarks.tools import estimate, sass
+from benchmarks.tools.estimate import Count, LoopsError
 from benchmarks.tools.tuning import Task, patch, short, tasks
 from ditn_kernels import Op
 from ditn_kernels.backends.triton._config import Config, Row, lookup
@@ -57,13 +58,16 @@ def judge(task: Task, capability: int, config: Config, *, for_all_alike: bool = 
     that one takes, up to the first that spills or does not fit."""
     try:
         own = counts(task, capability, config)
-        cycles = sass.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample))
+        # As many programs as there is room for.
+        room = min(one.resident_warps for one in own) // config.num_warps
+        own = counts(task, capability, replace(config, programs=max(room, 1)))
+        cycles = estimate.cycles(own, cases.DTYPES[task.dtype], cases.pixels(task.sample))
         every = list(own)
         for other in task.alike if for_all_alike else ():
             if any(one.stack or not one.fits for one in every):
                 break
             every += counts(other, capability, config)
-    except sass.LoopsError as error:
+    except LoopsError as error:
         print(f"not judged on sm_{capability}, {short(config)}: {error}", flush=True)
         return None
     except (triton.CompilationError, triton.runtime.errors.PTXASError, RuntimeError):  # RuntimeError: a pass failed
@@ -79,7 +83,7 @@ def judge(task: Task, capability: int, config: Config, *, for_all_alike: bool = 
     )
 
 
-def counts(task: Task, capability: int, config: Config) -> list[sass.Count]:
+def counts(task: Task, capability: int, config: Config) -> list[Count]:
     return [sass.count(launch, capability) for launch in task.launches(capability, config)]
 
 

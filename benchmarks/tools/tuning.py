@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ditn_kernels.backends.triton
 from benchmarks.harness import cases
-from benchmarks.tools import sass
+from benchmarks.tools import estimate
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.triton._config import Config, Row, nearest, table
@@ -22,7 +22,7 @@ FOLDER = Path(ditn_kernels.backends.triton.__file__).parent / "configs"
 WARPS = (4, 8)
 STAGES = (1, 2)
 # What Triton compiles for.
-CHIPS = tuple(chip for chip in sass.CHIPS if chip >= 75)
+CHIPS = tuple(chip for chip in estimate.CHIPS if chip >= 75)
 CHANNELS = (16, 32, 64, 128)
 # The network's own, besides these the operators' samples', besides these CHANNELS in every patch size.
 SHAPES = ("network", "samples", "all")

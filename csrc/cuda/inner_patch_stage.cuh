@@ -77,18 +77,23 @@ using StageAttention = AttentionTiles<__half, 64, 64>;
 constexpr size_t kStageFfnBytes = (StageFfn::kSeenRows * StageFfn::kStride + StageFfn::kScratch) * sizeof(__half);
 constexpr size_t kStageBytes = kStageFfnBytes > StageAttention::kBytes ? kStageFfnBytes : StageAttention::kBytes;
 static_assert(Stream::kStride == StageFfn::kStride && Stream::kStride == StageAttention::kPixelStride);
+// Of a thread, without spills: for four blocks at once, from sm_100 on for two.
+#if __CUDA_ARCH__ >= 1000
+constexpr int kStageRegisters = 200;
+#else
+constexpr int kStageRegisters = 128;
+#endif
 
 // `layers` times x + attention(x), then x + ffn(x), in every patch of 8 by 8 pixels.
 // Grid: a block for every patch.
-__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 200))
+__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, kStageRegisters))
     _inner_patch_stage_kernel(Map<__half> x, __half* y, PackedAttention<__half> attention, FfnWeights<__half> ffn, int layers,
                               Norm norm, int columns) {
   const bool quads = x.quads;
   assume_network(quads, norm);
   __half* rows = shared_memory<__half>();
   __half* scratch = rows + StageFfn::kSeenRows * StageFfn::kStride;
-  const Patch patch = patch_of_block(columns, x.channels, 8);
-  Stream stream({x.data, x.channels, quads}, patch);
+  Stream stream({x.data, x.channels, quads}, patch_of_block(columns, x.channels, 8));
   for (int layer = 0; layer < layers; ++layer) {
     attend<64, 64, 1>(
         attention.of_layer(layer), x.channels, rows, [&](int, __half* u) { stream.normalize(u, norm); },
@@ -101,7 +106,10 @@ __global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, 200))
     __syncthreads();
     stream.add(rows);
   }
-  stream.store({x.data, x.channels, quads}, y, patch);
+  // Asked for again: what is not needed before would be kept through all layers, in registers that there are not.
+  const bool quads_again = read_again(x.quads);
+  assume_network(quads_again, norm);
+  stream.store({x.data, x.channels, quads_again}, y, patch_of_block(read_again(columns), x.channels, 8));
 }
 
 inline void launch_stage(Device& device, const char* name, Shape shape, const __half* x, __half* y,

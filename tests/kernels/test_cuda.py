@@ -19,6 +19,7 @@ from cuda_host import HostKernels
 from benchmarks.harness import cases
 from benchmarks.oracle.tolerance import assert_as_good
 from benchmarks.tools import cuda_code, sass
+from benchmarks.tools.estimate import CHIPS, Count
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._axes import is_map
 from ditn_kernels._op import Sample
@@ -144,7 +145,7 @@ def test_kernels_under_sanitizers() -> None:
 BUDGETS = {"ITL": 20_000, "SAL": 22_000}
 
 
-def per_64_pixels(found: dict[cuda_code.Kernel, sass.Count], operator: str, patch_size: int | None = None) -> float:
+def per_64_pixels(found: dict[cuda_code.Kernel, Count], operator: str, patch_size: int | None = None) -> float:
     kernels = [one for one in found if one.operator == operator and one.options.get("patch_size") == patch_size]
     assert kernels
     return sum(found[one].instructions * 64 / one.pixels for one in kernels)
@@ -196,7 +197,7 @@ def test_kernels_that_are_counted_are_launched_so() -> None:
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", sass.CHIPS)
+@pytest.mark.parametrize("capability", CHIPS)
 def test_all_machine_code(capability: int) -> None:
     """Every configuration on every chip: no warning, no spill, tensor cores where halves are multiplied."""
     path = cuda_code.cubin(capability=capability)

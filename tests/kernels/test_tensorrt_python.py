@@ -27,7 +27,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 import ditn
 from benchmarks.oracle.tolerance import assert_as_good
-from benchmarks.tools.sass import CHIPS
+from benchmarks.tools.estimate import CHIPS
 from ditn_kernels import REGISTRY, BackendError, Op, tensorrt_plugins
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.triton import _compile

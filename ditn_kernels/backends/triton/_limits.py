@@ -19,10 +19,10 @@ _LAYER = replace(_BOTH, max_channels_backward_of=dict.fromkeys(_DTYPES, 64))
 _FFN = replace(_BOTH, max_channels_backward_of={torch.float32: 64})
 # Enough for x8 in colour: 192. Its gradients would spill (counted: 400 bytes and more in float32).
 _TAIL = replace(_LAYER, max_outputs=256, max_outputs_backward=128)
-# A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. Where matrix
-# instructions take no factor from shared memory, four layers, one after the other, take fewer cycles (counted): in
-# float16 27,200 on sm_80, where the stage took 38,800, and 35,100 on sm_120 instead of 67,300. So they do in bfloat16,
-# whose depthwise convolutions are summed in float32: 47,500 on sm_90 instead of 64,300.
+# A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. It runs only if it
+# is forced: four layers, one after the other, take fewer cycles, in float16 (counted) 47,300 on sm_90, where the stage
+# takes 50,100, and 40,200 on sm_100 instead of 52,900. On an H200 former kernels took 1,916 us and 2,106. Where matrix
+# instructions take no factor from shared memory, the stage is worse still.
 _STAGE = replace(
     _FORWARD,
     dtypes=(torch.float16, torch.bfloat16),
@@ -30,7 +30,7 @@ _STAGE = replace(
     patch_sizes=(4, 8),
     min_capability=(9, 0),
     before_capability=(12, 0),
-    auto=Support(dtypes=(torch.float16,)),
+    auto=Support(before_capability=(9, 0)),
 )
 
 LIMITS = {

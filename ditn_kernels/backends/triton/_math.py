@@ -222,6 +222,21 @@ def gelu(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def gated(gate, value, dtype: tl.constexpr):
+    """gelu(gate) * value in dtype. Of float16, with two values in one instruction, each step is rounded."""
+    if gate.dtype == tl.float16:
+        zero = tl.zeros(gate.shape, tl.float16)
+        half = multiply_add(gate, tl.full(gate.shape, 0.5, tl.float16), zero)
+        square = multiply_add(gate, gate, zero)
+        cubic = tl.full(gate.shape, 0.035677408136300125, tl.float16)
+        slope = multiply_add(square, cubic, tl.full(gate.shape, 0.7978845608028654, tl.float16))
+        share = tanh(multiply_add(gate, slope, zero))
+        return multiply_add(multiply_add(half, share, half), value, zero)
+    else:
+        return rounded(gelu(gate, dtype) * value, dtype)
+
+
+@triton.jit
 def gelu_and_slope(x, dtype: tl.constexpr):
     """gelu(x) as above, and its derivative Phi(x) + x phi(x)."""
     if dtype == tl.float32:

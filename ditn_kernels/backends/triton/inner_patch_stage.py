@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import attend, project, softmax_of_cosines
-from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward
+from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward, tile_pixels
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
@@ -54,14 +54,15 @@ def _inner_patch_stage_fwd_kernel(
     PIXELS: tl.constexpr = PATCH * PATCH
     channel = tl.arange(0, C_PAD)
     pixel = tl.arange(0, PIXELS)
-    slot = (pixel // PATCH + 1) * (PATCH + 2) + pixel % PATCH + 1
+    pixel_y, pixel_x = tile_pixels(pixel, PATCH, PATCH)  # attention, between channels, takes pixels in any order
+    slot = (pixel_y + 1) * (PATCH + 2) + pixel_x + 1
     inside = (channel < C)[None, :]
     scratch_ptr += tl.program_id(0) * ((PATCH + 2) * (PATCH + 2) * 2 * SLICE)
     clear_border(scratch_ptr, SLICE, PATCH, PATCH)
 
     for patch in tl.range(tl.program_id(0), patches, tl.num_programs(0), num_stages=1):
         corner = ((patch // columns).to(tl.int64) * PATCH * W + patch % columns * PATCH) * C
-        offset = corner + (((pixel // PATCH) * W + pixel % PATCH) * C)[:, None] + channel[None, :]
+        offset = corner + ((pixel_y * W + pixel_x) * C)[:, None] + channel[None, :]
         x = tl.load(x_ptr + offset, inside, 0.0)  # [PIXELS, C_PAD]
         for layer in tl.range(0, layers, num_stages=1):
             u = normalize(x, channel, C, NORM)
@@ -107,8 +108,8 @@ def _inner_patch_stage_fwd_kernel(
                 PRECISION,
             )
             x = rounded(x.to(tl.float32) + change, dtype)
-        here = opaque(pixel)
-        offset = corner + (((here // PATCH) * W + here % PATCH) * C)[:, None] + channel[None, :]
+        here_y, here_x = tile_pixels(opaque(pixel), PATCH, PATCH)
+        offset = corner + ((here_y * W + here_x) * C)[:, None] + channel[None, :]
         tl.store(y_ptr + offset, x, inside)
 
 
