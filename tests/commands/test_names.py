@@ -121,7 +121,7 @@ def test_the_model_and_the_report_are_files_of_the_run_too(weights, tmp_path, ca
     source = picture(tmp_path / "a.png")
     before = source.read_bytes()
     model = tmp_path / "model.png"
-    model.write_bytes(weights.read_bytes())
+    model.write_bytes(Path(weights).read_bytes())
     assert upscale(weights, source, "-o", model, "--model", model, "--overwrite") == 1
     for report in (source, model, tmp_path / "b.png"):
         assert upscale(weights, source, "-o", tmp_path / "b.png", "--model", model, "--json", report) == 2
