@@ -121,12 +121,12 @@ def test_the_model_and_the_report_are_files_of_the_run_too(weights, tmp_path, ca
     source = picture(tmp_path / "a.png")
     before = source.read_bytes()
     model = tmp_path / "model.png"
-    model.write_bytes(weights.read_bytes())
+    model.write_bytes(Path(weights).read_bytes())
     assert upscale(weights, source, "-o", model, "--model", model, "--overwrite") == 1
     for report in (source, model, tmp_path / "b.png"):
         assert upscale(weights, source, "-o", tmp_path / "b.png", "--model", model, "--json", report) == 2
         assert "is an image or the model of this run" in capsys.readouterr().err
-    assert (source.read_bytes(), model.read_bytes()) == (before, weights.read_bytes())
+    assert (source.read_bytes(), model.read_bytes()) == (before, Path(weights).read_bytes())
     assert sorted(os.listdir(tmp_path)) == ["a.png", "model.png"]
 
 
