@@ -33,13 +33,14 @@ ROOMS = {
         *("options", "tiles", "memory", "plan", "capture", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
         *("compression", "judge", "chooser", "upscaler"),
     ],
+    "video": ["layout", "colour", "source", "film", "pictures", "encoding", "joining", "stream", "work"],
     "training": [
         *("degradation", "canvas", "drawn", "recipe", "data", "batches", "warm_start", "process_group"),
         *("update", "trainer", "log", "train"),
     ],
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
-        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
+        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "film", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 from ditn.export.options import FORMAT_SUMMARIES, OPSETS
@@ -27,8 +29,19 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     )  # and numpy, which the other commands' answers need not wait for
 
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders or glob patterns, or - for standard input")
-    add("-o", "--output", required=True, help="an image for one input, else a folder; - for standard output")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="images, folders or glob patterns, or - for standard input; or films, animations, frames/%%06d.png",
+    )
+    add(
+        "-o",
+        "--output",
+        required=True,
+        help="an image for one input, else a folder; - for standard output; or a film (.mkv, .mp4, .mov, .webm), an "
+        "animation, or frames/%%06d.png",
+    )
     add(
         "--model",
         default=AUTO,
@@ -74,6 +87,19 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add("--json", type=Path, metavar="REPORT", help="write a report of every image")
+    _films(parser.add_argument_group("films and animations", "see docs/video.md").add_argument)
+
+
+def _films(add: Callable[..., object]) -> None:
+    add("--codec", help="h264, hevc, vp9, av1, ffv1, prores, or h264_nvenc and the like (default: by OUTPUT and depth)")
+    add(
+        "--crf", type=int, metavar="N", help="quality in the codec's own measure, less is better (default: the codec's)"
+    )
+    add("--pix-fmt", metavar="FORMAT", help="such as yuv420p10le (default: the input's depth and chroma)")
+    add("--rate", type=_rate, metavar="FPS", help="of numbered pictures as input: 25, 23.976 or 24000/1001")
+    add("--time", type=_span, metavar="A-B", help="only this part, such as 10:00-12:30, 1:02:03.5- or 0-90 (seconds)")
+    add("--reuse", action="store_true", help="do not compute again what stands still: the same result, to the bit")
+    add("--resume", action="store_true", help="go on with a run that was ended, at its last whole segment")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -203,3 +229,31 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 960x540")
     return int(match[1]), int(match[2])
+
+
+def _rate(text: str) -> Fraction:
+    """ "24000/1001" or a number; what is written for 24000 / 1001, 23.976, is taken for it."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; write 25 or 24000/1001") from None
+    if not 0 < rate <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} frames per second, must be above 0 and at most 1000")
+    exact = Fraction(round(rate * Fraction(1001, 1000)) * 1000, 1001)
+    return exact if "." in text and abs(exact - rate) < Fraction(1, 500) else rate
+
+
+def _span(text: str) -> tuple[float, float]:
+    """Seconds from and to, of "10:00-12:30", "1:02:03.5-" or "-90"."""
+    clock = r"(?:(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?))?"
+    match = re.fullmatch(rf"{clock}-(?P<to>{clock})", text)
+    if not match or text == "-":
+        raise argparse.ArgumentTypeError(f"{text!r} is no span of time; write 10:00-12:30, or 90-120 in seconds")
+
+    numbers = [float(match[index] or 0) for index in (1, 2, 3, 5, 6, 7)]
+    start, stop = (3600 * hours + 60 * minutes + seconds for hours, minutes, seconds in (numbers[:3], numbers[3:]))
+    if match["to"] == "":
+        stop = math.inf
+    if start >= stop:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    return start, stop

@@ -86,7 +86,7 @@ def plan_jobs(args: argparse.Namespace, scratch: Path) -> Plan:
             continue
         target = _target(args, one.place, scratch) if args.output == STREAM or not single else Path(args.output)
         jobs += _pages(name, one.path, target, args)
-    _check_outputs(jobs, args)
+    check_outputs(jobs, args)
     return Plan(jobs, left_out)
 
 
@@ -159,7 +159,7 @@ def _pages(name: str, source: Path, target: Path, args: argparse.Namespace) -> I
         yield Job(name, STREAM if args.output == STREAM else str(place), source, place, page=page)
 
 
-def _check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
+def check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
     """Fail or skip every job whose output is taken: by another job, by an input, by a file."""
     inputs = {identity(job.source): job.input for job in jobs}
     inputs[identity(Path(args.model))] = "the model"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ditn.commands import film
 from ditn.commands.device import choose_device
 from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
 from ditn.commands.names import identity
@@ -35,6 +36,9 @@ from ditn_kernels import REGISTRY, explain, hint, use_backend
 def run(args: argparse.Namespace) -> int:
     """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why. An
     interrupted run reports what it has done."""
+    if film.is_meant(args):
+        return film.run(args, _upscaler, _backends)
+    film.refuse(args)
     if args.output == STREAM and not args.dry_run and sys.stdout.isatty():
         raise ValueError("standard output is a terminal, which shows no image; redirect it or name a file")
     with tempfile.TemporaryDirectory(prefix="ditn-") as scratch:

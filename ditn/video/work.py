@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A film in segments: each is enlarged by a function of its inputs alone, into a part of its own; then all are joined.
+
+A run that ends early leaves whole parts, and one that goes on does the others. Because every run works segment by
+segment, in the same tiles, both write the same film.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ditn.imaging.arrays import Pixels
+from ditn.imaging.atomic import atomic_write
+from ditn.inference.guard import Finding
+from ditn.inference.plan import TilePlan
+from ditn.inference.tiles import Region
+from ditn.inference.upscaler import Upscaler
+from ditn.video.encoding import Encoding, encoder
+from ditn.video.joining import check_parts, join
+from ditn.video.layout import FilmError, layout_of
+from ditn.video.pictures import as_depth, is_pattern, name_of, picture_bytes, write_animation
+from ditn.video.source import Source
+from ditn.video.stream import FrameUpscaler, ahead, behind
+
+# Frames of a segment: few enough that little is lost with one, many enough that its key frame costs nothing.
+_SEGMENT = 120
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A film to be made: from `source`, in the tiles of `plan`, as frames of `size` (width, height), to `output`;
+    encoded as `encoding` or, where that is None, as pictures or an animation. It can be pickled."""
+
+    source: Source
+    output: Path
+    size: tuple[int, int]
+    plan: TilePlan
+    encoding: Encoding | None
+    quality: int = 92
+    reuse: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts lie until they are joined: beside the output; of pictures, in their folder."""
+        return self.output.with_name(f"{self.output.name}.parts")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The frames start <= number < stop."""
+
+    number: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a segment: how many frames were written, how many tiles stood still, what the guard found."""
+
+    frames: int
+    reused: int
+    findings: list[Finding]
+
+
+def segments(source: Source) -> list[Segment]:
+    """Ranges of about 120 frames that cover a source: each ends where decoding can begin, but after 240 in any case,
+    unless frames can only be counted."""
+    edges, entries = [0], set(source.entries)
+    for number in range(1, source.count):
+        length = number - edges[-1]
+        if length >= _SEGMENT and (number in entries or (source.seekable and length >= 2 * _SEGMENT)):
+            edges.append(number)
+    edges.append(source.count)
+    return [Segment(index, start, stop) for index, (start, stop) in enumerate(pairwise(edges))]
+
+
+def part_of(work: Work, segment: Segment) -> Path:
+    """Where a segment's part lies: a file of a film, a folder of pictures."""
+    return work.folder / f"{segment.number:06}{'.mkv' if work.encoding else ''}"
+
+
+def begin(work: Work, options: dict[str, Any], *, resume: bool) -> Work:
+    """Make the folder of the parts, or take up the one that an earlier run has left: then in the tiles of that run.
+    `options` is all that decides what the result is.
+
+    Raises FilmError if a folder is there but not to be taken up, or of another input or other options."""
+    manifest = work.folder / _MANIFEST
+    said = {"input": work.source.identity, **options, "encoding": repr(work.encoding), "size": list(work.size)}
+    said = json.loads(json.dumps(said))
+    if manifest.exists():
+        if not resume:
+            raise FilmError(f"{work.folder} is there from a run that was not finished; use --resume or --overwrite")
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        if differ := [
+            name for name in said.keys() | found["options"].keys() if said.get(name) != found["options"].get(name)
+        ]:
+            raise FilmError(
+                f"--resume: {', '.join(sorted(differ))} differ from the run that was not finished; use --overwrite"
+            )
+        plan = found["plan"]
+        regions = tuple(Region(*region) for region in plan["regions"])
+        return replace(work, plan=TilePlan(plan["height"], plan["width"], regions, plan["predicted_peak"]))
+    work.folder.mkdir(parents=True, exist_ok=True)
+    plan = asdict(work.plan) | {"regions": [list(asdict(region).values()) for region in work.plan.regions]}
+    with atomic_write(manifest) as temporary:
+        temporary.write_text(json.dumps({"options": said, "plan": plan}), encoding="utf-8")
+    return work
+
+
+def enlarge_segment(
+    work: Work, segment: Segment, upscaler: Upscaler, progress: Callable[[int], None] | None = None
+) -> Outcome:
+    """Decode, enlarge and encode a segment, side by side, into its part, which is whole or not there. `progress` is
+    called with the number of frames after each."""
+    enlarge = FrameUpscaler(upscaler, work.plan, work.size, reuse=work.reuse)
+    findings: list[Finding] = []
+    done = 0
+    frames = work.source.frames(segment.start, segment.stop)
+    with _part(work, segment) as write, behind(write) as put, ahead(frames) as coming:
+        for number, pixels in coming:
+            larger, found = enlarge(pixels)
+            findings += found
+            put((number - segment.start, larger))
+            done += 1
+            if progress:
+                progress(done)
+    return Outcome(done, enlarge.reused, findings)
+
+
+@contextmanager
+def _part(work: Work, segment: Segment) -> Iterator[Callable[[tuple[int, Pixels]], None]]:
+    path = part_of(work, segment)
+    if work.encoding:
+        with encoder(path, work.encoding) as add:
+            yield lambda item: add(*item)
+        return
+    temporary = work.folder / f".ditn-{os.urandom(8).hex()}"
+    temporary.mkdir()
+    depth = 16 if layout_of(work.source.layout).depth > 8 and is_pattern(work.output.name) else 8
+    suffix = work.output.suffix.lower() if is_pattern(work.output.name) else ".png"
+
+    def write(item: tuple[int, Pixels]) -> None:
+        number, pixels = item
+        upright = np.rot90(as_depth(pixels, depth), work.source.rotation // 90)
+        data = picture_bytes(upright, suffix, quality=work.quality)
+        (temporary / f"{segment.start + number:08}{suffix}").write_bytes(data)
+
+    try:
+        yield write
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finish(work: Work) -> list[str]:
+    """Join the parts into the output and remove their folder. Returns what was lost, in words. Raises FilmError if not
+    one frame could be decoded."""
+    parts = [(segment.start, part_of(work, segment)) for segment in segments(work.source)]
+    notes: list[str] = []
+    if work.encoding:
+        parts = [(start, part) for start, part in parts if part.stat().st_size]
+        written = 0
+        if parts:
+            check_parts([part for _, part in parts])
+            written = join(work.output, work.source, work.encoding, parts)
+    else:
+        files = [file for _, part in parts for file in sorted(part.iterdir())]
+        frames = [(int(file.stem), file) for file in files]
+        written = len(frames)
+        if frames and is_pattern(work.output.name):
+            for number, file in frames:
+                os.replace(file, name_of(work.output, number + 1))
+        elif frames:
+            write_animation(work.output, work.source, frames, quality=work.quality)
+    shutil.rmtree(work.folder)
+    if not written:
+        raise FilmError("none of its frames can be decoded")
+    if missing := work.source.count - written:
+        notes.append(f"{missing} of {work.source.count} frames could not be decoded and are missing")
+    return notes
