@@ -93,7 +93,10 @@ def upscale(parser: argparse.ArgumentParser) -> None:
 def _films(add: Callable[..., object]) -> None:
     add("--codec", help="h264, hevc, vp9, av1, ffv1, prores, or h264_nvenc and the like (default: by OUTPUT and depth)")
     add(
-        "--crf", type=int, metavar="N", help="quality in the codec's own measure, less is better (default: the codec's)"
+        "--crf",
+        type=int,
+        metavar="N",
+        help="quality in the codec's own measure, less is better, 0 loses nothing but in av1 (default: 16 to 24)",
     )
     add("--pix-fmt", metavar="FORMAT", help="such as yuv420p10le (default: the input's depth and chroma)")
     add("--rate", type=_rate, metavar="FPS", help="of numbered pictures as input: 25, 23.976 or 24000/1001")

@@ -39,10 +39,9 @@ def is_meant(args: argparse.Namespace) -> bool:
     if is_pattern(args.output) or (suffix in CONTAINERS and not os.path.isdir(args.output)):
         return True
     if suffix in ANIMATED and len(args.inputs) == 1:
+        name = args.inputs[0]
         return (
-            _is_film(args.inputs[0])
-            or (suffix != ".png" and is_pattern(args.inputs[0]))
-            or _is_animated(args.inputs[0])
+            bool(args.rate) or _is_film(name) or (is_pattern(name) and not os.path.exists(name)) or _is_animated(name)
         )
     return not suffix and all(map(_is_film, args.inputs))
 

@@ -61,7 +61,9 @@ def page_count(path: Path) -> int:
     header = _open(path)
     pages = int(header.get("n-pages")) if header.get_typeof("n-pages") else 1
     if pages > 1 and kind != "tiff":
-        raise ImageError(f"is an animation of {pages} frames; name an output that ends in .gif, .webp, .png or as a film")
+        raise ImageError(
+            f"is an animation of {pages} frames; name an output that ends in .gif, .webp, .png or as a film"
+        )
     if kind == "png":
         with path.open("rb") as file:
             if png.is_animated(file):

@@ -23,22 +23,25 @@ from ditn.video.source import Source
 @dataclass(frozen=True)
 class Codec:
     """An encoder of FFmpeg's: the containers, by suffix, that take it; the name of its option for quality and what that
-    is by default; options that it gets besides. `keeps_rgb`: RGB stays so, or at least keeps all of its chroma."""
+    is by default; options that it gets besides, and those for quality 0, where that is to lose nothing. `keeps_rgb`:
+    RGB stays so, or at least keeps all of its chroma."""
 
     encoder: str
     containers: tuple[str, ...]
     quality: str = ""
     default: int = 0
     options: tuple[tuple[str, str], ...] = ()
+    lossless: tuple[tuple[str, str], ...] = ()
     keeps_rgb: bool = False
 
 
 _ANY, _MATROSKA = (".mkv", ".mp4", ".m4v", ".mov"), (".mkv",)
+_QUIET = ("x265-params", "log-level=none")
 CODECS = {
-    "h264": Codec("libx264", _ANY, "crf", 16),
-    "hevc": Codec("libx265", _ANY, "crf", 18, (("x265-params", "log-level=none"),)),
-    "vp9": Codec("libvpx-vp9", (".mkv", ".webm", ".mp4"), "crf", 20, (("row-mt", "1"),)),
-    "av1": Codec("libsvtav1", (".mkv", ".webm", ".mp4"), "crf", 24),
+    "h264": Codec("libx264", _ANY, "crf", 16, lossless=(("qp", "0"),)),
+    "hevc": Codec("libx265", _ANY, "crf", 18, (_QUIET,), lossless=(("x265-params", f"{_QUIET[1]}:lossless=1"),)),
+    "vp9": Codec("libvpx-vp9", (".mkv", ".webm", ".mp4"), "crf", 20, (("row-mt", "1"),), lossless=(("lossless", "1"),)),
+    "av1": Codec("libsvtav1", (".mkv", ".webm", ".mp4"), "crf", 24, (("preset", "6"),)),
     "ffv1": Codec("ffv1", _MATROSKA, options=(("level", "3"),), keeps_rgb=True),
     "prores": Codec("prores_ks", (".mov", ".mkv"), keeps_rgb=True),
     "h264_nvenc": Codec("h264_nvenc", _ANY, "cq", 19),
@@ -165,6 +168,8 @@ def encoder(path: Path, encoding: Encoding) -> Iterator[Callable[[int, Pixels], 
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     layout, codec = layout_of(encoding.layout), CODECS[encoding.codec]
     options = dict(codec.options) | ({codec.quality: str(encoding.quality)} if codec.quality else {})
+    if encoding.quality == 0:
+        options |= dict(codec.lossless)
     if encoding.codec == "vp9":
         options["b"] = "0"  # or --crf would only be a bound
     bare = {"fflags": "+bitexact"}  # the same bytes at every run

@@ -118,8 +118,8 @@ def _copied(output: Any, container: Any, main: Any, source: Source) -> tuple[dic
     lost: list[str] = []
     for stream in container.streams:
         cover = stream.type == "video" and bool(stream.disposition & av.stream.Disposition.attached_pic)
-        if stream.index == main.index:
-            continue
+        if stream.index == main.index or (stream.type == "data" and container.chapters()):
+            continue  # QuickTime's text of chapters, which are set below
         name = stream.codec_context.name if stream.codec_context else stream.type
         try:
             if stream.type == "attachment":
