@@ -59,6 +59,7 @@ def make(
     matrix: int = 6,
     full: bool = False,
     options: dict[str, str] | None = None,
+    rotation: int = 0,
     **context: Any,
 ) -> Path:
     """A film of `count` frames, with `clicks` for sound if that names a codec. Without other options it is lossless."""
@@ -73,6 +74,8 @@ def make(
         stream.codec_context.color_range = 2 if full else 1
         for name, value in context.items():
             setattr(stream.codec_context, name, value)
+        if rotation:
+            stream.set_display_rotation(rotation)
         audio = output.add_stream(sound, rate=SOUND, layout="mono") if sound else None
         if path.suffix == ".mkv":
             output.add_attachment("font.ttf", "application/x-truetype-font", b"a font")
@@ -81,7 +84,8 @@ def make(
         )
         output.metadata["title"] = "A film"
         for number, tick in enumerate(pts or times(count)):
-            made = av.VideoFrame.from_ndarray(frame(number), "rgb24").reformat(
+            pixels = frame(number)
+            made = av.VideoFrame.from_ndarray(pixels, "rgba" if pixels.shape[2] == 4 else "rgb24").reformat(
                 format=layout, dst_colorspace=matrix, dst_color_range=2 if full else 1, interpolation="BICUBIC"
             )
             made.pts, made.time_base = tick, TICK

@@ -49,8 +49,8 @@ CODECS = {
     "av1_nvenc": Codec("av1_nvenc", (".mkv", ".mp4"), "cq", 26),
 }
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
-# Formats that FFmpeg's libx265 lists and that few decoders know.
-_SELDOM = ("yuva420p", "yuva420p10le")
+# Formats that FFmpeg lists but few decoders know, or that its encoder does not open with.
+_UNUSED = {"hevc": ("yuva420p", "yuva420p10le"), "vp9": ("yuva422p", "yuva444p", "gbrap")}
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,11 @@ def _formats(codec: str) -> dict[str, Layout]:
         names = [one.name for one in av.codec.Codec(CODECS[codec].encoder, "w").video_formats or ()]
     except ValueError:
         raise FilmError(f"this build of PyAV has no {CODECS[codec].encoder}, which encodes {codec}") from None
-    seldom = _SELDOM if codec == "hevc" else ()
     found = {}
     for name in names:
         with suppress(FilmError):  # floats
             one = layout_of(name)
-            if one.planar and not one.gray and max(one.across, one.down) <= 2 and name not in seldom:
+            if one.planar and not one.gray and max(one.across, one.down) <= 2 and name not in _UNUSED.get(codec, ()):
                 found[name] = one
     return {name: one for name, one in found.items() if not name.startswith("yuvj")}
 
