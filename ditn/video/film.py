@@ -119,7 +119,7 @@ def probe(path: Path) -> Film:
             order = _INTERLACED[context.field_order]
             raise FilmError(f"is interlaced, {order}; deinterlace it first, with FFmpeg's bwdif for example")
         decoder = ""
-        if context.name == "vp9" and stream.metadata.get("alpha_mode") == "1":
+        if context.name == "vp9" and "1" in (stream.metadata.get(name) for name in ("alpha_mode", "ALPHA_MODE")):
             decoder = "libvpx-vp9"  # FFmpeg's own leaves alpha out
         base, rate = stream.time_base, stream.average_rate or stream.guessed_rate or Fraction(25)
         centred = context.name in ("mjpeg", "mpeg1video")

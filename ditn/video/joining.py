@@ -74,9 +74,8 @@ def _video(output: Any, part: Any, source: Source, encoding: Encoding) -> Any:
     stream.time_base = source.time_base
     if source.rotation:
         stream.set_display_rotation(source.rotation)
-    for name, value in template.metadata.items():
-        if name.lower() == "alpha_mode":
-            stream.metadata[name] = value
+    if encoding.codec == "vp9" and "yuva" in encoding.layout:
+        stream.metadata["alpha_mode"] = "1"
     return stream
 
 
