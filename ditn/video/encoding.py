@@ -16,7 +16,7 @@ import numpy as np
 from ditn.imaging.arrays import Pixels
 from ditn.imaging.atomic import atomic_write
 from ditn.video.colour import Colour, encoded, from_rgb
-from ditn.video.layout import FilmError, Layout, layout_of, pyav, url
+from ditn.video.layout import FilmError, Layout, layout_of, planar_name, pyav, url
 from ditn.video.source import Source
 
 
@@ -139,7 +139,12 @@ def _formats(codec: str) -> dict[str, Layout]:
     for name in names:
         with suppress(FilmError):  # floats
             one = layout_of(name)
-            if one.planar and not one.gray and max(one.across, one.down) <= 2 and name not in _UNUSED.get(codec, ()):
+            if (
+                (one.planar or (one.rgb and one.depth == 8))
+                and not one.gray
+                and max(one.across, one.down) <= 2
+                and name not in _UNUSED.get(codec, ())
+            ):
                 found[name] = one
     return {name: one for name, one in found.items() if not name.startswith("yuvj")}
 
@@ -211,10 +216,13 @@ def tag(one: Any, colour: Colour) -> None:
 
 
 def _frame(pixels: Pixels, layout: Layout, colour: Colour) -> Any:
-    frame = pyav().VideoFrame(pixels.shape[1], pixels.shape[0], layout.name)
-    for plane, samples in zip(frame.planes, from_rgb(pixels, layout, colour), strict=True):
+    twin = layout if layout.planar else layout_of(planar_name(layout))
+    frame = pyav().VideoFrame(pixels.shape[1], pixels.shape[0], twin.name)
+    for plane, samples in zip(frame.planes, from_rgb(pixels, twin, colour), strict=True):
         raw = np.ascontiguousarray(samples).view(np.uint8)
         lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
         lines[:, : raw.shape[1]] = raw
+    if not layout.planar:
+        frame = frame.reformat(format=layout.name)
     tag(frame, colour)
     return frame

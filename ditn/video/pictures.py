@@ -224,22 +224,31 @@ def write_animation(path: Path, source: Source, frames: Sequence[tuple[int, Path
     ticks = [math.floor(edge * 1000 / step + Fraction(1, 2)) for edge in edges]
     durations = [max(after - before, 1) * step for before, after in pairwise(ticks)]
 
-    def images() -> Iterator[Image.Image]:
-        for _, file in frames:
-            with Image.open(file) as image:
-                image.load()
-                yield image
-
     loops = source.loops if isinstance(source, Animation) else 0
     options: dict[str, Any] = {"duration": durations, "save_all": True}
     if loops is not None:
         options["loop"] = loops
     if suffix == ".webp":
         options |= {"quality": quality, "method": 4}
-    every = images()
+    first, *others = (file for _, file in frames)
     with atomic_write(path) as temporary:
         form = {".gif": "GIF", ".webp": "WEBP"}.get(suffix, "PNG")
         if form == "GIF":
             options["disposal"] = 2 if source.layout.startswith("rgba") else 0
-        first = next(every)
-        first.save(temporary, form, append_images=every, **options)
+        with Image.open(first) as image:
+            image.save(temporary, form, append_images=_Opened(others), **options)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The images of files, opened one after the other, as often as they are asked for."""
+
+    files: Sequence[Path]
+
+    def __iter__(self) -> Iterator[Image]:
+        from PIL import Image
+
+        for file in self.files:
+            with Image.open(file) as image:
+                image.load()
+                yield image

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbered pictures and animations, in and out."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import films
+import numpy as np
+import pytest
+from networks import small, without_guard
+from PIL import Image
+
+import ditn
+from ditn.commands.arguments import _rate, _span
+from ditn.commands.cli import main
+from ditn.video.layout import FilmError
+from ditn.video.pictures import animation, name_of, numbered, pictures
+
+DURATIONS = [40, 100, 30, 40, 200]
+
+
+@pytest.fixture
+def weights(tmp_path) -> str:
+    ditn.save(small(), tmp_path / "small.safetensors")
+    return str(tmp_path / "small.safetensors")
+
+
+# A random network's output is no enlargement; that of alpha is repaired all the same, which is warned about.
+pytestmark = pytest.mark.filterwarnings("ignore:in places the network:RuntimeWarning")
+
+
+def run(source: Path, output: Path, weights: str, *options: str) -> int:
+    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
+
+
+def frame(number: int, *, alpha: bool = False) -> np.ndarray:
+    pixels = np.random.default_rng(number).integers(0, 255, (8, 12, 4)).astype(np.uint8)
+    pixels[..., 3] = np.where(np.arange(12) < 6, 0, 255) if alpha else 255
+    return pixels if alpha else pixels[..., :3]
+
+
+def animated(path: Path, *, alpha: bool = False, loop: int = 3) -> Path:
+    images = [Image.fromarray(frame(number, alpha=alpha)) for number in range(len(DURATIONS))]
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    images[0].save(path, save_all=True, append_images=images[1:], duration=DURATIONS, loop=loop, **options)
+    return path
+
+
+def read(path: Path) -> tuple[list[np.ndarray], list[int], int | None]:
+    """Frames as RGBA, how long each is shown, loops."""
+    with Image.open(path) as image:
+        found, times = [], []
+        for number in range(image.n_frames):
+            image.seek(number)
+            found.append(np.asarray(image.convert("RGBA")))
+            times.append(round(image.info["duration"]))
+        return found, times, image.info.get("loop")
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+def test_an_animated_png_is_enlarged_frame_by_frame(tmp_path, weights, alpha: bool) -> None:
+    """Exactly what the Upscaler makes of each frame, with its time, and as often."""
+    source = animated(tmp_path / "a.png", alpha=alpha)
+    assert run(source, tmp_path / "large.png", weights) == 0
+    upscaler = without_guard(small())
+    found, times, loop = read(tmp_path / "large.png")
+    assert (times, loop) == (DURATIONS, 3)
+    for number, pixels in enumerate(found):
+        expected = upscaler(frame(number, alpha=alpha))
+        visible = pixels[..., 3] > 0
+        assert np.array_equal(pixels[visible][:, : expected.shape[2]], expected[visible])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("given", [".gif", ".webp"])
+def test_gif_and_webp_keep_frames_times_and_loops(tmp_path, given: str, suffix: str) -> None:
+    bars = [Image.fromarray(films.bars(number)) for number in range(5)]
+    source = tmp_path / f"a{given}"
+    bars[0].save(source, save_all=True, append_images=bars[1:], duration=DURATIONS, loop=0)
+    assert run(source, tmp_path / f"large{suffix}", "ditn-tiny-x2") == 0
+    found, times, loop = read(tmp_path / f"large{suffix}")
+    assert (times, loop) == (DURATIONS, 0)
+    for number, pixels in enumerate(found):
+        assert pixels.shape == (48, 128, 4)
+        middles = np.roll(films.BARS, number, 0)
+        # Palettes of 256 colours and lossy WebP stay this near in the middle of a bar.
+        assert np.abs(pixels[24, 8::16, :3].astype(int) - middles).max() <= 24
+
+
+def test_an_animation_becomes_a_film_in_its_own_times(tmp_path, weights) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    assert run(animated(tmp_path / "a.gif"), tmp_path / "large.mp4", weights) == 0
+    starts = np.cumsum([0, *DURATIONS[:-1]])
+    assert films.seconds(tmp_path / "large.mp4") == [Fraction(int(start), 1000) for start in starts]
+
+
+def test_a_film_to_pictures_and_back(tmp_path, weights) -> None:
+    """To the bit: PNG and FFV1 in RGB lose nothing."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in (3, 5, 10, 11):
+        Image.fromarray(frame(number)).save(folder / f"f{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    pattern = folder / "f%d.png"
+    film = tmp_path / "film.mkv"
+    assert run(pattern, film, weights) == 1  # without a rate
+    assert run(pattern, film, weights, "--rate", "23.976", "--codec", "ffv1") == 0
+    assert films.seconds(film) == [round(number * Fraction(1001, 24), 0) / 1000 for number in range(4)]
+    (tmp_path / "out").mkdir()
+    assert run(film, tmp_path / "out" / "%04d.png", weights) == 0
+    upscaler = without_guard(small())
+    for index, number in enumerate((3, 5, 10, 11)):
+        with Image.open(tmp_path / "out" / f"{index + 1:04}.png") as picture:
+            # From a film on all is of 16 bits, until it is written.
+            larger = upscaler(upscaler(frame(number)).astype(np.uint16) * 257)
+            assert picture.mode == "RGB"
+            assert np.array_equal(np.asarray(picture), np.rint(larger / 257))
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert run(film, tmp_path / "out" / "%04d.png", weights) == 1
+    assert run(film, tmp_path / "out" / "%04d.png", weights, "--overwrite") == 0
+
+
+def test_pictures_of_other_sizes_are_refused(tmp_path, weights, capsys) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    for number in range(3):
+        Image.fromarray(frame(number)[: 8 - number // 2]).save(tmp_path / f"{number}.png")
+    assert run(tmp_path / "%d.png", tmp_path / "film.mkv", weights, "--rate", "24") == 1
+    assert "2.png has 12x7 pixels, the first has 12x8" in capsys.readouterr().err
+    with pytest.raises(FilmError, match="has no images"):
+        pictures(tmp_path / "none%d.png", Fraction(24))
+
+
+def test_numbers_in_names() -> None:
+    assert name_of(Path("a/f%06d.png"), 12) == Path("a/f000012.png")
+    assert name_of(Path("100%-%d.png"), 7) == Path("100%-7.png")
+    with pytest.raises(FilmError, match="no place for a number"):
+        numbered(Path("frame.png"))
+
+
+def test_still_images_are_no_animations(tmp_path) -> None:
+    for suffix in (".gif", ".png", ".webp"):
+        Image.fromarray(frame(1)).save(tmp_path / f"still{suffix}")
+        assert animation(tmp_path / f"still{suffix}") is None
+    assert animation(tmp_path / "none.gif") is None
+
+
+def test_options_of_films_are_refused_for_images(tmp_path, weights, capsys) -> None:
+    Image.fromarray(frame(1)).save(tmp_path / "still.png")
+    assert run(tmp_path / "still.png", tmp_path / "large.png", weights, "--codec", "h264") == 2
+    assert "--codec is for films" in capsys.readouterr().err
+    assert run(tmp_path / "film.mp4", tmp_path / "large.jpg", weights) == 2
+    assert "film.mp4 is a film, and --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [("10:00-12:30", (600, 750)), ("1:02:03.5-", (3723.5, np.inf)), ("-90", (0, 90)), ("0.25-1", (0.25, 1))],
+)
+def test_spans_of_time(text: str, span: tuple[float, float]) -> None:
+    assert _span(text) == span
+
+
+@pytest.mark.parametrize("text", ["-", "5", "2-1", "1:2:3:4-", "a-b"])
+def test_no_spans_of_time(text: str) -> None:
+    with pytest.raises(Exception, match=r"is no span|ends before"):
+        _span(text)
+
+
+def test_rates() -> None:
+    assert _rate("25") == 25
+    assert _rate("24000/1001") == _rate("23.976") == Fraction(24000, 1001)
+    assert _rate("29.97") == Fraction(30000, 1001)
+    assert _rate("12.5") == Fraction(25, 2)
+    with pytest.raises(Exception, match="above 0"):
+        _rate("0")
