@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of docs/deployment.md runs, and every picture that it makes is the right one."""
+"""Every command of docs/deployment.md and docs/video.md runs; every picture that the first makes is the right one, and
+every film of the other is there."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,13 +52,8 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("section", SECTIONS)
-def test_section(section: str, workplace: Path) -> None:
-    if lacking := missing(section):
-        pytest.skip(f"not installed: {', '.join(lacking)}")
-    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL)
-    assert blocks
+def execute(blocks: Sequence[tuple[str, str]], workplace: Path) -> None:
+    """Blocks of sh and Python, one after the other."""
     paths = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {
         "PATH": f"{workplace / 'bin'}{os.pathsep}{os.environ['PATH']}",
@@ -68,6 +65,16 @@ def test_section(section: str, workplace: Path) -> None:
         command[0] = str(workplace / "bin" / "python") if language == "python" else "sh"
         done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_section(section: str, workplace: Path) -> None:
+    if lacking := missing(section):
+        pytest.skip(f"not installed: {', '.join(lacking)}")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL)
+    assert blocks
+    execute(blocks, workplace)
     named = set(re.findall(r"large-\w+\.png", SECTIONS[section]))
     assert named == {path.name for path in workplace.glob("*.png")} - {"photo.png"}
     with Image.open(workplace / "photo.png") as photo:
@@ -83,3 +90,23 @@ def test_the_guide_has_a_section_for_every_format() -> None:
     links = re.findall(r"\]\(#([\w-]+)\)", GUIDE)
     anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in SECTIONS}
     assert set(links) == anchors
+
+
+@pytest.mark.slow
+def test_films(workplace: Path) -> None:
+    """docs/video.md from top to bottom, but for what it installs."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    import films
+
+    films.make(workplace / "film.mp4", 24, sound="opus")
+    text = (PROJECT / "docs" / "video.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    execute([(language, re.sub("^pip .*", "", code, flags=re.MULTILINE)) for language, code in blocks], workplace)
+    outputs = re.findall(r"-o (\S+\.(?:mkv|mp4|webm|gif))", text)
+    assert len(outputs) == 8
+    for name in outputs:
+        with av.open(str(workplace / name)) as film:
+            count = sum(1 for _ in film.decode(film.streams.video[0]))
+            assert count == (9 if name == "part.mkv" else 24), name
+    assert len(list((workplace / "frames").iterdir())) == 24
+    assert {path.name for path in (workplace / "large").iterdir()} == {"film.mp4", "film.gif"}

@@ -5,7 +5,8 @@
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/cpu-*.json` by `benchmarks.cpu`,
 `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
-`benchmarks.ops`, `results/auto.json` by `benchmarks.auto`, `results/model-*.json` by a timer that is gone; those of
+`benchmarks.ops`, `results/auto.json` by `benchmarks.auto`, `results/video.json` by
+`benchmarks.video`, `results/model-*.json` by a timer that is gone; those of
 further machines lie in folders, as do those of GPUs, which are written by `benchmarks.gpu` and `benchmarks.ops`. A
 block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function that stands beside this name in PAGES.
 """
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import auto
+from benchmarks import auto, video
 from benchmarks.harness.outputs import PROJECT
 from benchmarks.report import cpu, deploy, gpu, operators, peers, plots, quality
 from benchmarks.report.results import Content, folder, load
@@ -64,6 +65,7 @@ PAGES: dict[str, dict[str, Block]] = {
         "real": _auto(auto.real_table),
     },
     "docs/deployment.md": {"deployed": deploy.deployed},
+    "docs/video.md": {"video": lambda project: video.table(load(folder(project) / "video.json"))},
 }
 
 

@@ -25,7 +25,7 @@ from ditn.video.encoding import CONTAINERS, choose
 from ditn.video.film import SUFFIXES, Film, probe
 from ditn.video.joining import lost_of
 from ditn.video.layout import FilmError, layout_of
-from ditn.video.pictures import ANIMATED, NUMBERED, animation, as_depth, is_pattern, numbered, pictures
+from ditn.video.pictures import ANIMATED, NUMBERED, animation, as_depth, is_animated, is_pattern, numbered, pictures
 from ditn.video.source import Source, file_identity
 from ditn.video.work import Work, begin, enlarge_segment, finish, part_of, segments
 
@@ -40,18 +40,13 @@ def is_meant(args: argparse.Namespace) -> bool:
         return True
     if suffix in ANIMATED and len(args.inputs) == 1:
         name = args.inputs[0]
-        return (
-            bool(args.rate) or _is_film(name) or (is_pattern(name) and not os.path.exists(name)) or _is_animated(name)
-        )
-    return not suffix and all(map(_is_film, args.inputs))
+        frames = is_pattern(name) and not os.path.exists(name)
+        return bool(args.rate) or frames or _is_film(name) or is_animated(Path(name))
+    return not suffix and all(_is_film(name) or is_animated(Path(name)) for name in args.inputs)
 
 
 def _is_film(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES and not os.path.isdir(name)
-
-
-def _is_animated(name: str) -> bool:
-    return Path(name).suffix.lower() in ANIMATED and animation(Path(name)) is not None
 
 
 def refuse(args: argparse.Namespace) -> None:
@@ -109,7 +104,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     jobs = []
     for name in args.inputs:
         path = Path(name)
-        suffix = path.suffix.lower() if path.suffix.lower() in CONTAINERS else ".mkv"
+        suffix = path.suffix.lower()
+        suffix = suffix if suffix in CONTAINERS or suffix in ANIMATED else ".mkv"
         target = output if single else output / f"{path.stem}{args.suffix}{suffix}"
         job = Job(name, str(target), path, target)
         there = path.parent.is_dir() if is_pattern(name) else path.exists()
@@ -178,7 +174,7 @@ def _source(job: Job, args: argparse.Namespace) -> Source:
     else:
         if args.rate:
             raise FilmError("--rate is for numbered pictures; a film keeps its own times")
-        source = (path.suffix.lower() in ANIMATED and animation(path)) or probe(path)
+        source = animation(path) if is_animated(path) else probe(path)
     if source.width * source.height > args.max_pixels:
         raise FilmError(
             f"has frames of {source.width}x{source.height} pixels, more than --max-pixels {args.max_pixels:,}"

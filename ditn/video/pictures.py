@@ -125,18 +125,26 @@ class Animation(Source):
                 yield number - self.skipped, _of_layout(np.asarray(image.convert("RGBA")), self.layout)
 
 
-def animation(path: Path) -> Animation | None:
-    """A file's frames if it is animated; None if it is a single image or none of Pillow's."""
+def is_animated(path: Path) -> bool:
+    """Whether a file is a GIF, WebP or PNG of several frames."""
     from PIL import Image, UnidentifiedImageError
 
+    if path.suffix.lower() not in ANIMATED:
+        return False
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) < 2 or image.format not in ("GIF", "WEBP", "PNG"):
-                return None
-            width, height = image.size
-            loops = image.info.get("loop")
+            return getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "WEBP", "PNG")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        return None
+        return False
+
+
+def animation(path: Path) -> Animation:
+    """The frames of a file that `is_animated`."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        width, height = image.size
+        loops = image.info.get("loop")
     times, alpha = [0], False
     for frame in _composed(path):
         # Browsers show what says nothing, or next to nothing, for a tenth of a second.

@@ -16,7 +16,7 @@ import ditn
 from ditn.commands.arguments import _rate, _span
 from ditn.commands.cli import main
 from ditn.video.layout import FilmError
-from ditn.video.pictures import animation, name_of, numbered, pictures
+from ditn.video.pictures import is_animated, name_of, numbered, pictures
 
 DURATIONS = [40, 100, 30, 40, 200]
 
@@ -143,8 +143,8 @@ def test_numbers_in_names() -> None:
 def test_still_images_are_no_animations(tmp_path) -> None:
     for suffix in (".gif", ".png", ".webp"):
         Image.fromarray(frame(1)).save(tmp_path / f"still{suffix}")
-        assert animation(tmp_path / f"still{suffix}") is None
-    assert animation(tmp_path / "none.gif") is None
+        assert not is_animated(tmp_path / f"still{suffix}")
+    assert not is_animated(tmp_path / "none.gif")
 
 
 def test_options_of_films_are_refused_for_images(tmp_path, weights, capsys) -> None:
