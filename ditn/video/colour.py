@@ -2,8 +2,8 @@
 """Between the planes of a film's frame and RGB, exactly: by the film's matrix, range, depth and place of its chroma.
 
 The equations of ITU-R BT.601-7, BT.709-6 and BT.2020-2 for non-constant luminance, with the code points of ITU-T H.273,
-which FFmpeg uses as well. In float32 throughout: no step but the last is rounded, which FFmpeg's swscale does several
-times. Colours outside RGB's range, which compression makes, are clamped.
+which FFmpeg uses as well. In float32: no step but the last is rounded, while FFmpeg's swscale rounds several. Colours
+outside RGB's range, which compression makes, are clamped. In numpy, on one core: the others are the network's.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ditn.imaging.arrays import Pixels
 from ditn.video.layout import FilmError, Layout
@@ -34,6 +32,7 @@ LIMITED, FULL = 1, 2
 _HDR = {16: "HDR10 (PQ)", 18: "HLG"}
 
 Planes = Sequence[npt.NDArray[Any]]
+Plane = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def encoded(colour: Colour, layout: Layout) -> Colour:
 
 def to_rgb(planes: Planes, layout: Layout, colour: Colour) -> Pixels:
     """uint16 [H, W, bands] of a frame's planes, each [h, w]: Y, U, V; or G, B, R; or gray; and alpha."""
-    unit = 2**layout.depth - 1
-    values = [torch.from_numpy(np.ascontiguousarray(plane)).float() for plane in planes]
+    values = [plane.astype(np.float32) for plane in planes]
+    unit = np.float32(2**layout.depth - 1)
     alpha = [values.pop() / unit] if layout.alpha else []
     if layout.rgb:
         green, blue, red = (value / unit for value in values)
@@ -96,78 +95,86 @@ def to_rgb(planes: Planes, layout: Layout, colour: Colour) -> Pixels:
     if layout.gray:
         return _to_16_bits([luma, *alpha])
     height, width = luma.shape
-    u, v = (_upsampled((value - 2 ** (layout.depth - 1)) / chroma, layout, colour.centred) for value in values[1:])
-    kr, kb = _LUMA[colour.matrix]
-    red = luma + 2 * (1 - kr) * v[:height, :width]
-    blue = luma + 2 * (1 - kb) * u[:height, :width]
+    middle = np.float32(2 ** (layout.depth - 1))
+    u, v = (_upsampled((value - middle) / chroma, layout, colour.centred)[:height, :width] for value in values[1:])
+    kr, kb = map(np.float32, _LUMA[colour.matrix])
+    red, blue = luma + 2 * (1 - kr) * v, luma + 2 * (1 - kb) * u
     green = (luma - kr * red - kb * blue) / (1 - kr - kb)
     return _to_16_bits([red, green, blue, *alpha])
 
 
 def from_rgb(pixels: Pixels, layout: Layout, colour: Colour) -> list[npt.NDArray[Any]]:
     """The planes of a frame of that layout, Y, U, V or G, B, R and alpha, of uint8 or uint16 [H, W, bands]."""
-    unit = 2**layout.depth - 1
-    values = torch.from_numpy(pixels).float() / np.iinfo(pixels.dtype).max
-    bands = list(values.unbind(-1))
-    alpha = bands.pop() if len(bands) in (2, 4) else torch.ones_like(bands[0])
+    unit, whole = np.float32(2**layout.depth - 1), np.float32(np.iinfo(pixels.dtype).max)
+    bands = [pixels[..., band].astype(np.float32) / whole for band in range(pixels.shape[-1])]
+    alpha = bands.pop() if len(bands) in (2, 4) else np.ones_like(bands[0])
     red, green, blue = bands if len(bands) == 3 else bands * 3
     ending = [alpha * unit] if layout.alpha else []
     if layout.rgb:
         return [_rounded(plane, layout) for plane in (green * unit, blue * unit, red * unit, *ending)]
-    kr, kb = _LUMA[colour.matrix]
+    kr, kb = map(np.float32, _LUMA[colour.matrix])
     black, light, chroma = _levels(layout, colour)
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     planes = [luma * light + black]
     if not layout.gray:
         for other, share in ((blue, kb), (red, kr)):
-            difference = _downsampled((other - luma) / (2 * (1 - share)), layout, colour.centred)
-            planes.append(difference * chroma + 2 ** (layout.depth - 1))
+            difference = _downsampled(other - luma, layout, colour.centred) * (chroma / (2 * (1 - share)))
+            planes.append(difference + np.float32(2 ** (layout.depth - 1)))
     return [_rounded(plane, layout) for plane in planes + ending]
 
 
-def _levels(layout: Layout, colour: Colour) -> tuple[int, int, int]:
+def _levels(layout: Layout, colour: Colour) -> tuple[np.float32, np.float32, np.float32]:
     """The number for black, and how many lie between black and white and between the ends of chroma."""
     if colour.range == FULL:
-        return 0, 2**layout.depth - 1, 2**layout.depth - 1
-    step = 2 ** (layout.depth - 8)
-    return 16 * step, 219 * step, 224 * step
+        levels = (0, 2**layout.depth - 1, 2**layout.depth - 1)
+    else:
+        levels = (16 * 2 ** (layout.depth - 8), 219 * 2 ** (layout.depth - 8), 224 * 2 ** (layout.depth - 8))
+    black, light, chroma = map(np.float32, levels)
+    return black, light, chroma
 
 
-def _upsampled(chroma: Tensor, layout: Layout, centred: bool) -> Tensor:
+def _upsampled(chroma: Plane, layout: Layout, centred: bool) -> Plane:
     """Bilinear. Down, samples lie in the middle of their rows everywhere."""
-    return _along(_along(chroma, layout.down, True).T, layout.across, centred).T
+    return _along(_along(chroma, layout.down, 0, True), layout.across, 1, centred)
 
 
-def _along(values: Tensor, factor: int, centred: bool) -> Tensor:
-    """Rows [n, m] to [factor * n, m], by linear interpolation."""
+def _along(values: Plane, factor: int, axis: int, centred: bool) -> Plane:
+    """[h, w] with one side `factor` times as long, by linear interpolation."""
     if factor == 1:
         return values
-    count = len(values)
-    place = (torch.arange(factor * count) - ((factor - 1) / 2 if centred else 0)) / factor
-    first = place.floor()
-    share = (place - first)[:, None]
-    below, above = (index.long().clamp(0, count - 1) for index in (first, first + 1))
-    return torch.lerp(values[below], values[above], share)
+    count = values.shape[axis]
+    place = (np.arange(factor * count, dtype=np.float32) - np.float32((factor - 1) / 2 if centred else 0)) / factor
+    first = np.floor(place)
+    share = np.expand_dims((place - first).astype(np.float32), 1 - axis)
+    below, above = (values.take(index.astype(np.intp).clip(0, count - 1), axis=axis) for index in (first, first + 1))
+    between: Plane = below + share * (above - below)
+    return between
 
 
-def _downsampled(chroma: Tensor, layout: Layout, centred: bool) -> Tensor:
-    return _halved(_halved(chroma, layout.down, True).T, layout.across, centred).T
+def _downsampled(chroma: Plane, layout: Layout, centred: bool) -> Plane:
+    return _halved(_halved(chroma.T, layout.across, centred).T, layout.down, True)
 
 
-def _halved(values: Tensor, factor: int, centred: bool) -> Tensor:
+def _halved(values: Plane, factor: int, centred: bool) -> Plane:
     """Rows [n, m] to [n / factor, m], rounded up: the mean of two, or 1 2 1 around each second one. Factor 1 or 2."""
     if factor == 1:
         return values
-    index = torch.arange(0, len(values), 2)
-    here, after = values[index], values[(index + 1).clamp(max=len(values) - 1)]
-    return (here + after) / 2 if centred else (values[(index - 1).clamp(min=0)] + 2 * here + after) / 4
+    last = values[-1:]
+    here, after = values[::2], values[1::2] if len(values) % 2 == 0 else np.concatenate([values[1::2], last])
+    if centred:
+        return (here + after) * np.float32(0.5)
+    before = np.concatenate([values[:1], after[:-1]])
+    weighted: Plane = (before + 2 * here + after) * np.float32(0.25)
+    return weighted
 
 
-def _to_16_bits(bands: list[Tensor]) -> Pixels:
-    stacked = torch.stack(bands, -1).clamp_(0, 1).mul_(65535).round_()
-    return stacked.to(torch.int32).numpy().astype(np.uint16)
+def _to_16_bits(bands: list[Plane]) -> Pixels:
+    pixels = np.empty((*bands[0].shape, len(bands)), np.uint16)
+    for band, values in enumerate(bands):
+        pixels[..., band] = np.rint(values.clip(0, 1) * np.float32(65535))
+    return pixels
 
 
-def _rounded(plane: Tensor, layout: Layout) -> npt.NDArray[Any]:
-    whole = plane.round().clamp(0, 2**layout.depth - 1).to(torch.int32).numpy()
+def _rounded(plane: Plane, layout: Layout) -> npt.NDArray[Any]:
+    whole = np.rint(plane).clip(0, 2**layout.depth - 1)
     return whole.astype(np.uint8 if layout.depth <= 8 else np.uint16)
