@@ -50,7 +50,7 @@ test-slow: .venv/developed  ## the slow tests, but for the longest
 test-all: .venv/developed  ## all tests
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-docs-test: .venv/developed  ## every command of docs/deployment.md (also part of test-all)
+docs-test: .venv/developed  ## every command of docs/deployment.md and docs/video.md (also part of test-all)
 	$(BIN)/python -m pytest tests/test_docs.py
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer

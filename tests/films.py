@@ -103,6 +103,27 @@ def make(
     return path
 
 
+def enriched(path: Path, source: Path, cover: bytes) -> Path:
+    """The streams of a film, subtitles in two lines and a cover, in Matroska."""
+    subtitles = path.with_suffix(".srt")
+    subtitles.write_text("1\n00:00:00,100 --> 00:00:00,300\nHello\n\n2\n00:00:00,400 --> 00:00:00,700\nWorld\n")
+    with av.open(str(source)) as given, av.open(str(subtitles)) as lines, av.open(str(path), "w") as output:
+        copies = {
+            one.index: output.add_stream_from_template(one, opaque=True)
+            for one in given.streams
+            if one.type != "attachment"
+        }
+        text = output.add_stream_from_template(lines.streams[0], opaque=True)
+        text.metadata["language"] = "eng"
+        output.add_attachment("cover.jpg", "image/jpeg", cover)
+        for container, streams in ((lines, {0: text}), (given, copies)):
+            for packet in container.demux():
+                if packet.size:
+                    packet.stream = streams[packet.stream_index]
+                    output.mux(packet)
+    return path
+
+
 def frames(path: Path, decoder: str = "") -> list[av.VideoFrame]:
     with av.open(str(path)) as film:
         stream = film.streams.video[0]

@@ -121,10 +121,8 @@ def _copied(output: Any, container: Any, main: Any, source: Source) -> tuple[dic
             continue  # QuickTime's text of chapters, which are set below
         name = stream.codec_context.name if stream.codec_context else stream.type
         try:
-            if stream.type == "attachment":
-                if output.format.name != "matroska":
-                    raise ValueError(stream.type)
-                output.add_attachment(stream.name or "attachment", stream.mimetype or "", bytes(stream.data))
+            if stream.type == "attachment" or (cover and output.format.name == "matroska"):
+                _attach(output, stream, source)
                 continue
             if stream.type not in ("audio", "subtitle") and not cover:
                 raise ValueError(stream.type)
@@ -140,6 +138,21 @@ def _copied(output: Any, container: Any, main: Any, source: Source) -> tuple[dic
     output.streams.video[0].disposition = main.disposition
     output.set_chapters(_chapters(container, source))
     return copies, lost
+
+
+def _attach(output: Any, stream: Any, source: Source) -> None:
+    """Into Matroska an attachment or a cover, which is one there. Raises ValueError if the output has none."""
+    if output.format.name != "matroska":
+        raise ValueError("attachments are Matroska's")
+    named = {name.lower(): value for name, value in stream.metadata.items()}
+    name, mime = named.get("filename", f"{stream.type}{stream.index}"), named.get("mimetype", "")
+    if stream.type == "attachment":
+        output.add_attachment(name, mime, bytes(stream.data))
+        return
+    with opened(source.path) as again:  # whose packets are not those that are still to be copied
+        kind = stream.codec_context.name.replace("mjpeg", "jpeg")
+        data = bytes(next(packets_of(again, again.streams[stream.index])))
+        output.add_attachment(named.get("filename", f"cover.{kind}"), mime or f"image/{kind}", data)
 
 
 def _kept(metadata: dict[str, str]) -> dict[str, str]:
@@ -173,9 +186,14 @@ def _copied_packets(container: Any, copies: dict[int, Any], source: Source, *, e
         return
     end = source.end * source.time_base
     for packet in packets_of(container, *streams):
+        index, unit = packet.stream_index, packet.time_base
+        if copies[index].type == "video":  # a cover, which has no time
+            packet.pts = packet.dts = 0
+            packet.stream = copies[index]
+            yield Fraction(0), 1 + index, packet
+            continue
         if packet.pts is None:
             continue
-        unit = packet.time_base
         if source.origin is not None:
             earliest = source.origin - (packet.duration or 0) * unit if early else source.origin
             if not earliest <= packet.pts * unit < end:
@@ -185,7 +203,6 @@ def _copied_packets(container: Any, copies: dict[int, Any], source: Source, *, e
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
         elif packet.dts is None:
             packet.dts = packet.pts
-        index = packet.stream_index
         packet.stream = copies[index]
         yield packet.dts * unit, 1 + index, packet
 

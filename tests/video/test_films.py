@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed")
 import av
 import films
+from PIL import Image
 
 import ditn
 from ditn.commands.cli import main
@@ -75,6 +77,29 @@ def test_a_part_of_a_film(tmp_path) -> None:
     assert start == 0
     assert len(samples) > 0.5 * films.SOUND
     assert np.array_equal(samples, whole[first : first + len(samples)])
+
+
+def test_subtitles_and_covers_are_copied(tmp_path) -> None:
+    """Byte by byte, into Matroska, mp4 and back; subtitles only into what holds them."""
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(picture, "jpeg")
+    film = films.enriched(tmp_path / "film.mkv", films.make(tmp_path / "bare.mkv", 6, sound="flac"), picture.getvalue())
+    large = enlarge(film, tmp_path / "large.mkv")
+    turned = enlarge(film, tmp_path / "large.mp4")
+    again = enlarge(turned, tmp_path / "again.mkv")
+    for path in (large, turned, again):
+        with av.open(str(path)) as output:
+            packets = [packet for packet in output.demux() if packet.size and packet.stream.type != "audio"]
+            covers = [packet for packet in packets if packet.stream.disposition & av.stream.Disposition.attached_pic]
+            assert [bytes(packet) for packet in covers] == [picture.getvalue()]
+            lines = [packet for packet in packets if packet.stream.type == "subtitle"]
+            if path == large:
+                assert [(line.pts, line.duration, bytes(line)) for line in lines] == [
+                    (100, 200, b"Hello"),
+                    (400, 300, b"World"),
+                ]
+                assert lines[0].stream.metadata["language"] == "eng"
+        assert films.numbers(path) == list(range(6))
 
 
 # What is written losslessly is compared everywhere; what is not, in the middle of the bars: edges ring.
