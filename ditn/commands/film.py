@@ -21,6 +21,7 @@ from ditn.commands.names import place_of
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.inference.upscaler import Upscaler
+from ditn.video.colour import BT2020
 from ditn.video.encoding import CONTAINERS, choose
 from ditn.video.film import SUFFIXES, Film, probe
 from ditn.video.joining import lost_of
@@ -128,9 +129,7 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         if args.dry_run:
             print(f"{job.input} -> {job.output}: {work.source.count} frames, {work.size[0]}x{work.size[1]}")
             return
-        if work.folder.exists() and args.overwrite and not args.resume:
-            shutil.rmtree(work.folder)
-        work = begin(work, options, resume=args.resume)
+        work = begin(work, options, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
         job.fail("interrupted")
         raise
@@ -139,6 +138,9 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         return
     try:
         job.notes += _enlarge(work, chosen, job)
+        if job.target.exists() and not args.overwrite:
+            raise OSError(f"{job.output} has appeared meanwhile; use --overwrite")
+        job.notes += finish(work)
         job.status = "done"
     except FilmError as error:
         shutil.rmtree(work.folder, ignore_errors=True)
@@ -187,10 +189,10 @@ def _prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[W
     source = _source(job, args)
     suffix = job.target.suffix.lower()
     middle = max(entry for entry in (0, *source.entries) if entry <= source.count // 2)
-    _, pixels = next(source.frames(middle, middle + 1), (0, None))
-    if pixels is None:
-        raise FilmError(f"its frame at {source.time(middle):.3f} s cannot be decoded")
-    upscaler, choice = upscaler.suited(as_depth(pixels, 8 if layout_of(source.layout).depth <= 8 else 16))
+    some = next((pixels for start in (middle, 0) for _, pixels in source.frames(start, source.count)), None)
+    if some is None:
+        raise FilmError("none of its frames can be decoded")
+    upscaler, choice = upscaler.suited(as_depth(some, 8 if layout_of(source.layout).depth <= 8 else 16))
     job.model = choice.model if choice else args.model
     job.model_reason = choice.reason if choice else ""
     factor = args.scale or upscaler.scale
@@ -204,6 +206,8 @@ def _prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[W
             job.notes += [f"not in the {suffix[1:]}: {name}" for name in lost_of(source, suffix)]
     elif args.codec or args.crf is not None or args.pix_fmt:
         raise FilmError(f"--codec, --crf and --pix-fmt are for films, not for {suffix}")
+    else:
+        job.notes += _untold(source, suffix)
     plan = upscaler.plan(source.height, source.width)
     job.input_size, job.output_size = (source.width, source.height), (width, height)
     job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
@@ -224,8 +228,18 @@ def _prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[W
     return work, upscaler, {name: str(value) for name, value in options.items()}
 
 
+def _untold(source: Source, suffix: str) -> list[str]:
+    """What pictures do not tell, and their pixels are not changed for."""
+    notes = []
+    if source.aspect != 1:
+        notes.append(f"not in the {suffix[1:]}: pixels of {source.aspect}")
+    if source.colour.primaries == BT2020:
+        notes.append(f"not in the {suffix[1:]}: that its colours are BT.2020's")
+    return notes
+
+
 def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> list[str]:
-    """All segments that are not done, and the whole of them. Returns what is to be said of it."""
+    """All segments that are not done. Returns what is to be said of it."""
     notes: list[str] = []
     reused = frames = 0
     every = segments(work.source)
@@ -250,4 +264,4 @@ def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> list[str]:
         notes.append(f"{job.guard[0]}, and so {len(job.guard)} times")
     if work.reuse:
         notes.append(f"{reused:,} of {frames * len(work.plan.regions):,} tiles stood still and were taken over")
-    return notes + finish(work)
+    return notes

@@ -58,7 +58,7 @@ class Film(Source):
                 if frame.pts < first:
                     reached = True
                     continue
-                if not reached and frame.pts > first and back is not None and start > 0:
+                if not reached and frame.pts > first and back is not None and start + self.skipped > 0:
                     break  # the file's index led too far
                 reached = True
                 if (found := numbers.pop(frame.pts, None)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -69,8 +70,10 @@ def _video(output: Any, part: Any, source: Source, encoding: Encoding) -> Any:
     context = stream.codec_context
     tag(context, encoding.colour)
     context.sample_aspect_ratio = encoding.aspect
-    if template.codec_context.codec_tag.isprintable() and encoding.codec == "prores":
+    if encoding.codec == "prores":
         context.codec_tag = template.codec_context.codec_tag
+    elif encoding.codec.startswith("hevc") and output.format.name != "matroska":
+        context.codec_tag = "hvc1"  # which Apple's players ask for
     stream.time_base = source.time_base
     if source.rotation:
         stream.set_display_rotation(source.rotation)
@@ -209,7 +212,7 @@ def _copied_packets(container: Any, copies: dict[int, Any], source: Source, *, e
 
 def _ticks(seconds: Fraction, unit: Fraction) -> int:
     """The nearest whole number of units, halves up."""
-    return int((seconds / unit + Fraction(1, 2)).__floor__())
+    return math.floor(seconds / unit + Fraction(1, 2))
 
 
 def check_parts(parts: Sequence[Path]) -> None:

@@ -91,14 +91,16 @@ def part_of(work: Work, segment: Segment) -> Path:
     return work.folder / f"{segment.number:06}{'.mkv' if work.encoding else ''}"
 
 
-def begin(work: Work, options: dict[str, Any], *, resume: bool) -> Work:
+def begin(work: Work, options: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> Work:
     """Make the folder of the parts, or take up the one that an earlier run has left: then in the tiles of that run.
-    `options` is all that decides what the result is.
+    `options` is all that decides what the result is. With `overwrite` such a folder is removed, unless it is taken up.
 
     Raises FilmError if a folder is there but not to be taken up, or of another input or other options."""
     manifest = work.folder / _MANIFEST
     said = {"input": work.source.identity, **options, "encoding": repr(work.encoding), "size": list(work.size)}
     said = json.loads(json.dumps(said))
+    if overwrite and not resume and manifest.exists():
+        shutil.rmtree(work.folder)
     if manifest.exists():
         if not resume:
             raise FilmError(f"{work.folder} is there from a run that was not finished; use --resume or --overwrite")
@@ -112,6 +114,8 @@ def begin(work: Work, options: dict[str, Any], *, resume: bool) -> Work:
         plan = found["plan"]
         regions = tuple(Region(*region) for region in plan["regions"])
         return replace(work, plan=TilePlan(plan["height"], plan["width"], regions, plan["predicted_peak"]))
+    if work.folder.exists() and any(not path.name.startswith(".ditn-") for path in work.folder.iterdir()):
+        raise FilmError(f"{work.folder} is there, and no run made it; move it away, for parts are to lie there")
     work.folder.mkdir(parents=True, exist_ok=True)
     plan = asdict(work.plan) | {"regions": [list(asdict(region).values()) for region in work.plan.regions]}
     with atomic_write(manifest) as temporary:
@@ -182,6 +186,8 @@ def finish(work: Work) -> list[str]:
         if frames and is_pattern(work.output.name):
             for number, file in frames:
                 os.replace(file, name_of(work.output, number + 1))
+            # Of a run that was killed just here, some have their names already.
+            written = sum(name_of(work.output, number + 1).exists() for number in range(work.source.count))
         elif frames:
             write_animation(work.output, work.source, frames, quality=work.quality)
     shutil.rmtree(work.folder)

@@ -149,6 +149,30 @@ def test_a_truncated_film_is_done_as_far_as_it_goes(tmp_path, weights, capsys, s
     assert films.seconds(tmp_path / "large.mkv")[5] - films.seconds(tmp_path / "large.mkv")[0] > 0
 
 
+def test_frames_that_cannot_be_decoded_are_counted_and_the_others_keep_their_times(tmp_path, weights, capsys) -> None:
+    source = films.make(tmp_path / "film.mkv", 12, codec="mpeg4", options={"g": "1"})
+    with av.open(str(source)) as film:
+        broken = [packet for packet in film.demux(film.streams.video[0]) if packet.size][4:6]
+        data = bytearray(source.read_bytes())
+        for packet in broken:
+            place = data.index(bytes(packet))
+            data[place : place + packet.size] = bytes(packet.size)
+    source.write_bytes(data)
+    assert run(source, tmp_path / "large.mkv", weights) == 0
+    assert "2 of 12 frames could not be decoded and are missing" in capsys.readouterr().err
+    whole = films.seconds(films.make(tmp_path / "whole.mkv", 12))
+    assert films.seconds(tmp_path / "large.mkv") == whole[:4] + whole[6:]
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path, weights, capsys) -> None:
+    source = films.make(tmp_path / "film.mkv", 2)
+    (tmp_path / "large.mkv.parts").mkdir()
+    (tmp_path / "large.mkv.parts" / "letter.txt").write_text("mine")
+    assert run(source, tmp_path / "large.mkv", weights, "--overwrite") == 1
+    assert "no run made it" in capsys.readouterr().err
+    assert (tmp_path / "large.mkv.parts" / "letter.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_full_disk(tmp_path) -> None:
     """Files end at 30 kB: the film does not fit. That is said, and nothing has its name."""
