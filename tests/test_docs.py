@@ -107,6 +107,6 @@ def test_films(workplace: Path) -> None:
     for name in outputs:
         with av.open(str(workplace / name)) as film:
             count = sum(1 for _ in film.decode(film.streams.video[0]))
-            assert count == (9 if name == "part.mkv" else 24), name
+            assert count == (10 if name == "part.mkv" else 24), name
     assert len(list((workplace / "frames").iterdir())) == 24
     assert {path.name for path in (workplace / "large").iterdir()} == {"film.mp4", "film.gif"}
