@@ -28,7 +28,7 @@ from ditn.video.joining import lost_of
 from ditn.video.layout import FilmError, layout_of
 from ditn.video.pictures import ANIMATED, NUMBERED, animation, as_depth, is_animated, is_pattern, numbered, pictures
 from ditn.video.source import Source, file_identity
-from ditn.video.work import Work, begin, enlarge_segment, finish, part_of, segments
+from ditn.video.work import Work, begin, enlarge_segment, finish, outcome_of, part_of, segments
 
 _OPTIONS = ("codec", "crf", "pix_fmt", "rate", "time", "reuse", "resume")
 
@@ -137,11 +137,8 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         job.fail(error)
         return
     try:
-        job.notes += _enlarge(work, chosen, job)
-        if job.target.exists() and not args.overwrite:
-            raise OSError(f"{job.output} has appeared meanwhile; use --overwrite")
-        job.notes += finish(work)
-        job.status = "done"
+        _enlarge(work, chosen, job)
+        _whole(work, job, args)
     except FilmError as error:
         shutil.rmtree(work.folder, ignore_errors=True)
         job.fail(error)
@@ -238,17 +235,14 @@ def _untold(source: Source, suffix: str) -> list[str]:
     return notes
 
 
-def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> list[str]:
-    """All segments that are not done. Returns what is to be said of it."""
-    notes: list[str] = []
-    reused = frames = 0
+def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> None:
+    """All segments that are not done."""
     every = segments(work.source)
     todo = [segment for segment in every if not part_of(work, segment).exists()]
-    before = work.source.count - sum(segment.stop - segment.start for segment in todo)
+    done = work.source.count - sum(segment.stop - segment.start for segment in todo)
     if job.model_reason:
         tqdm.write(f"{job.input}: {job.model}: {job.model_reason}")
-    with tqdm(total=work.source.count, initial=before, unit="frame", disable=None, desc=job.source.name) as bar:
-        done = before
+    with tqdm(total=work.source.count, initial=done, unit="frame", disable=None, desc=job.source.name) as bar:
 
         def advance(count: int) -> None:
             raise_if_interrupted()
@@ -256,12 +250,21 @@ def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> list[str]:
             bar.refresh()
 
         for segment in todo:
-            outcome = enlarge_segment(work, segment, upscaler, advance)
+            enlarge_segment(work, segment, upscaler, advance)
             done += segment.stop - segment.start
-            reused, frames = reused + outcome.reused, frames + outcome.frames
-            job.guard += outcome.findings
+
+
+def _whole(work: Work, job: Job, args: argparse.Namespace) -> None:
+    """The output, and in the job what is to be said of it."""
+    outcomes = [outcome_of(work, segment) for segment in segments(work.source)]
+    job.guard = [finding for outcome in outcomes for finding in outcome.findings]
     if job.guard:
-        notes.append(f"{job.guard[0]}, and so {len(job.guard)} times")
+        job.notes.append(f"{job.guard[0]}, and so {len(job.guard)} times")
     if work.reuse:
-        notes.append(f"{reused:,} of {frames * len(work.plan.regions):,} tiles stood still and were taken over")
-    return notes
+        tiles = len(work.plan.regions) * sum(outcome.frames for outcome in outcomes)
+        still = sum(outcome.reused for outcome in outcomes)
+        job.notes.append(f"{still:,} of {tiles:,} tiles stood still and were taken over")
+    if job.target.exists() and not args.overwrite:
+        raise OSError(f"{job.output} has appeared meanwhile; use --overwrite")
+    job.notes += finish(work)
+    job.status = "done"

@@ -67,7 +67,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a segment: how many frames were written, how many tiles stood still, what the guard found."""
+    """Of a segment: how many frames were enlarged, how many tiles stood still, what the guard found."""
 
     frames: int
     reused: int
@@ -89,6 +89,16 @@ def segments(source: Source) -> list[Segment]:
 def part_of(work: Work, segment: Segment) -> Path:
     """Where a segment's part lies: a file of a film, a folder of pictures."""
     return work.folder / f"{segment.number:06}{'.mkv' if work.encoding else ''}"
+
+
+def outcome_of(work: Work, segment: Segment) -> Outcome:
+    """What was found in a segment whose part is there, whoever made it."""
+    told = json.loads(_outcome(work, segment).read_text(encoding="utf-8"))
+    return Outcome(told["frames"], told["reused"], [Finding(**one) for one in told["findings"]])
+
+
+def _outcome(work: Work, segment: Segment) -> Path:
+    return work.folder / f"{segment.number:06}.json"
 
 
 def begin(work: Work, options: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> Work:
@@ -126,8 +136,8 @@ def begin(work: Work, options: dict[str, Any], *, resume: bool = False, overwrit
 def enlarge_segment(
     work: Work, segment: Segment, upscaler: Upscaler, progress: Callable[[int], None] | None = None
 ) -> Outcome:
-    """Decode, enlarge and encode a segment, side by side, into its part, which is whole or not there. `progress` is
-    called with the number of frames after each."""
+    """Decode, enlarge and encode a segment, side by side, into its part, which is whole or not there, and its outcome
+    beside that. `progress` is called with the number of frames after each."""
     enlarge = FrameUpscaler(upscaler, work.plan, work.size, reuse=work.reuse)
     findings: list[Finding] = []
     done = 0
@@ -140,7 +150,10 @@ def enlarge_segment(
             done += 1
             if progress:
                 progress(done)
-    return Outcome(done, enlarge.reused, findings)
+        outcome = Outcome(done, enlarge.reused, findings)
+        with atomic_write(_outcome(work, segment)) as temporary:
+            temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+    return outcome
 
 
 @contextmanager
