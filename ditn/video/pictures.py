@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ditn.imaging import png
 from ditn.imaging.arrays import ImageError, Pixels
 from ditn.imaging.atomic import atomic_write
 from ditn.imaging.colour import interpretation, to_8_bit
@@ -126,15 +128,22 @@ class Animation(Source):
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a file is a GIF, WebP or PNG of several frames."""
-    from PIL import Image, UnidentifiedImageError
+    """Whether a file is a GIF, WebP or PNG of several frames, by what it begins with."""
+    from PIL import Image
 
     if path.suffix.lower() not in ANIMATED:
         return False
     try:
-        with Image.open(path) as image:
-            return getattr(image, "n_frames", 1) > 1 and image.format in ("GIF", "WEBP", "PNG")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        with path.open("rb") as file, warnings.catch_warnings():
+            head = file.read(12)
+            if head.startswith(b"\x89PNG"):
+                return png.is_animated(file)
+            if not head.startswith(b"GIF8") and head[8:] != b"WEBP":
+                return False
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded here
+            with Image.open(path) as image:
+                return getattr(image, "n_frames", 1) > 1
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
 
 
