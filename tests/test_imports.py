@@ -23,7 +23,8 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 ROOMS = {
     "imaging": [
         *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
-        *("by_pillow", "colour", "pil", "resample", "files", "resize", "metrics", "contact_sheet", "sample"),
+        *("by_pillow", "colour", "pil", "resample", "files", "tiled_tiff", "regions"),
+        *("resize", "metrics", "contact_sheet", "sample"),
     ],
     "model": [
         *("config", "variants", "folding", "layers", "network", "threads"),
@@ -37,9 +38,11 @@ ROOMS = {
         *("degradation", "canvas", "drawn", "recipe", "data", "batches", "warm_start", "process_group"),
         *("update", "trainer", "log", "train"),
     ],
+    "work": ["items", "here", "child", "ranks", "on_ray"],
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
-        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report", "upscale"),
+        *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report"),
+        *("pictures", "rows", "scans", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

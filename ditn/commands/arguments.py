@@ -69,6 +69,20 @@ def upscale(parser: argparse.ArgumentParser) -> None:
         help="replay an image's or a tile's launches once its shape has come twice (default: on a CUDA GPU)",
     )
     add("--backend", help="force a backend (default: the fastest that can run; see `ditn info`)")
+    add(
+        "--rows-above",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="PIXELS",
+        help="larger images are read, shared out and written to TIFF by rows of tiles, never whole (%(default)s)",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the work out on a Ray cluster (default: this machine's, or one for this run)",
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist as they are")
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")

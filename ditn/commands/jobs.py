@@ -17,6 +17,8 @@ from ditn.commands.names import identity, place_of
 from ditn.imaging.arrays import ImageError
 from ditn.imaging.files import SUFFIXES, page_count
 from ditn.inference.guard import Finding
+from ditn.work.items import Result
+from ditn.work.items import reason as in_words
 
 STREAM = "-"  # standard input among the inputs, standard output as the output
 _ALIKE = {".tiff": ".tif", ".dib": ".bmp"} | dict.fromkeys((".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"), ".jpg")
@@ -48,9 +50,14 @@ class Job:
     seconds: float = 0.0
 
     def fail(self, reason: object) -> None:
-        self.status, self.reason = "failed", str(reason) or type(reason).__name__
-        if isinstance(reason, Exception) and not isinstance(reason, OSError | ValueError | RuntimeError | MemoryError):
-            self.reason = f"{type(reason).__name__}: {reason}"
+        self.status, self.reason = "failed", in_words(reason)
+
+    def take(self, result: Result) -> None:
+        """What became of it in another process: that one's copy of it, or a reason."""
+        if result.failure:
+            self.fail(result.failure)
+        else:
+            vars(self).update(vars(result.value))
 
     def entry(self) -> dict[str, Any]:
         """What the report says of it."""

@@ -1,40 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ditn upscale`: files, folders and globs in, larger images out."""
+"""`ditn upscale`: files, folders and globs in, larger images out; by this process, or by many."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from ditn.commands.device import choose_device
+from ditn.commands import pictures, scans
 from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
-from ditn.commands.names import identity
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
-from ditn.imaging.arrays import ImageError, Pixels
-from ditn.imaging.files import read, target_notes, write_raw
-from ditn.inference.chooser import scale_for
+from ditn.imaging.files import pixel_count
 from ditn.inference.options import AUTO
-from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
-from ditn_kernels import REGISTRY, explain, hint, use_backend
+from ditn.work import here, on_ray, ranks
+from ditn.work.items import Follow, Item, Result, Step, Worker
+from ditn.work.ranks import Ranks
 
 
 def run(args: argparse.Namespace) -> int:
     """Every image that can be is done. 0 if that was all of them, 1 if some failed; the report says which and why. An
-    interrupted run reports what it has done."""
+    interrupted run reports what it has done. Under torchrun the first rank plans and reports, the others work."""
+    many = _many(args)
+    if isinstance(many, Ranks):
+        if not many.first:
+            if not args.dry_run:
+                ranks.serve(many)
+            return 0
+        # What was there before all ranks were started anew is either someone else's or done.
+        args.skip_existing |= bool(many.restarts) and not args.overwrite
     if args.output == STREAM and not args.dry_run and sys.stdout.isatty():
         raise ValueError("standard output is a terminal, which shows no image; redirect it or name a file")
     with tempfile.TemporaryDirectory(prefix="ditn-") as scratch:
@@ -42,154 +43,122 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             for job in plan.jobs:
                 print(f"{job.input}" + (f" -> {job.output}" if job.status == "planned" else f": {job.reason}"))
-        backends = _backends(args) if args.json else {}
+        undertaking = _Undertaking(plan, args)
         try:
-            if plan.count("planned") and not args.dry_run:
-                _run_all(plan, args)
+            if not args.dry_run:
+                undertaking.run(many)
         finally:
             try:
                 if args.json:
-                    write_report(args.json, plan, model=args.model, backends=backends)
+                    write_report(args.json, plan, model=args.model, backends=undertaking.backends)
             finally:
                 tell(plan)
     return 1 if plan.count("failed") else 0
 
 
-def _run_all(plan: Plan, args: argparse.Namespace) -> None:
-    planned = [job for job in plan.jobs if job.status == "planned"]
-    written: dict[tuple[int, int] | None, str] = {}
-    forced = use_backend(args.backend) if args.backend else nullcontext()
-    with forced, tqdm(total=len(planned), unit="image", disable=None) as bar:
-        finished = 0
+class _Undertaking:
+    """The planned jobs as items of work, and what becomes of them."""
 
-        def advance(share: float) -> None:
-            raise_if_interrupted()
-            bar.n = round(finished + share, 2)
-            bar.refresh()
+    def __init__(self, plan: Plan, args: argparse.Namespace) -> None:
+        self._plan, self._args = plan, args
+        self._follow: dict[Item, Follow] = {}
+        self._finished = 0.0
+        self.backends: dict[str, str | None] = {}
 
-        upscaler = _upscaler(args)
-        for job in planned:
-            bar.set_description(Path(job.input).name)
-            start = time.perf_counter()
-            try:
-                _run_one(job, upscaler, args, advance, written)
-                job.status = "done"
-            except KeyboardInterrupt:
-                job.fail("interrupted")
-                raise
-            except BrokenPipeError as error:
-                job.fail(error)
-                raise
-            except Exception as error:  # whatever a damaged file brings up ends this job, not the others
-                job.fail(error)
-            job.seconds = round(time.perf_counter() - start, 3)
-            finished += 1
-            advance(0)
+    def run(self, many: Ranks | Cluster | None) -> None:
+        """Do all of them, here or by many processes."""
+        planned = [job for job in self._plan.jobs if job.status == "planned"]
+        with tqdm(total=len(planned), unit="image", disable=None) as self._bar:
+            if many is None:
+                self._here(planned)
+                return
+            _check(self._args)
+            told = Item("", pictures.facts, (self._args,), cost=math.inf, share=0)
+            steps = [(told, self._told), *(self._step(job, sized=True) for job in planned)]
+            if isinstance(many, Ranks):
+                ranks.run(self._register(steps), self._done, many)
+            else:
+                on_ray.run(self._register(steps), self._done, many.address)
 
+    def _here(self, planned: list[Job]) -> None:
+        worker = Worker()
+        self._told(Result(pictures.facts(self._args, worker)))
+        pictures.upscaler_of(self._args, worker)
+        sized = self._args.rows_above < self._args.max_pixels
+        steps = [self._step(job, sized=sized) for job in planned]
+        here.run(self._register(steps), self._done, worker, self._advance)
 
-def _upscaler(args: argparse.Namespace) -> Upscaler:
-    """One for all images, so that every model is loaded once."""
-    device, dtype = _where(args)
-    if slow := hint(device):
-        tqdm.write(f"ditn upscale: {slow}", file=sys.stderr)
-    options: dict[str, Any] = {
-        "tile": args.tile,
-        "max_memory": args.max_memory,
-        "self_ensemble": args.self_ensemble,
-        "guard": args.guard,
-        "cuda_graph": args.cuda_graph,
-    }
-    if args.model == AUTO:
-        return Upscaler(AUTO, scale=scale_for(args.scale or math.inf), device=device, dtype=dtype, **options)
-    return Upscaler(load(args.model, flavor=args.flavor, device=device, dtype=dtype), **options)
+    def _step(self, job: Job, *, sized: bool) -> Step:
+        """The first of what there is to do for a job. `sized`: its image's size matters."""
+        pixels = pixel_count(job.source, job.page) if sized else 0
+        if scans.takes(job, pixels, self._args):
+            return scans.Scan(job, pixels, self._args, self._say).first()
+        item = Item(job.input, pictures.enlarge, (job, self._args), cost=pixels)
 
+        def follow(result: Result) -> list[Step]:
+            job.take(result)
+            self._say(job)
+            return []
 
-def _run_one(
-    job: Job,
-    upscaler: Upscaler,
-    args: argparse.Namespace,
-    progress: Callable[[float], None],
-    written: dict[tuple[int, int] | None, str],
-) -> None:
-    """Read, enlarge into a file of raw samples beside the output, encode from there. `written` are the outputs so
-    far, which a folder may hold under more names than one."""
-    output = job.target
-    page = read(job.source, page=job.page, max_pixels=args.max_pixels)
-    height, width, bands = page.pixels.shape
-    upscaler, choice = upscaler.suited(page.pixels)
-    job.model = args.model
-    if choice:
-        job.model, job.model_reason = choice.model, choice.reason
-        _say(f"{job.input}: {job.model}: {job.model_reason}", args)
-    factor = args.scale or upscaler.scale
-    job.input_size = (width, height)
-    job.output_size = (max(round(width * factor), 1), max(round(height * factor), 1))
-    dtype = page.pixels.dtype.name
-    job.notes = page.notes + target_notes(
-        output.suffix.lower(),
-        depth=8 * page.pixels.dtype.itemsize,
-        alpha=bands in (2, 4),
-        width=job.output_size[0],
-        height=job.output_size[1],
-    )
-    plan = upscaler.plan(height, width)
-    job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
-    output.parent.mkdir(parents=True, exist_ok=True)
-    shape = (height * upscaler.scale, width * upscaler.scale, bands)
-    # A file without a name, of which nothing is left whatever ends the process.
-    with tempfile.TemporaryFile(dir=output.parent) as raw:
-        raw.truncate(math.prod(shape) * page.pixels.dtype.itemsize)
+        return item, follow
 
-        def emit(top: int, left: int, part: Pixels) -> None:
-            _place(raw, shape, top, left, part)
+    def _told(self, result: Result) -> list[Step]:
+        if result.value:
+            self.backends, slow = result.value
+            if slow:
+                tqdm.write(f"ditn upscale: {slow}", file=sys.stderr)
+        return []
 
-        job.guard = upscaler.stream(page.pixels, emit, plan=plan, progress=progress)
-        raw.flush()
-        _check_still_free(job, args, written)
-        job.notes += write_raw(raw, shape, dtype, output, page, size=job.output_size, quality=args.quality)
-        written[identity(output)] = job.input
-    if job.output == STREAM:
-        with output.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-    if job.guard:
-        more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
-        _say(f"{job.input}: {job.guard[0]}{more}: the output of {job.model} had nothing to do with the image", args)
+    def _register(self, steps: Iterable[Step]) -> list[Item]:
+        made = dict(steps)
+        self._follow |= made
+        return list(made)
+
+    def _done(self, item: Item, result: Result) -> list[Item]:
+        items = self._register(self._follow.pop(item)(result))
+        self._finished += item.share
+        self._advance(item, 0)
+        return items
+
+    def _advance(self, item: Item, share: float) -> None:
+        raise_if_interrupted()
+        if item not in self._follow:  # finished
+            share = 0
+        self._bar.set_description(Path(item.name).name, refresh=False)
+        self._bar.n = round(self._finished + share * item.share, 2)
+        self._bar.refresh()
+
+    def _say(self, job: Job) -> None:
+        """What is worth a line of its own."""
+        file = sys.stderr if self._args.output == STREAM else sys.stdout
+        if job.model_reason:
+            tqdm.write(f"{job.input}: {job.model}: {job.model_reason}", file=file)
+        if job.guard:
+            more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
+            wrong = f"the output of {job.model} had nothing to do with the image"
+            tqdm.write(f"{job.input}: {job.guard[0]}{more}: {wrong}", file=file)
 
 
-def _say(text: str, args: argparse.Namespace) -> None:
-    tqdm.write(text, file=sys.stderr if args.output == STREAM else sys.stdout)
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster; without an address the one that is there."""
+
+    address: str | None
 
 
-def _check_still_free(job: Job, args: argparse.Namespace, written: dict[tuple[int, int] | None, str]) -> None:
-    """Refuse what has appeared since the jobs were planned: a file of someone else's or, where a folder takes no
-    notice of case or of how a letter is composed, of this run's."""
-    there = identity(job.target)
-    if there in written:
-        raise ImageError(f"would overwrite the output of {written[there]}: the folder takes both names for one")
-    if there and not args.overwrite:
-        raise ImageError(f"{job.output} has appeared meanwhile; use --overwrite or --skip-existing")
+def _many(args: argparse.Namespace) -> Ranks | Cluster | None:
+    """The processes that share the work; None for this one alone."""
+    ranks = Ranks.of_torchrun()
+    if args.ray is not None and ranks:
+        raise ValueError("--ray and torchrun both share the work out; use one of them")
+    many = Cluster(args.ray or None) if args.ray is not None else ranks
+    if many and STREAM in (args.output, *args.inputs):
+        raise ValueError(f"{STREAM}, standard input or output, is of one process; name files where many work")
+    return many
 
 
-def _place(raw: Any, shape: tuple[int, int, int], top: int, left: int, part: Pixels) -> None:
-    """Write a part of the image into the file, row by row: plain writes, so that memory stays small."""
-    _, width, bands = shape
-    pixel = bands * part.dtype.itemsize
-    for row, samples in enumerate(np.ascontiguousarray(part), start=top):
-        raw.seek((row * width + left) * pixel)
-        raw.write(samples.tobytes())
-
-
-def _backends(args: argparse.Namespace) -> dict[str, str | None]:
-    """The backend that runs each operator under these options."""
-    device, dtype = _where(args)
-    chosen = {}
-    for op in REGISTRY.values():
-        inputs = op.inputs(op.samples[0], dtype=dtype, device=device)
-        chosen[op.name] = explain(op, *inputs.values(), backend=args.backend).chosen
-    return chosen
-
-
-def _where(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    device = choose_device(args.device)
-    return device, getattr(torch, args.dtype or ("float16" if device.type == "cuda" else "float32"))
+def _check(args: argparse.Namespace) -> None:
+    """Raise here what would otherwise end each item for itself."""
+    with pictures.backend(args):
+        if args.model != AUTO:
+            load(args.model, flavor=args.flavor)

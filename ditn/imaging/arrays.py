@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,20 @@ import numpy.typing as npt
 Pixels = npt.NDArray[Any]
 # [H, W, 3] or, where that is said, [H, W].
 Pixels8 = npt.NDArray[np.uint8]
+
+
+class Samples(Protocol):
+    """What can be indexed like [H, W, bands] samples: those, or an image that is still on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, place: Any, /) -> Pixels: ...
 
 
 class ImageError(ValueError):

@@ -40,17 +40,28 @@ _VIPS_FORMAT = {"uint8": "uchar", "uint16": "ushort"}
 
 
 @dataclass
-class Page:
-    """One page: pixels [H, W, bands], uint8 or uint16; bands are gray, gray and alpha, RGB, or RGB and alpha.
+class Described:
+    """What a file tells beside a page's pixels, and `turned`, whether these lay on their side or mirrored in it.
+    `notes` says what was changed on the way in, for the report."""
 
-    `metadata` is what the file tells beside them, and `turned` whether they lay on their side or mirrored in it.
-    `notes` says what was changed on the way in, for the report.
-    """
-
-    pixels: Pixels
     metadata: Metadata
     turned: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def enlarged(self, before: tuple[int, int], after: tuple[int, int], *, gray: bool, suffix: str) -> Metadata:
+        """The metadata of an enlargement, (width, height) before and after, in a format of that suffix."""
+        metadata = self.metadata.adapted(before, after, turned=self.turned)
+        unfit = metadata.profile and fitting_profile(metadata.profile, gray=gray, suffix=suffix)
+        return replace(metadata, profile=b"", dropped=(*metadata.dropped, unfit)) if unfit else metadata
+
+
+@dataclass
+class Page:
+    """One page: pixels [H, W, bands], uint8 or uint16; bands are gray, gray and alpha, RGB, or RGB and alpha; and what
+    the file tells beside them."""
+
+    pixels: Pixels
+    described: Described
 
 
 def page_count(path: Path) -> int:
@@ -69,6 +80,15 @@ def page_count(path: Path) -> int:
     return pages
 
 
+def pixel_count(path: Path, page: int = 0) -> int:
+    """The pixels that an image's header claims; 0 for what cannot be read."""
+    try:
+        image = _open(path, page)
+    except (ImageError, OSError):
+        return 0
+    return int(image.width) * int(image.height)
+
+
 def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Page:
     """One page of an image, upright: EXIF's orientation is applied and removed.
 
@@ -78,25 +98,39 @@ def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Page:
     """
     import pyvips
 
+    image, described = open_page(path, page=page, max_pixels=max_pixels)
+    try:
+        pixels = image.numpy()
+    except pyvips.Error as error:
+        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
+    return Page(pixels if pixels.ndim == 3 else pixels[..., None], described)
+
+
+def open_page(
+    path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS, once_through: bool = False
+) -> tuple[pyvips.Image, Described]:
+    """One page of an image as `read` gives it, its pixels to be decoded when they are asked for, and what the file
+    tells beside them. `once_through`: they will be, from top to bottom. Raises ImageError as `read` does."""
+    import pyvips
+
     image = _open(path, page, max_pixels)
     _check_size(image.width, image.height, max_pixels)
     notes: list[str] = []
     metadata = containers.read(path, image, page=page)
     try:
         turned = bool(image.get_typeof("orientation")) and image.get("orientation") > 1
+        if once_through and not turned:
+            image = _open(path, page, max_pixels, access="sequential")
         icc_lab = containers.kind(path) == "tiff" and _photometric(path, page) == tiff.ICC_LAB
         image = to_srgb_or_gray(image, notes, icc_lab=icc_lab).autorot()
-        if image.bands > 4:
-            raise ImageError(f"has {image.bands} channels; up to 4 (RGB and alpha) are understood")
-        pixels = image.numpy()
     except pyvips.Error as error:
         raise ImageError(f"cannot be decoded: {_reason(error)}") from error
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
+    if image.bands > 4:
+        raise ImageError(f"has {image.bands} channels; up to 4 (RGB and alpha) are understood")
     if notes:
         # It was of the colours before.
         metadata = replace(metadata, profile=b"")
-    return Page(pixels, metadata, turned, notes)
+    return image, Described(metadata, turned, notes)
 
 
 def read_8_bit(path: Path) -> Pixels8:
@@ -140,10 +174,7 @@ def write_raw(
     suffix = path.suffix.lower()
     options: dict[str, Any] = {"Q": quality} if suffix in (".jpg", ".jpeg", ".webp") else {}
     height, width = page.pixels.shape[:2]
-    metadata = page.metadata.adapted((width, height), size, turned=page.turned)
-    unfit = metadata.profile and fitting_profile(metadata.profile, gray=shape[2] <= 2, suffix=suffix)
-    if unfit:
-        metadata = replace(metadata, profile=b"", dropped=(*metadata.dropped, unfit))
+    metadata = page.described.enlarged((width, height), size, gray=shape[2] <= 2, suffix=suffix)
     try:
         image = _encodable(raw, shape, dtype, suffix, size)
         if suffix in (".tif", ".tiff"):
@@ -187,7 +218,7 @@ def _encodable(
     return image
 
 
-def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Image:
+def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS, access: str = "random") -> pyvips.Image:
     """The header of an image, its pixels to be decoded later; but of a BMP, and of a TIFF in L*a*b* of 8 bits, all."""
     import pyvips
 
@@ -201,7 +232,7 @@ def _open(path: Path, page: int = 0, max_pixels: int = MAX_PIXELS) -> pyvips.Ima
             # Not by name: libvips takes names in UTF-8 only. It duplicates the descriptor.
             with path.open("rb") as file:
                 source = pyvips.Source.new_from_descriptor(file.fileno())
-            return pyvips.Image.new_from_source(source, "", fail_on="truncated", **options)
+            return pyvips.Image.new_from_source(source, "", fail_on="truncated", access=access, **options)
     except pyvips.Error as error:
         if not lab:
             raise ImageError(f"is no image that can be read: {_reason(error)}") from error

@@ -15,6 +15,7 @@ from ditn.imaging.exif import RATIONAL, SHORT, Directory, Entry, Layout
 from ditn.imaging.metadata import Metadata, resolution_in
 
 PHOTOMETRIC, LAB, ICC_LAB = 0x0106, 8, 9
+TILE_WIDTH = 322
 # Photometric interpretations that libvips understands: gray, RGB, palette, CMYK, YCbCr, L*a*b*, LogL and LogLuv.
 _KNOWN = (0, 1, 2, 3, 5, 6, LAB, ICC_LAB, 32844, 32845)
 _XMP, _IPTC, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
@@ -73,6 +74,11 @@ def photometric(file: BinaryIO, page: int) -> int | None:
     if number not in _KNOWN:
         raise ValueError(f"has colours of TIFF's kind {number}; convert it to RGB first")
     return number
+
+
+def is_tiled(file: BinaryIO, page: int) -> bool:
+    """Whether a page's pixels lie in tiles, not in strips. Raises ValueError for what is no TIFF."""
+    return TILE_WIDTH in _page(file, page)
 
 
 def read(file: BinaryIO, page: int = 0) -> Metadata:

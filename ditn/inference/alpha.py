@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ditn.imaging.arrays import Pixels
+from ditn.imaging.arrays import Pixels, Samples
 
 
-def split_alpha(pixels: Pixels) -> tuple[list[Pixels], Any]:
+def split_alpha(pixels: Samples) -> tuple[list[Samples], Any]:
     """[H, W, bands] samples -> what goes through the network, the colours [H, W, 1 or 3] and, if it varies, alpha
     [H, W, 1]; and the alpha of all pixels if that is one number, else None."""
     if pixels.shape[2] not in (2, 4):

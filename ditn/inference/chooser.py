@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ditn.imaging.arrays import Pixels
+from ditn.imaging.arrays import Samples
 from ditn.inference.judge import judge
 from ditn.model.checkpoint import models
 from ditn.model.variants import SUITED, Kind, weights_name
@@ -59,7 +59,7 @@ class Chooser(Generic[T]):
         self._names, self._make = names, make
         self._made: dict[str, T] = {}
 
-    def __call__(self, pixels: Pixels) -> tuple[T, Choice]:
+    def __call__(self, pixels: Samples) -> tuple[T, Choice]:
         """For [H, W, bands] samples (see `ditn.inference.judge`)."""
         choice = choose(pixels, self._names)
         if choice.model not in self._made:
@@ -67,7 +67,7 @@ class Chooser(Generic[T]):
         return self._made[choice.model], choice
 
 
-def choose(pixels: Pixels, names: dict[Kind, str]) -> Choice:
+def choose(pixels: Samples, names: dict[Kind, str]) -> Choice:
     """The weights that suit [H, W, bands] samples (see `ditn.inference.judge`)."""
     found = judge(pixels)
     if found.kind in names:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ditn.imaging.arrays import Pixels
+from ditn.imaging.arrays import Pixels, Samples
 from ditn.inference.compression import Grid, Marks, Plane, dct_basis, jpeg_grid, mosquito_noise, webp_grid
 from ditn.model.variants import Kind
 
@@ -87,7 +87,7 @@ class _Tile:
     clipped: Marks
 
 
-def judge(pixels: Pixels) -> Judgement:
+def judge(pixels: Samples) -> Judgement:
     """Judge [H, W] or [H, W, 1 to 4] samples, uint8, uint16 or float in 0..1: gray, gray and alpha, RGB, RGB and alpha.
     The same for the same pixels; images too small to tell are clean. Looks at no more than 125,000 pixels.
 
@@ -135,7 +135,7 @@ def _is_seen(grid: Grid) -> bool:
     return grid.blocks >= _MIN_BLOCKS and grid.excess >= 0.05 + 0.4 / grid.blocks**0.5
 
 
-def measure(pixels: Pixels) -> Measurements:
+def measure(pixels: Samples) -> Measurements:
     """Measurements of [H, W, 1 to 4] samples."""
     tiles = _tiles(pixels)
     energies = np.concatenate([_block_energies(tile) for tile in tiles], axis=1)
@@ -163,11 +163,11 @@ def measure(pixels: Pixels) -> Measurements:
     )
 
 
-def _tiles(pixels: Pixels) -> list[_Tile]:
+def _tiles(pixels: Samples) -> list[_Tile]:
     """The image as one tile; or, of a large one, tiles spread evenly over it."""
     height, width = pixels.shape[:2]
     if height * width <= _BUSIEST * _SIDE**2:
-        return [_tile(pixels)]
+        return [_tile(pixels[:, :])]
     rows, columns = (max(size // _SIDE, 1) for size in (height, width))
     chosen = np.unique(np.linspace(0, rows * columns - 1, _LOOKED_AT).round().astype(int))
     corners = [(place // columns * _SIDE, place % columns * _SIDE) for place in chosen]

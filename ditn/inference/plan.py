@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,10 +44,13 @@ def plan_tiles(
     max_memory: int | None,
     device: torch.device,
     graph: bool = False,
+    align: int = 1,
+    at_most: int | None = None,
 ) -> TilePlan:
     """The tiles for an image of height x width: of side `tile`, rounded up to the grid (0: the whole image), or, with
-    "auto", the largest whose forward pass is predicted to take no more than `max_memory` bytes, by default half of
-    what is free on the device. `graph`: it may become a CUDA graph.
+    "auto", the largest whose forward pass is predicted to take no more than `max_memory` bytes, by default half of what
+    is free on the device. `graph`: it may become a CUDA graph. `align`: all edges inside the image are multiples of it;
+    `at_most`: the longest side that "auto" takes.
 
     Raises ValueError for an image without pixels, MemoryError if the smallest tile would take more.
     """
@@ -55,17 +59,19 @@ def plan_tiles(
     grid, overlap = model.config.grid, model.config.overlap
     # The network is given the image padded to its grid.
     padded = round_up(height, grid), round_up(width, grid)
-    whole = max(padded)
+    step = math.lcm(grid, align)
+    whole = round_up(max(padded), step)
 
     def largest(regions: list[Region]) -> int:
         return max(region.grown(overlap, *padded).pixels for region in regions)
 
     if tile != "auto":
-        regions = cut(*padded, round_up(tile, grid) or whole, grid)
+        regions = cut(*padded, round_up(tile, step) or whole, step)
         return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions), graph=graph))
     allowed = pixels_within(model, most := budget(max_memory, device), graph=graph)
-    for side in range(whole, 0, -grid):
-        regions = cut(*padded, side, grid)
+    longest = min(whole, round_up(at_most, step)) if at_most else whole
+    for side in range(longest, 0, -step):
+        regions = cut(*padded, side, step)
         pixels = largest(regions)
         if pixels <= allowed:
             return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels, graph=graph))

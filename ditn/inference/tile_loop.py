@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditn.imaging.arrays import Pixels
+from ditn.imaging.arrays import Pixels, Samples
 from ditn.inference.guard import BLOCK, Finding, compare, repaired, within_neighbours
 from ditn.inference.options import Guard
 from ditn.inference.plan import TilePlan
@@ -37,7 +37,7 @@ class TileNetwork:
     dtype: torch.dtype
     guard: Guard
 
-    def enlarge(self, layer: Pixels, region: Region, *, is_alpha: bool) -> tuple[Pixels, Finding | None]:
+    def enlarge(self, layer: Samples, region: Region, *, is_alpha: bool) -> tuple[Pixels, Finding | None]:
         """One tile of one layer [H, W, 1 or 3], from the reflected input to finished samples of the layer's dtype, and
         what the guard found in it. Alpha is always repaired, and clamped to the range of the nearest input pixels."""
         config, scale = self.config, self.config.upscale
@@ -66,7 +66,7 @@ class TileNetwork:
 
 
 def enlarge_by_tiles(
-    network: TileNetwork, layers: list[Pixels], plan: TilePlan, emit: Emit, progress: Progress | None = None
+    network: TileNetwork, layers: list[Samples], plan: TilePlan, emit: Emit, progress: Progress | None = None
 ) -> list[Finding]:
     """Tile by tile, enlarge the colours ([H, W, 1] or [H, W, 3]), and alpha [H, W, 1] if there is a second layer, and
     emit them side by side. Running out of memory halves the tiles from there on. Returns what the guard found."""

@@ -50,7 +50,7 @@ class Region:
 def cut(height: int, width: int, side: int, grid: int) -> list[Region]:
     """Regions of at most side x side that cover a padded image of height x width, row by row, all of nearly one size.
 
-    height, width and side are multiples of the grid, and so is every edge.
+    The side is a multiple of the grid, and so is every edge inside the image.
     """
     regions = []
     rows, columns = _split(height, side, grid), _split(width, side, grid)
@@ -72,5 +72,5 @@ def round_up(value: int, multiple: int) -> int:
 
 def _split(length: int, side: int, grid: int) -> list[tuple[int, int]]:
     count = max(-(-length // side), 1)
-    edges = [round_up(length * i // count, grid) for i in range(count)] + [length]
+    edges = [min(round_up(length * i // count, grid), length) for i in range(count)] + [length]
     return [(start, stop) for start, stop in pairwise(edges) if stop > start]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditn.imaging.arrays import Pixels
+from ditn.imaging.arrays import Pixels, Samples
 from ditn.imaging.pil import from_pil, to_pil
 from ditn.inference.alpha import split_alpha, with_alpha
 from ditn.inference.capture import can_record
@@ -145,17 +145,18 @@ class Upscaler:
         self._warn(self.stream(pixels, place, progress=progress))
         return result[..., 0] if image.ndim == 2 else result
 
-    def suited(self, pixels: Pixels) -> tuple[Upscaler, Choice | None]:
+    def suited(self, pixels: Samples) -> tuple[Upscaler, Choice | None]:
         """The Upscaler that [H, W, bands] samples go through and why; of "auto" that of the model which suits them, of
         another itself."""
         pixels = self._checked(pixels)
         return self._chooser(pixels) if self._chooser else (self, None)
 
     def stream(
-        self, pixels: Pixels, emit: Emit, *, plan: TilePlan | None = None, progress: Progress | None = None
+        self, pixels: Samples, emit: Emit, *, plan: TilePlan | None = None, progress: Progress | None = None
     ) -> list[Finding]:
         """Enlarge [H, W, bands] samples and hand out each part of the result as soon as it is done: `emit` is called
-        with its top and left in output pixels and its samples. Returns what the guard found, without a warning.
+        with its top and left in output pixels and its samples. Returns what the guard found, without a warning. Of gray
+        and RGB without alpha only the tile in hand is looked at: they may lie on disk (`ditn.imaging.regions`).
 
         plan      what `plan` of this Upscaler (of "auto", of the one that `suited` gives) said for this size
         progress  called after each tile with the share that is done, 0..1
@@ -176,9 +177,10 @@ class Upscaler:
     def _network(self) -> TileNetwork:
         return TileNetwork(self._run, self.model.config, self.device, self.dtype, self.guard)
 
-    def plan(self, height: int, width: int) -> TilePlan:
+    def plan(self, height: int, width: int, *, align: int = 1, at_most: int | None = None) -> TilePlan:
         """The tiles for an image of height x width. With tile="auto" and without `max_memory`, as much memory counts as
-        is free now. Raises ValueError for an image without pixels, MemoryError if `max_memory` is too little."""
+        is free now. All edges are multiples of `align`; with tile="auto" no side is longer than `at_most`. Raises
+        ValueError for an image without pixels, MemoryError if `max_memory` is too little."""
         return plan_tiles(
             self.model,
             height,
@@ -187,6 +189,8 @@ class Upscaler:
             max_memory=self.max_memory,
             device=self.device,
             graph=self._graphs is not None,
+            align=align,
+            at_most=at_most,
         )
 
     def _warn(self, findings: list[Finding]) -> None:
@@ -218,13 +222,15 @@ class Upscaler:
         pixels, described = from_pil(image)
         return to_pil(self(pixels, progress=progress), described)
 
-    def _checked(self, pixels: Pixels) -> Pixels:
+    def _checked(self, pixels: Any) -> Any:
         """The samples in the machine's byte order. Raises ValueError or TypeError for what is not understood."""
         if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4):
             raise ValueError(f"expected [H, W] or [H, W, 1 to 4], got shape {list(pixels.shape)}")
         if pixels.dtype.name not in ("uint8", "uint16", "float32"):
             raise TypeError(f"expected uint8, uint16 or float32 samples, got {pixels.dtype}")
-        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        if not pixels.dtype.isnative and isinstance(pixels, np.ndarray):
+            return pixels.astype(pixels.dtype.newbyteorder("="))
+        return pixels
 
 
 def _share_of(progress: Progress | None, done: int, count: int) -> Progress | None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import ditn
-from ditn.commands import upscale as command
+from ditn.commands import pictures as command
 from ditn.commands.arguments import parse_bytes
 from ditn.commands.cli import main
 
@@ -107,7 +107,7 @@ def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> No
     }
 
 
-@pytest.mark.parametrize("place", ["ditn.commands.jobs.page_count", "ditn.commands.upscale.read"])
+@pytest.mark.parametrize("place", ["ditn.commands.jobs.page_count", "ditn.commands.pictures.read"])
 def test_whatever_a_decoder_raises_ends_its_image_alone(folder, weights, tmp_path, capsys, monkeypatch, place) -> None:
     """Pillow, for one, raises a TypeError for a TIFF whose offset is a fraction."""
     module, name = place.rsplit(".", 1)

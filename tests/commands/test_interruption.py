@@ -15,7 +15,7 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
-from ditn.commands import upscale as command
+from ditn.commands import pictures as command
 from ditn.commands.cli import main
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU, signal.SIGUSR1]

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
-from ditn.commands import upscale as command
+from ditn.commands import pictures as command
 from ditn.commands.cli import main
 from ditn.commands.names import utf8
 

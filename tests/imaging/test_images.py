@@ -253,7 +253,7 @@ def test_what_a_format_cannot_keep_is_said(tmp_path, upscale, to: str, dtype: ty
 def test_an_output_that_does_not_fit_is_not_there(tmp_path, suffix: str) -> None:
     """A limit on a file's size, as a full disk would, lets its last bytes not be written."""
     pixels = RANDOM.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    page = files.Page(pixels, files.Metadata())
+    page = files.Page(pixels, files.Described(files.Metadata()))
     (tmp_path / "raw").write_bytes(pixels.tobytes())
 
     def write(name: str) -> None:

@@ -44,7 +44,7 @@ def enlarge(source: Path, name: str, size: tuple[int, int] | None = None) -> tup
     size = size or (pixels.shape[1], pixels.shape[0])
     notes = write_raw(raw, pixels.shape, pixels.dtype.name, target, page, size=size, quality=90)
     assert sorted(path.name for path in source.parent.iterdir()) == sorted({source.name, name, "raw"})
-    return target, page.notes + notes
+    return target, page.described.notes + notes
 
 
 def camera_exif(order: str = ">") -> Image.Exif:

@@ -64,7 +64,7 @@ def test_lab_tiff(tmp_path, encoding: str, order: str, alpha: bool) -> None:
     # 8 bits hold L* to half of 1/2.55 and a*, b* to a half, which is up to 2 of 255; lcms' tables are good to 0.1 %.
     allowed = 2 if limit == 255 else 65535 / 500
     assert np.abs(page.pixels[0, :, :3] - srgb(LAB) * limit).max() <= allowed
-    assert page.notes == ["lab converted to sRGB"]
+    assert page.described.notes == ["lab converted to sRGB"]
     if alpha:
         np.testing.assert_array_equal(page.pixels[0, :, 3], clear)
     else:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import ditn
-from ditn.commands import cli, upscale
+from ditn.commands import cli, pictures
 from ditn.inference import guard
 
 
@@ -196,7 +196,7 @@ def test_an_unknown_guard_names_the_known() -> None:
 def test_the_command_line_reports_and_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(upscale, "load", lambda *_, **__: _Exploding(4).eval().requires_grad_(False))
+    monkeypatch.setattr(pictures, "load", lambda *_, **__: _Exploding(4).eval().requires_grad_(False))
     Image.fromarray(_stepped()).save(tmp_path / "step.png")
     arguments = ["upscale", str(tmp_path / "step.png"), "--model", "exploding", "--json", str(tmp_path / "report.json")]
     assert cli.main([*arguments, "-o", str(tmp_path / "repaired.png")]) == 0
