@@ -80,12 +80,18 @@ class PartWriter:
 
 
 def told(part: Path) -> dict[str, Any]:
-    """What a part says of itself."""
-    with part.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        (length,) = struct.unpack("<Q", file.read(8))
-        file.seek(-8 - length, os.SEEK_END)
-        found: dict[str, Any] = json.loads(file.read(length))
+    """What a part says of itself. Raises ValueError for a damaged one."""
+    try:
+        with part.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            (length,) = struct.unpack("<Q", file.read(8))
+            end = file.seek(-8 - length, os.SEEK_END)
+            found: dict[str, Any] = json.loads(file.read(length))
+            whole = end == sum(length for _, length in found["tiles"])
+    except (OSError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{part} is damaged; remove it, and it is made again")
     return found
 
 
@@ -115,8 +121,6 @@ def _copy(part: Path, length: int, target: IO[bytes]) -> None:
     with part.open("rb") as source:
         while length:
             block = source.read(min(length, _AT_ONCE))
-            if not block:
-                raise ValueError(f"{part} has been cut off")
             target.write(block)
             length -= len(block)
 

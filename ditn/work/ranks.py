@@ -104,7 +104,7 @@ def serve(ranks: Ranks) -> None:
     try:
         while hand.step():
             if first.lost(0):
-                raise dist.DistError(f"not heard from for {PATIENCE:.0f} s")
+                raise dist.DistError(f"not heard from for {PATIENCE:g} s")
             time.sleep(_LOOK)
         store.set(f"left/{ranks.rank}", b"")
     except dist.DistError as error:
@@ -194,7 +194,7 @@ class _Publisher:
             if self._store.check([f"result/{number}"]):
                 self._settle(number, pickle.loads(self._store.get(f"result/{number}")))
             elif (rank := self._holder(number)) is not None and self._watch.lost(rank):
-                lost = f"rank {rank}, which worked on it, has not been heard from for {PATIENCE:.0f} s"
+                lost = f"rank {rank}, which worked on it, has not been heard from for {PATIENCE:g} s"
                 self._settle(number, Result(failure=lost, died=True) if self._begun(number) else None)
         while self._queue and len(self._given) < _AHEAD * self._size:
             attempt = self._queue.take()

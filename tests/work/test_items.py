@@ -102,12 +102,17 @@ def test_a_child_that_is_killed_is_replaced(child, tmp_path) -> None:
 
 @pytest.fixture
 def store(monkeypatch) -> dist.TCPStore:
-    """A store that ranks in threads of this process meet in, and little patience."""
+    """A store that ranks in threads of this process meet in."""
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
     monkeypatch.setattr(Ranks, "store", lambda self: dist.TCPStore("127.0.0.1", server.port, is_master=False))
-    monkeypatch.setattr(ranks, "BEAT", 0.1)
-    monkeypatch.setattr(ranks, "PATIENCE", 1.0)
     return server
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Ranks that take one another for lost after half a second."""
+    monkeypatch.setattr(ranks, "BEAT", 0.1)
+    monkeypatch.setattr(ranks, "PATIENCE", 0.5)
 
 
 def test_two_ranks_do_every_item_once(store, tmp_path) -> None:
@@ -127,7 +132,7 @@ def test_two_ranks_do_every_item_once(store, tmp_path) -> None:
     assert len(pids) >= 2
 
 
-def test_the_item_of_a_rank_that_is_not_heard_from_goes_to_another(store, tmp_path) -> None:
+def test_the_item_of_a_rank_that_is_not_heard_from_goes_to_another(store, impatient, tmp_path) -> None:
     gone = Ranks(1, 2, 0, 1)
     hand = ranks._Hand(gone.store(), gone)
     told = Told()
@@ -148,8 +153,8 @@ def test_the_item_of_a_rank_that_is_not_heard_from_goes_to_another(store, tmp_pa
     assert traces(tmp_path) == {"slept": 1, "other": 1}
 
 
-def test_a_rank_whose_first_one_is_gone_says_so(store, tmp_path) -> None:
+def test_a_rank_whose_first_one_is_gone_says_so(store, impatient) -> None:
     first = Ranks(0, 2, 0, 1).store()
     first.set("beat/0", b"1")
-    with pytest.raises(RuntimeError, match=r"the first rank has gone \(not heard from for 1 s\).*--skip-existing"):
+    with pytest.raises(RuntimeError, match=r"the first rank has gone \(not heard from for 0.5 s\).*--skip-existing"):
         ranks.serve(Ranks(1, 2, 0, 1))
