@@ -36,6 +36,11 @@ help:  ## this list
 	$(BIN)/python -m compileall -qq --workers 0 .venv/lib || true
 	touch $@
 
+# Ray is large, and what needs it is too long for the other tests: they skip it.
+.venv/with-ray: .venv/developed
+	$(BIN)/python -m pip install --quiet --no-compile 'ditn-kernels[ray]'
+	touch $@
+
 demo: .venv/installed  ## upscale a photograph and a page and lay them beside bicubic interpolation
 	$(BIN)/ditn upscale examples/kitchen.jpg examples/page.png -o demo --format png --overwrite
 	$(BIN)/python examples/side_by_side.py demo/side-by-side.png \
@@ -47,10 +52,10 @@ test: .venv/developed  ## the tests that are quick
 test-slow: .venv/developed  ## the slow tests, but for the longest
 	$(BIN)/python -m pytest $(SHARED_OUT) -m 'slow and not exhaustive'
 
-test-all: .venv/developed  ## all tests
+test-all: .venv/developed .venv/with-ray  ## all tests
 	$(BIN)/python -m pytest $(SHARED_OUT)
 
-docs-test: .venv/developed  ## every command of docs/deployment.md (also part of test-all)
+docs-test: .venv/developed .venv/with-ray  ## every command of docs/deployment.md and docs/clusters.md (also part of test-all)
 	$(BIN)/python -m pytest tests/test_docs.py
 
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer

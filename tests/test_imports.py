@@ -42,7 +42,7 @@ ROOMS = {
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
         *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report"),
-        *("pictures", "rows", "scans", "upscale"),
+        *("pictures", "rows", "parted", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

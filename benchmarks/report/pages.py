@@ -5,9 +5,10 @@
 
 `results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/cpu-*.json` by `benchmarks.cpu`,
 `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
-`benchmarks.ops`, `results/auto.json` by `benchmarks.auto`, `results/model-*.json` by a timer that is gone; those of
-further machines lie in folders, as do those of GPUs, which are written by `benchmarks.gpu` and `benchmarks.ops`. A
-block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the function that stands beside this name in PAGES.
+`benchmarks.ops`, `results/files.json` by `benchmarks.files`, `results/auto.json` by `benchmarks.auto`,
+`results/model-*.json` by a timer that is gone; those of further machines lie in folders, as do those of GPUs, which are
+written by `benchmarks.gpu` and `benchmarks.ops`. A block between `<!-- NAME -->` and `<!-- /NAME -->` belongs to the
+function that stands beside this name in PAGES.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from benchmarks import auto
 from benchmarks.harness.outputs import PROJECT
-from benchmarks.report import cpu, deploy, gpu, operators, peers, plots, quality
+from benchmarks.report import cpu, deploy, gpu, operators, peers, plots, quality, sizing
 from benchmarks.report.results import Content, folder, load
 
 # A block's content, from the results in a project's folder.
@@ -64,6 +65,7 @@ PAGES: dict[str, dict[str, Block]] = {
         "real": _auto(auto.real_table),
     },
     "docs/deployment.md": {"deployed": deploy.deployed},
+    "docs/clusters.md": {"pictures": sizing.per_picture, "scan": sizing.scan},
 }
 
 

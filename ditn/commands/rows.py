@@ -41,6 +41,11 @@ _ALIGN = 64
 _LONGEST = 1024
 
 
+def takes(job: Job, pixels: int, args: argparse.Namespace) -> bool:
+    """Whether a job's image is done this way."""
+    return pixels > args.rows_above and job.target.suffix.lower() in (".tif", ".tiff")
+
+
 def plan(job: Job, args: argparse.Namespace, worker: Worker) -> tuple[Job, list[int], int]:
     """Lay out the rows of an image, or find them laid out. Returns what is known of the job then, the numbers of the
     rows that are missing, and how many there are. Raises ImageError for an image that cannot be done this way."""
@@ -65,7 +70,7 @@ def plan(job: Job, args: argparse.Namespace, worker: Worker) -> tuple[Job, list[
     return job, [number for number in range(count) if not parts.row(number).exists()], count
 
 
-def row(job: Job, args: argparse.Namespace, number: int, worker: Worker) -> None:
+def part(job: Job, args: argparse.Namespace, number: int, worker: Worker) -> None:
     """Enlarge one row of tiles into a part of the output."""
     parts = _Parts(job)
     if parts.row(number).exists():  # by a process that died before it could say so

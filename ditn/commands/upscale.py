@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ditn.commands import pictures, scans
+from ditn.commands import pictures, rows
 from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
+from ditn.commands.parted import Parted
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.imaging.files import pixel_count
@@ -91,8 +92,8 @@ class _Undertaking:
     def _step(self, job: Job, *, sized: bool) -> Step:
         """The first of what there is to do for a job. `sized`: its image's size matters."""
         pixels = pixel_count(job.source, job.page) if sized else 0
-        if scans.takes(job, pixels, self._args):
-            return scans.Scan(job, pixels, self._args, self._say).first()
+        if rows.takes(job, pixels, self._args):
+            return Parted(rows, job, self._args, pixels, self._say).first()
         item = Item(job.input, pictures.enlarge, (job, self._args), cost=pixels)
 
         def follow(result: Result) -> list[Step]:

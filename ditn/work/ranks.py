@@ -23,6 +23,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ditn.work.child import Child
@@ -69,7 +70,8 @@ class Ranks:
     def store(self) -> Any:
         """torchrun's store, which outlives all ranks; of a scheduler without torchrun, the first rank's own."""
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE)))
-        return store
+        # It may still hold what ranks said to each other before they were all started anew.
+        return PrefixStore(f"ditn/{self.restarts}", store)
 
 
 def run(items: Iterable[Item], done: Done, ranks: Ranks) -> None:

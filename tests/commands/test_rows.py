@@ -106,7 +106,7 @@ def test_what_the_file_tells_is_kept(tmp_path, weights) -> None:
 def interrupted(tmp_path, weights, monkeypatch, capsys) -> Path:
     """A scan of which two rows are done, and something went wrong with the third."""
     source = save(noise(), tmp_path / "in.png")
-    real = rows.row
+    real = rows.part
 
     def row(job, args, number, worker) -> None:
         if number == 2:
@@ -115,9 +115,9 @@ def interrupted(tmp_path, weights, monkeypatch, capsys) -> Path:
 
     row.__module__ = "ditn.commands.rows"
     with monkeypatch.context() as patched:
-        patched.setattr(rows, "row", row)
+        patched.setattr(rows, "part", row)
         assert upscale(source, tmp_path / "out.tif", weights) == 1
-    assert "No space left on device (the rows that are done stay for the next run)" in capsys.readouterr().err
+    assert "No space left on device (the parts that are done stay for the next run)" in capsys.readouterr().err
     assert not (tmp_path / "out.tif").exists()
     return source
 
@@ -133,9 +133,9 @@ def test_another_run_does_the_rows_that_are_missing(tmp_path, weights, interrupt
         "plan.json",
     ]
     done: list[int] = []
-    real = rows.row
+    real = rows.part
     monkeypatch.setattr(
-        rows, "row", lambda job, args, number, worker: (done.append(number), real(job, args, number, worker))
+        rows, "part", lambda job, args, number, worker: (done.append(number), real(job, args, number, worker))
     )
     assert upscale(interrupted, tmp_path / "out.tif", weights, "--skip-existing") == 0
     assert done == [2]
