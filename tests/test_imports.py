@@ -42,7 +42,7 @@ ROOMS = {
     "export": ["options", "portable", "plugins", "formats", "export"],
     "commands": [
         *("arguments", "device", "names", "signals", "scores", "found", "jobs", "report"),
-        *("pictures", "rows", "parted", "upscale"),
+        *("pictures", "parted", "row_plan", "rows", "upscale"),
         *("export", "info", "verify", "warmup", "train", "evaluate", "cli"),
     ],
 }

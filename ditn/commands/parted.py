@@ -6,50 +6,64 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from ditn.commands.jobs import Job
 from ditn.work.items import Item, Result, Step, Worker
 
+P = TypeVar("P")
 
-class Kind(Protocol):
-    """What is done, as functions of a module: any process may do each step."""
 
-    def plan(self, job: Job, args: argparse.Namespace, worker: Worker) -> tuple[Job, list[int], int]:
-        """The job as far as it is known then, the numbers of the parts that are missing, and how many there are."""
+@dataclass(frozen=True)
+class Planned(Generic[P]):
+    """The job as far as it is known then, a plan that each part is given, the numbers of the parts that are missing,
+    and how many there are in all."""
 
-    def part(self, job: Job, args: argparse.Namespace, number: int, worker: Worker) -> None:
+    job: Job
+    plan: P
+    missing: list[int]
+    count: int
+
+
+class Kind(Protocol[P]):
+    """What is done, as functions of a module: any process may do each step. Their arguments can be pickled."""
+
+    def plan(self, job: Job, args: argparse.Namespace, worker: Worker) -> Planned[P]:
+        """Plan the parts, or find them planned by a run that was not finished."""
+
+    def part(self, job: Job, args: argparse.Namespace, planned: P, number: int, worker: Worker) -> None:
         """Make one part, or find it made."""
 
-    def whole(self, job: Job, args: argparse.Namespace, worker: Worker) -> Job:
+    def whole(self, job: Job, args: argparse.Namespace, planned: P, worker: Worker) -> Job:
         """Make the output of the parts; the job as it is to be reported."""
 
 
-class Parted:
+class Parted(Generic[P]):
     """A job's items. `cost` is that of all of it; `ended` is called once it is known what became of it."""
 
     def __init__(
-        self, kind: Kind, job: Job, args: argparse.Namespace, cost: float, ended: Callable[[Job], None]
+        self, kind: Kind[P], job: Job, args: argparse.Namespace, cost: float, ended: Callable[[Job], None]
     ) -> None:
-        self._kind, self._job, self._args, self._cost, self._tell = kind, job, args, cost, ended
+        self._kind, self._job, self._arguments, self._cost, self._tell = kind, job, (job, args), cost, ended
         self._begun, self._left, self._share = time.perf_counter(), 0, 1.0
 
     def first(self) -> Step:
         """What there is to do before anything else can be."""
-        return Item(self._job.input, self._kind.plan, (self._job, self._args), cost=self._cost, share=0), self._planned
+        return Item(self._job.input, self._kind.plan, self._arguments, cost=self._cost, share=0), self._planned
 
     def _planned(self, result: Result) -> list[Step]:
         if result.failure:
             return self._ended(result)
-        job, missing, count = result.value
-        self._job.take(Result(job))
-        self._left, self._share = len(missing), 1 / (len(missing) + 1)
-        return [self._part(number, count) for number in missing] or [self._whole()]
+        planned: Planned[P] = result.value
+        self._job.take(Result(planned.job))
+        self._left, self._share = len(planned.missing), 1 / (len(planned.missing) + 1)
+        self._plan = planned.plan
+        return [self._part(number, planned.count) for number in planned.missing] or [self._whole()]
 
     def _part(self, number: int, count: int) -> Step:
-        name, cost = f"{self._job.input}, part {number + 1} of {count}", self._cost / count
-        item = Item(name, self._kind.part, (self._job, self._args, number), cost=cost, share=self._share)
-        return item, self._part_done
+        name, arguments = f"{self._job.input}, part {number + 1} of {count}", (*self._arguments, self._plan, number)
+        return Item(name, self._kind.part, arguments, cost=self._cost / count, share=self._share), self._part_done
 
     def _part_done(self, result: Result) -> list[Step]:
         self._left -= 1
@@ -60,8 +74,8 @@ class Parted:
         return self._ended(Result(self._job)) if self._job.status == "failed" else [self._whole()]
 
     def _whole(self) -> Step:
-        item = Item(self._job.input, self._kind.whole, (self._job, self._args), cost=self._cost, share=self._share)
-        return item, self._ended
+        arguments = (*self._arguments, self._plan)
+        return Item(self._job.input, self._kind.whole, arguments, cost=self._cost, share=self._share), self._ended
 
     def _ended(self, result: Result) -> list[Step]:
         self._job.take(result)

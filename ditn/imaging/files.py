@@ -8,6 +8,8 @@ lacks, goes through Pillow. Metadata, of which libvips keeps some and changes so
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -96,13 +98,9 @@ def read(path: Path, *, page: int = 0, max_pixels: int = MAX_PIXELS) -> Page:
     Raises ImageError, before anything is decoded, for more than `max_pixels`, other float samples, more than four
     channels; and for damaged files.
     """
-    import pyvips
-
     image, described = open_page(path, page=page, max_pixels=max_pixels)
-    try:
+    with decoding():
         pixels = image.numpy()
-    except pyvips.Error as error:
-        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
     return Page(pixels if pixels.ndim == 3 else pixels[..., None], described)
 
 
@@ -111,26 +109,33 @@ def open_page(
 ) -> tuple[pyvips.Image, Described]:
     """One page of an image as `read` gives it, its pixels to be decoded when they are asked for, and what the file
     tells beside them. `once_through`: they will be, from top to bottom. Raises ImageError as `read` does."""
-    import pyvips
-
     image = _open(path, page, max_pixels)
     _check_size(image.width, image.height, max_pixels)
     notes: list[str] = []
     metadata = containers.read(path, image, page=page)
-    try:
+    with decoding():
         turned = bool(image.get_typeof("orientation")) and image.get("orientation") > 1
         if once_through and not turned:
             image = _open(path, page, max_pixels, access="sequential")
         icc_lab = containers.kind(path) == "tiff" and _photometric(path, page) == tiff.ICC_LAB
         image = to_srgb_or_gray(image, notes, icc_lab=icc_lab).autorot()
-    except pyvips.Error as error:
-        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
     if image.bands > 4:
         raise ImageError(f"has {image.bands} channels; up to 4 (RGB and alpha) are understood")
     if notes:
         # It was of the colours before.
         metadata = replace(metadata, profile=b"")
     return image, Described(metadata, turned, notes)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """In which libvips' errors become ImageErrors."""
+    import pyvips
+
+    try:
+        yield
+    except pyvips.Error as error:
+        raise ImageError(f"cannot be decoded: {_reason(error)}") from error
 
 
 def read_8_bit(path: Path) -> Pixels8:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ditn.imaging import tiff
 from ditn.imaging.arrays import Pixels
+from ditn.imaging.files import decoding
 
 if TYPE_CHECKING:
     import pyvips
@@ -51,11 +52,13 @@ class Regions:
     def constant(self, band: int) -> int | None:
         """The value that a band has everywhere, if there is one. Looks at all of it."""
         of_band = self._image.extract_band(band)
-        low, high = int(of_band.min()), int(of_band.max())
+        with decoding():
+            low, high = int(of_band.min()), int(of_band.max())
         return low if low == high else None
 
     def _window(self, top: int, left: int, height: int, width: int) -> Pixels:
-        samples: npt.NDArray[Any] = self._image.crop(left, top, width, height).numpy()
+        with decoding():
+            samples: npt.NDArray[Any] = self._image.crop(left, top, width, height).numpy()
         return samples.reshape(height, width, -1)
 
 
@@ -75,6 +78,7 @@ def write_tiled(image: pyvips.Image, path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR)
     try:
         target = pyvips.Target.new_to_descriptor(descriptor)
-        image.write_to_target(target, ".tif", tile=True, tile_width=256, tile_height=256, bigtiff=True, keep="none")
+        with decoding():
+            image.write_to_target(target, ".tif", tile=True, tile_width=256, tile_height=256, bigtiff=True, keep="none")
     finally:
         os.close(descriptor)

@@ -41,15 +41,15 @@ def run(items: Iterable[Item], done: Done, address: str | None) -> None:
 
 def _give_out(ray: Any, queue: Queue) -> None:
     running: dict[Any, Attempt] = {}
+    # Tries are counted here and not by Ray, so that an item's end is reported once, whatever it was.
+    task = ray.remote(max_retries=0)(_perform)
     try:
         while queue or running:
             total = ray.cluster_resources()
             gpus, cores = int(total.get("GPU", 0)), int(total.get("CPU", 1))
-            # Tries are counted here and not by Ray, so that an item's end is reported once, whatever it was.
-            task = ray.remote(num_gpus=min(gpus, 1), num_cpus=1, max_retries=0)(_perform)
             while queue and len(running) < _AHEAD * max(gpus or cores, 1):
                 attempt = queue.take()
-                running[task.remote(attempt)] = attempt
+                running[task.options(num_gpus=min(gpus, 1), num_cpus=1).remote(attempt)] = attempt
             ready, _ = ray.wait(list(running), timeout=_LOOK)
             for one in ready:
                 queue.settle(running.pop(one), _result(ray, one))

@@ -48,7 +48,7 @@ class Ranks:
     def of_torchrun(cls) -> Ranks | None:
         """As torchrun's variables have it; None for a process that is alone."""
         size = int(os.environ.get("WORLD_SIZE", 1))
-        if size == 1:
+        if size == 1 or "RANK" not in os.environ:
             return None
         return cls(
             int(os.environ["RANK"]),

@@ -191,8 +191,10 @@ def test_a_driver_that_is_killed_is_started_again(tmp_path, weights, pictures, e
     output, report = tmp_path / "out", tmp_path / "report.json"
     process = start(pictures, "-o", output, *options(weights), "--ray", launcher=[])
     wait_for(2, output, process)
+    orphans = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    ended(process)
+    psutil.wait_procs(orphans, timeout=100)
+    process.wait(60)  # not for its standard error, which Ray's own processes hold for a while
     before = {name: (output / name).stat().st_ino for name in contents(output)}
     arguments = [pictures, "-o", output, *options(weights), "--ray", "--skip-existing", "--json", report]
     code, errors = ended(start(*arguments, launcher=[]))

@@ -108,10 +108,10 @@ def interrupted(tmp_path, weights, monkeypatch, capsys) -> Path:
     source = save(noise(), tmp_path / "in.png")
     real = rows.part
 
-    def row(job, args, number, worker) -> None:
+    def row(job, args, planned, number, worker) -> None:
         if number == 2:
             raise OSError("No space left on device")
-        real(job, args, number, worker)
+        real(job, args, planned, number, worker)
 
     row.__module__ = "ditn.commands.rows"
     with monkeypatch.context() as patched:
@@ -135,7 +135,9 @@ def test_another_run_does_the_rows_that_are_missing(tmp_path, weights, interrupt
     done: list[int] = []
     real = rows.part
     monkeypatch.setattr(
-        rows, "part", lambda job, args, number, worker: (done.append(number), real(job, args, number, worker))
+        rows,
+        "part",
+        lambda job, args, planned, number, worker: (done.append(number), real(job, args, planned, number, worker)),
     )
     assert upscale(interrupted, tmp_path / "out.tif", weights, "--skip-existing") == 0
     assert done == [2]
