@@ -17,10 +17,8 @@ import numpy as np
 import psutil
 import pytest
 from conftest import PROJECT
-from networks import small
 from PIL import Image
 
-import ditn
 from ditn.commands.cli import main
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -29,32 +27,25 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not inst
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five that take a while, in small tiles."""
     folder = tmp_path_factory.mktemp("in")
     generator = np.random.default_rng(0)
     for number in range(5):
-        samples = generator.integers(0, 256, (200 + 40 * number, 240, 3), dtype=np.uint8)
+        samples = generator.integers(0, 256, (96 + 16 * number, 128, 3), dtype=np.uint8)
         Image.fromarray(samples).save(folder / f"{number}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, weights: Path, pictures: Path) -> dict[str, bytes]:
+def expected(tmp_path_factory: pytest.TempPathFactory, weights: str, pictures: Path) -> dict[str, bytes]:
     """The files that one process writes."""
     folder = tmp_path_factory.mktemp("expected")
     assert main(["upscale", str(pictures), "-o", str(folder), *options(weights)]) == 0
     return contents(folder)
 
 
-def options(weights: Path) -> list[str]:
+def options(weights: str) -> list[str]:
     return ["--model", str(weights), "--tile", "16", "--guard", "off", "--device", "cpu"]
 
 
@@ -64,7 +55,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def start(*arguments: object, launcher: list[str]) -> subprocess.Popen[str]:
-    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "RAY_USAGE_STATS_ENABLED": "0"}
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    ours |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     command = [sys.executable, *launcher, "-m", "ditn", "upscale", *map(str, arguments)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=os.environ | ours, text=True, **pipes)
@@ -156,7 +148,7 @@ def test_torchrun_starts_them_anew(tmp_path, weights, pictures, expected) -> Non
 
 
 def test_ranks_share_one_large_image(tmp_path, weights) -> None:
-    samples = np.random.default_rng(0).integers(0, 256, (1200, 400, 3), dtype=np.uint8)
+    samples = np.random.default_rng(0).integers(0, 256, (640, 192, 3), dtype=np.uint8)
     Image.fromarray(samples).save(tmp_path / "in.png")
     large = [*options(weights), "--rows-above", "1000"]
     assert main(["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "one.tif"), *large]) == 0

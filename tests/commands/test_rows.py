@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pyvips
-from networks import small
 from PIL import Image
 
 import ditn
@@ -21,18 +20,11 @@ from ditn.commands.cli import main
 SIZE = (300, 200)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    ditn.save(small(), path)
-    return path
-
-
 def noise(bands: int = 3, dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (*SIZE, bands)).astype(dtype)
 
 
-def upscale(source: Path, target: Path, weights: Path, *options: object) -> int:
+def upscale(source: Path, target: Path, weights: str, *options: object) -> int:
     arguments = [source, "-o", target, "--model", weights, "--rows-above", 1000, "--tile", 64, "--guard", "off"]
     return main(["upscale", *map(str, [*arguments, *options])])
 
@@ -49,7 +41,7 @@ def pixels(path: Path) -> np.ndarray:
     return image.numpy().reshape(image.height, image.width, image.bands)
 
 
-def whole(samples: np.ndarray, weights: Path) -> np.ndarray:
+def whole(samples: np.ndarray, weights: str) -> np.ndarray:
     """By the network in one piece: one tile, one row."""
     return ditn.Upscaler(ditn.load(weights), tile=0, guard="off")(samples)
 
