@@ -2,7 +2,7 @@
 """What a GPU measured of single kernels, beside the counts of the very code that ran there.
 
 The counts are kept because the code changes: the estimate (`estimate.py`) is fitted to these, and held against them by
-`tests/benchmarks/test_estimate.py`.
+`test_estimate.py`.
 """
 
 from __future__ import annotations
