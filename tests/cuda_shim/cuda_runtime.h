@@ -17,6 +17,8 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
+using std::fabs;
+using std::fmaf;
 using std::max;
 using std::min;
 
