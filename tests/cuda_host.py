@@ -23,7 +23,8 @@ from ditn_kernels._op import NORMS
 
 PROJECT = Path(__file__).parent.parent
 SHIM = PROJECT / "tests" / "cuda_shim"
-SOURCES = [PROJECT / "csrc" / "cuda" / "kernels.cu", SHIM / "block.cpp", SHIM / "operators.cpp"]
+KERNELS = [PROJECT / "csrc" / "cuda" / name for name in ("kernels.cu", "hopper.cu")]
+SOURCES = [*KERNELS, *(SHIM / name for name in ("block.cpp", "races.cpp", "operators.cpp"))]
 FLAGS = [
     "-std=c++20",
     "-O2",
@@ -35,6 +36,7 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     # As nvcc compiles it: a register's bits are read as another type wherever halves come in pairs.
     "-fno-strict-aliasing",
+    "-DDITN_HOPPER",
     f"-I{SHIM}",
     f"-I{PROJECT / 'csrc' / 'cuda'}",
 ]
@@ -69,11 +71,13 @@ def build(arch: int, *, sanitized: bool = False) -> Path:
 
 
 class HostKernels:
-    """The kernels as a chip of compute capability `arch` would run them. `reverse` runs warps and lanes backwards."""
+    """The kernels as a chip of compute capability `arch` would run them. `reverse` runs warps and lanes backwards. `hopper`:
+    they find a chip of compute capability 9.0, for which there are kernels beside those that are compiled for `arch`."""
 
-    def __init__(self, arch: int, *, sanitized: bool = False, reverse: bool = False) -> None:
+    def __init__(self, arch: int, *, sanitized: bool = False, reverse: bool = False, hopper: bool = False) -> None:
         self.library = ctypes.CDLL(str(build(arch, sanitized=sanitized)))
         self.library.reverse(reverse)
+        self.library.capability(90 if hopper else arch // 10)
 
     def launches(self) -> list[tuple[int, int]]:
         """Threads and bytes of shared memory of each launch of the last call."""

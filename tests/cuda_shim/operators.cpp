@@ -72,6 +72,9 @@ void keep_packed_weights(bool kept) {
 // What follows runs warps and lanes from the last to the first, or from the first to the last again.
 void reverse(bool reversed) { shim::reversed = reversed; }
 
+// The compute capability of the device that what follows finds: 90 for 9.0.
+void capability(int number) { shim::capability = number; }
+
 // The launches of the last operator that ran: their number, and each one's threads and bytes of shared memory.
 int64_t launches(const shim::Launch** found) {
   *found = shim::launches.data();
