@@ -3,6 +3,7 @@
 #include "hopper.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <string>
 
@@ -20,11 +21,18 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+bool wanted() {
+  const char* value = std::getenv("DITN_CUDA_HOPPER");
+  return !value || std::string(value) != "0";
+}
+
+std::atomic<bool> is_on{wanted()};
+thread_local int most_blocks = 0;
+
 }  // namespace
 
 bool serves_stage(const Shape& shape, int expanded, int patch) {
-  const char* wanted = std::getenv("DITN_CUDA_HOPPER");
-  if (patch != 8 || shape.channels > kMostChannels || expanded > kMostExpanded || (wanted && std::string(wanted) == "0")) return false;
+  if (!is_on || patch != 8 || shape.channels > kMostChannels || expanded > kMostExpanded) return false;
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
@@ -39,8 +47,8 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
   const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
   const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
                     shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
-  const int64_t fours = (patches + kPatches - 1) / kPatches, most = device_attribute(cudaDevAttrMultiProcessorCount);
-  const dim3 blocks(static_cast<unsigned>(std::min(fours, most)));
+  const int most = most_blocks ? most_blocks : device_attribute(cudaDevAttrMultiProcessorCount);
+  const dim3 blocks(std::min(blocks_for(patches, kPatches, kName), static_cast<unsigned>(most)));
   const auto run = [&](auto kernel) {
     launch(device, kName, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
            attention.temperature, stage);
@@ -51,3 +59,17 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
 }
 
 }  // namespace ditn::cuda::hopper
+
+// For ditn_kernels/backends/native/_hopper.py.
+extern "C" {
+#define DITN_EXPORT __attribute__((visibility("default")))
+
+DITN_EXPORT int ditn_cuda_hopper_is_on() { return ditn::cuda::hopper::is_on; }
+
+// Whether these kernels serve, in all threads.
+DITN_EXPORT void ditn_cuda_hopper_turn(int on) { ditn::cuda::hopper::is_on = on; }
+
+// How many blocks the launches of this thread have at most; 0: as many as run at once.
+DITN_EXPORT void ditn_cuda_hopper_blocks(int most) { ditn::cuda::hopper::most_blocks = most; }
+
+}  // extern "C"

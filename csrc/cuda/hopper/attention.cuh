@@ -63,10 +63,11 @@ __device__ __forceinline__ void softmax(Factor& factor, float (&sums)[32], float
 }
 
 // x += W_o (softmax(t qn kn^T) v) + b_o of a warpgroup's patch. `tile` and the one behind it are its own, and not in use;
-// `weights` the four of layout.cuh. The warpgroup's threads meet at `barrier`.
+// `weights` the descriptor of the first of four. The warpgroup's threads meet at `barrier`.
 template <Norm NORM>
-__device__ __forceinline__ void attend(Stream& x, unsigned weights, unsigned tile, float temperature, int channels, int barrier) {
-  const unsigned place = place_in_tile(), second = tile + kTileBytes;
+__device__ __forceinline__ void attend(Stream& x, uint64_t weights, unsigned tile, float temperature, int channels, int barrier) {
+  const unsigned place = place_in_tile();
+  const uint64_t of_tile = tile_descriptor(tile), of_second = of_tile + kNextTile;
   const auto meet_warpgroup = [&] {
     publish();
     meet(barrier, 128);
@@ -78,37 +79,37 @@ __device__ __forceinline__ void attend(Stream& x, unsigned weights, unsigned til
   meet_warpgroup();
 
   begin_products();
-  start_product(sums, weights + kTileBytes, tile);
+  start_product(sums, weights + kNextTile, of_tile);
   finish_products();
   const InverseLengths of_k(sums);
   round_sums(factor, sums, of_k.upper, of_k.lower);
-  store_factor(second, place, factor);
+  store_factor(tile + kTileBytes, place, factor);
 
   begin_products();
-  start_product(sums, weights, tile);
+  start_product(sums, weights, of_tile);
   finish_products();
   const InverseLengths of_q(sums);
   round_sums(factor, sums);
   meet_warpgroup();
   begin_products();
-  start_product(sums, factor, second);
+  start_product(sums, factor, of_second);
   finish_products();
   const float scale = temperature * 1.4426950408889634f;  // log2(e)
   softmax(factor, sums, scale * of_q.upper, scale * of_q.lower, fabsf(scale), channels);
   store_factor(tile, place, factor);
 
   begin_products();
-  start_product(sums, u, weights + 2 * kTileBytes);
+  start_product(sums, u, weights + 2 * kNextTile);
   finish_products();
   round_sums(factor, sums);
   meet_warpgroup();
   begin_products();
-  start_product(sums, factor, tile);
+  start_product(sums, factor, of_tile);
   finish_products();
   round_sums(factor, sums);
   set_one(factor);
   begin_products();
-  start_product(sums, factor, weights + 3 * kTileBytes);
+  start_product(sums, factor, weights + 3 * kNextTile);
   finish_products();
   x.add(sums);
 }

@@ -67,17 +67,19 @@ template <Norm NORM, class Met>
 __device__ __forceinline__ void feed_forward(Stream& x, unsigned weights, unsigned first_patch, unsigned patch,
                                              int channels, int barrier, const Met& met) {
   const unsigned hidden = patch + kTileBytes;
+  const uint64_t gated = tile_descriptor(patch);
   Factor u;
   float out[32];
   x.normalize<NORM>(u, channels);
   clear_between_channels(hidden, threadIdx.x % 128, kZeroLinesUnderTile, 128);
 #pragma unroll 1
   for (int i = 0; i < kPasses; ++i, weights += kPassBytes) {
+    const uint64_t of_weights = tile_descriptor(weights);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       float sums[32];
       begin_products();
-      start_product(sums, u, weights + part * kTileBytes);
+      start_product(sums, u, of_weights + part * kNextTile);
       finish_products();
       store_hidden(hidden + part * kSide * kHiddenPitch, sums);
     }
@@ -89,7 +91,7 @@ __device__ __forceinline__ void feed_forward(Stream& x, unsigned weights, unsign
     begin_products();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      multiply_tile<true>(out, tile_descriptor(patch) + 128 * k, tile_descriptor(weights + kOutWeight) + 2 * k, i || k);
+      multiply_tile<true>(out, gated + k * kNextRows, of_weights + kOutWeight / 16 + k * kNextColumns, i || k);
     }
     finish_products();
   }

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
       meet(1 + warpgroup, 128);  // after that nobody needs what was in shared memory for the layer before
       of_ffn.leave(layer);
       of_attention.wait(number);
-      attend<NORM>(stream, memory, mine, scale, stage.channels, 1 + warpgroup);
+      attend<NORM>(stream, tile_descriptor(memory), mine, scale, stage.channels, 1 + warpgroup);
       of_ffn.wait(number);
       feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, [&] {
                      const bool more = layer + 1 < stage.layers;

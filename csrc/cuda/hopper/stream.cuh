@@ -39,16 +39,19 @@ __device__ __forceinline__ void round_sums(Factor& factor, const float (&sums)[3
   for (int i = 0; i < 16; ++i) factor[i / 4][i % 4] = halves(sums[2 * i], sums[2 * i + 1]);
 }
 
-// sums = factor b^T, plus the old sums if `kept`. b is a tile [column of the result][depth].
-__device__ __forceinline__ void start_product(float (&sums)[32], const Factor& factor, unsigned b) {
+// From the descriptor of a tile to that of the next one, of the next 16 columns and of the next 16 rows.
+constexpr uint64_t kNextTile = kTileBytes / 16, kNextColumns = 16 * 2 / 16, kNextRows = 16 * kSide * 2 / 16;
+
+// sums = factor b^T. b: the descriptor of a tile [column of the result][depth].
+__device__ __forceinline__ void start_product(float (&sums)[32], const Factor& factor, uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_tile(sums, factor[k], tile_descriptor(b) + 2 * k, k != 0);
+  for (int k = 0; k < 4; ++k) multiply_tile(sums, factor[k], b + k * kNextColumns, k != 0);
 }
 
 // sums = a b^T of two tiles [row or column of the result][depth].
-__device__ __forceinline__ void start_product(float (&sums)[32], unsigned a, unsigned b) {
+__device__ __forceinline__ void start_product(float (&sums)[32], uint64_t a, uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, tile_descriptor(a) + 2 * k, tile_descriptor(b) + 2 * k, k != 0);
+  for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, a + k * kNextColumns, b + k * kNextColumns, k != 0);
 }
 
 // x [64 pixels][64 channels] of a patch, as a factor: of it warp w of the warpgroup has the pixels 16 w on, which are two lines.
@@ -117,14 +120,14 @@ class Stream {
       const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
       sum += x.x + x.y;
     }
-    const float mean = row_sum(sum) / channels;
+    const float share = __fdividef(1.0f, static_cast<float>(channels)), mean = row_sum(sum) * share;
 #pragma unroll
     for (int i = half; i < 16; i += 2) {
       const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
       squares += 8 * (i / 2) < end ? (x.x - mean) * (x.x - mean) : 0;
       squares += 8 * (i / 2) + 1 < end ? (x.y - mean) * (x.y - mean) : 0;
     }
-    const float scale = rsqrtf(row_sum(squares) / channels + kLayerNormEps);
+    const float scale = rsqrtf(row_sum(squares) * share + kLayerNormEps);
 #pragma unroll
     for (int i = half; i < 16; i += 2) {
       const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
