@@ -179,7 +179,7 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   if (shared_bytes > kMostShared) throw std::runtime_error("no chip has so much shared memory");
   if (fibers.size() < block.x) fibers = std::vector<Fiber>(block.x);
   if (warps.size() < block.x / kWarp) warps.resize(block.x / kWarp);
-  launches.push_back({block.x, static_cast<int64_t>(shared_bytes)});
+  launches.push_back({block.x, static_cast<int64_t>(shared_bytes), int64_t{1} * grid.x * grid.y * grid.z});
   work = &kernel;
   failure = nullptr;
   shared_size = shared_bytes;

@@ -49,7 +49,7 @@ extern int capability;
 extern size_t shared_size;
 
 struct Launch {
-  int64_t threads, shared_bytes;
+  int64_t threads, shared_bytes, blocks;
 };
 
 // What was launched since this was cleared.

@@ -95,10 +95,10 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
-// There are two multiprocessors, so that persistent blocks go round their loops where a map is larger.
+// There are five multiprocessors, so that persistent blocks go round their loops where a map is larger.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const int chip = shim::capability;
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : attribute == cudaDevAttrComputeCapabilityMajor ? chip / 10 : chip % 10;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 5 : attribute == cudaDevAttrComputeCapabilityMajor ? chip / 10 : chip % 10;
   return cudaSuccess;
 }
 

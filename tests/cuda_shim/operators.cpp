@@ -75,7 +75,7 @@ void reverse(bool reversed) { shim::reversed = reversed; }
 // The compute capability of the device that what follows finds: 90 for 9.0.
 void capability(int number) { shim::capability = number; }
 
-// The launches of the last operator that ran: their number, and each one's threads and bytes of shared memory.
+// The launches of the last operator that ran: their number, and each one's threads, bytes of shared memory and blocks.
 int64_t launches(const shim::Launch** found) {
   *found = shim::launches.data();
   return static_cast<int64_t>(shim::launches.size());

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels for compute capability 9.0 in the library for CUDA, beside those for all chips (csrc/cuda/hopper.h): whether
-they serve, and how to do without them. DITN_CUDA_HOPPER=0 turns them off from the start."""
+"""The kernels for compute capability 9.0 in the library for CUDA, beside those for all chips (csrc/cuda/hopper.h):
+whether they serve, and how to do without them. DITN_CUDA_HOPPER=0 turns them off from the start."""
 
 from __future__ import annotations
 
