@@ -9,10 +9,10 @@
 
 namespace ditn::cuda {
 
-// All of a block's shared memory: what was asked for at the launch.
+// All of a block's shared memory: what was asked for at the launch. wgmma wants it at a multiple of 1024 bytes.
 template <class T>
 __device__ T* shared_memory() {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
 

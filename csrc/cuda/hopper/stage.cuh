@@ -35,7 +35,11 @@ class Supply {
     store_word(counter_, 0);
   }
   __device__ void start(int layer) const { start_bulk_copy(target_, source_ + layer * kLayerBytes, bytes_, arrival_); }
-  __device__ void wait(unsigned number) const { wait_for_arrival(arrival_, number); }
+  // By all lanes of a warp, which are together again afterwards.
+  __device__ void wait(unsigned number) const {
+    wait_for_arrival(arrival_, number);
+    __syncwarp();
+  }
   // By the threads of a warpgroup that has done with them, after they have met; all warpgroups do. Those of `layer` come next.
   __device__ void leave(int layer) const {
     if (threadIdx.x % 128 == 0 && arrives_last(counter_, kPatches)) start(layer);
