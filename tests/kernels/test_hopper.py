@@ -151,8 +151,8 @@ def test_the_kernel_that_is_counted_is_launched_so() -> None:
 
 
 def written_too_early(code: str) -> list[str]:
-    """The instructions of machine code that write to registers of products which have not been waited for: some releases
-    of ptxas have lost sight of those (triton #11781)."""
+    """The instructions that write to registers of products which have not been waited for: some releases of ptxas have
+    lost sight of those (triton #11781)."""
     instructions = sass.parse(code)
     busy: set[int] = set()
     found = []
