@@ -7,8 +7,8 @@
 
 namespace ditn::cuda::hopper {
 
-// The bytes of a thread's row, for store_matrices, in a tile: of the 16 rows of its warp, words 0 and 1 are columns 0 to 7, 2 and
-// 3 columns 8 to 15; 16 k columns on are at ^ 32 k.
+// Where the row of a tile lies that store_matrices wants from a thread: of the 16 rows of its warp, words 0 and 1 of a factor are
+// columns 0 to 7, words 2 and 3 columns 8 to 15. Those of the next 16 k columns are at ^ 32 k.
 __device__ __forceinline__ unsigned place_in_tile() {
   const int row = threadIdx.x % 128 / 32 * 16 + lane() % 16;
   return row * 128 + ((lane() / 16 ^ row % 8) << 4);
@@ -31,8 +31,8 @@ struct InverseLengths {
   }
 };
 
-// factor = softmax of a lane's two rows, times `upper` or `lower`, over the columns below `channels`; to the base 2, for which
-// they make up. Scores are at most `bound` once they are multiplied.
+// factor = softmax over the columns below `channels` of a lane's two rows, multiplied by `upper` and `lower`: to the base 2, for
+// which those make up. So multiplied scores are at most `bound`.
 __device__ __forceinline__ void softmax(Factor& factor, float (&sums)[32], float upper, float lower, float bound, int channels) {
   const int end = channels - column();  // of this lane
   float largest[2] = {}, total[2] = {};

@@ -25,8 +25,8 @@ __device__ __forceinline__ void store_hidden(unsigned hidden, const float (&sums
 // gated [channel][pixel] = gelu(gate) * value of the channels 8 `warp` on, in both patches. `pass`: their taps.
 // hidden and gated: of the first patch; those of the second are kPatchBytes behind.
 __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, unsigned pass, int warp) {
-  // The 16 lines of a product are a channel's of both patches. A line and what is above it are 32 bytes, the left factor of depth
-  // 16; what is below it of a gate and of its value are two of depth 8.
+  // The 16 rows of a left factor are a channel's lines, in both patches. Of depth 16 are a line and the one above it, which is
+  // 16 bytes before; of depth 8 the line below, of a gate and of its value.
   const unsigned line = hidden + lane() / 8 % 2 * kPatchBytes + (8 * warp * kHiddenPitch + kLine + lane() % 8 * kLine);
   const unsigned above = line - (lane() < 16 ? kLine : 0);
   const unsigned below = line + kLine + (lane() < 16 ? 0 : kSide * kHiddenPitch);

@@ -50,7 +50,7 @@ class Supply {
   const unsigned char* source_;
 };
 
-// `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, of which each takes every so many-th four patches.
+// `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, which take four patches in turn.
 template <Norm NORM>
 __global__ void __launch_bounds__(128 * kPatches, 1)
     _hopper_stage_kernel(const __half* x, __half* y, const unsigned char* weights, const __half* temperature, Stage stage) {
@@ -58,8 +58,7 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
   const unsigned memory = shared_address(shared_memory<unsigned char>()), arrivals = memory + kArrivalsAt;
   const int warpgroup = uniform(threadIdx.x / 128);
   const Supply of_attention(memory, kAttentionBytes, weights, arrivals, arrivals + 16);
-  const Supply of_ffn(memory + kAttentionBytes, kFfnBytes, weights + kAttentionBytes,
-                      arrivals + 8, arrivals + 20);
+  const Supply of_ffn(memory + kAttentionBytes, kFfnBytes, weights + kAttentionBytes, arrivals + 8, arrivals + 20);
   if (threadIdx.x == 0) {
     of_attention.prepare();
     of_ffn.prepare();
@@ -84,10 +83,11 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
       of_attention.wait(number);
       attend<NORM>(stream, tile_descriptor(memory), mine, scale, stage.channels, 1 + warpgroup);
       of_ffn.wait(number);
-      feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, [&] {
-                     const bool more = layer + 1 < stage.layers;
-                     if (more || !last) of_attention.leave(more ? layer + 1 : 0);
-                   });
+      const auto met = [&] {
+        const bool more = layer + 1 < stage.layers;
+        if (more || !last) of_attention.leave(more ? layer + 1 : 0);
+      };
+      feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, met);
     }
     asm volatile("" : "+r"(patch));  // lest the compiler keep the place, for which it has no registers
     if (patch < stage.patches) stream.store(y + stage.place(patch), stage.row(), stage.channels, stage.pairs);
