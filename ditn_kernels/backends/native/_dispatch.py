@@ -117,7 +117,7 @@ class Cuda(_Compiled):
     def fall_back(self, op: Op, device: torch.device) -> bool:
         if op.name not in _hopper.OPERATORS or not _hopper.serves(device):
             return False
-        _hopper.turn_off(device)
+        _hopper.turn(device, False)
         return True
 
 

@@ -24,10 +24,10 @@ def serves(device: torch.device) -> bool:
     return library is not None and bool(library.ditn_cuda_hopper_is_on())
 
 
-def turn_off(device: torch.device) -> None:
-    """Leave their work to the kernels for all chips, in this process."""
+def turn(device: torch.device, on: bool) -> None:
+    """Have them serve, or leave their work to the kernels for all chips; in this process."""
     if library := _library(device):
-        library.ditn_cuda_hopper_turn(0)
+        library.ditn_cuda_hopper_turn(on)
 
 
 @contextmanager
