@@ -31,6 +31,8 @@ thread_local int most_blocks = 0;
 
 }  // namespace
 
+bool are_on() { return is_on; }
+
 bool serves_stage(const Shape& shape, int expanded, int patch) {
   if (!is_on || patch != 8 || shape.channels > kMostChannels || expanded > kMostExpanded) return false;
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
@@ -39,10 +41,12 @@ bool serves_stage(const Shape& shape, int expanded, int patch) {
 void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
                        const FfnOf<const __half>& ffn, int layers, Norm norm) {
   constexpr const char* kName = "inner_patch_stage";
-  auto* weights = static_cast<__half*>(device.allocate(static_cast<size_t>(layers) * kLayerBytes));
+  auto* weights = static_cast<__half*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
   constexpr unsigned kThreads = 256, kHalves = kLayerBytes / 2;
-  launch(device, kName, _pack_stage_kernel, dim3((kHalves + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
-         Packing{attention, ffn, shape.channels});
+  if (!device.has_weights()) {
+    launch(device, kName, _pack_stage_kernel, dim3((kHalves + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
+           Packing{attention, ffn, shape.channels});
+  }
   const int64_t columns = shape.width / 8, patches = shape.batch * (shape.height / 8) * columns;
   const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
   const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
@@ -64,7 +68,7 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
 extern "C" {
 #define DITN_EXPORT __attribute__((visibility("default")))
 
-DITN_EXPORT int ditn_cuda_hopper_is_on() { return ditn::cuda::hopper::is_on; }
+DITN_EXPORT int ditn_cuda_hopper_is_on() { return ditn::cuda::hopper::are_on(); }
 
 // Whether these kernels serve, in all threads.
 DITN_EXPORT void ditn_cuda_hopper_turn(int on) { ditn::cuda::hopper::is_on = on; }

@@ -6,8 +6,10 @@
 
 namespace ditn::cuda::hopper {
 
-// Whether there is a kernel for such a stage, the current device is of compute capability 9.0, and nobody has turned these
-// kernels off: the environment variable DITN_CUDA_HOPPER is 0 where they are off from the start.
+// Whether nobody has turned these kernels off. They are off from the start where the environment variable DITN_CUDA_HOPPER is 0.
+bool are_on();
+
+// Whether they are on, there is one for such a stage, and the current device is of compute capability 9.0.
 bool serves_stage(const Shape&, int expanded, int patch);
 
 // inner_patch_stage of kernels.h in patches of 8, where the above is true.

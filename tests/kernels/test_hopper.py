@@ -115,6 +115,28 @@ def test_it_can_be_turned_off() -> None:
 
 
 @needs_gcc
+def test_weights_that_stay_packed() -> None:
+    """For these kernels and for those for all chips, which want them otherwise: neither takes those of the other."""
+    kernels = HostKernels(800, hopper=True)
+    args = OP.inputs(sample("none", C=8, E=8), dtype=torch.float16)
+    kernels.library.keep_packed_weights(True)
+    packings = []
+    try:
+        for on in (1, 0, 1, 0):
+            kernels.library.ditn_cuda_hopper_turn(on)
+            result = kernels(OP, args)
+            exact = OP.reference(*(arg.double() if torch.is_tensor(arg) else arg for arg in args.values()))
+            assert_as_good(result, exact, OP.reference(*args.values()), OP.atol_of_max[torch.float16], OP.name)
+            assert is_chosen(kernels) == on
+            packings.append(len(kernels.launches()) - 1)
+    finally:
+        kernels.library.ditn_cuda_hopper_turn(1)
+        kernels.library.keep_packed_weights(False)
+    assert min(packings[:2]) > 0
+    assert packings[2:] == [0, 0]
+
+
+@needs_gcc
 def test_the_backend_can_do_without(monkeypatch) -> None:
     """After a kernel of these was found wrong those for all chips are proved and serve. On trial few blocks do all."""
     kernels = HostKernels(800, hopper=True)
