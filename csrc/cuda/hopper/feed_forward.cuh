@@ -54,7 +54,7 @@ __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, uns
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int patch = 0; patch < 2; ++patch) {
-        const __half2 gated = __hmul2(twice_gelu(pair_of(gates[j][patch])), pair_of(values[j][patch]));
+        const __half2 gated = __hmul2(twice_gelu(as_pair(gates[j][patch])), as_pair(values[j][patch]));
         store_word((place ^ (i + j) * kLine) + (i + j) * 128 + patch * kPatchBytes, bits_of(gated));
       }
     }

@@ -13,7 +13,7 @@ namespace ditn::cuda::hopper {
 using Factor = unsigned[4][4];
 
 __device__ __forceinline__ unsigned bits_of(__half2 pair) { return reinterpret_cast<const unsigned&>(pair); }
-__device__ __forceinline__ __half2 pair_of(unsigned bits) { return reinterpret_cast<const __half2&>(bits); }
+__device__ __forceinline__ __half2 as_pair(unsigned bits) { return reinterpret_cast<const __half2&>(bits); }
 __device__ __forceinline__ unsigned halves(float first, float second) { return bits_of(__floats2half2_rn(first, second)); }
 
 // The same in all lanes of a warp, which lets the compiler keep what comes of it in registers that they share.
@@ -80,7 +80,7 @@ class Stream {
       if (pairs) {
         *reinterpret_cast<unsigned*>(to) = words_[i / 4][i % 4];
       } else {
-        const __half2 pair = pair_of(words_[i / 4][i % 4]);
+        const __half2 pair = as_pair(words_[i / 4][i % 4]);
         to[0] = __low2half(pair);
         if (c + 1 < channels) to[1] = __high2half(pair);
       }
@@ -92,7 +92,7 @@ class Stream {
   __device__ void normalize(Factor& u, int channels) const {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const __half2 x = pair_of(words_[i / 4][i % 4]);
+      const __half2 x = as_pair(words_[i / 4][i % 4]);
       u[i / 4][i % 4] = bits_of(NORM == Norm::kTanh ? tanh_approx(x) : x);
     }
     if constexpr (NORM == Norm::kLayerNorm) {
@@ -106,7 +106,7 @@ class Stream {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       unsigned& word = words_[i / 4][i % 4];
-      word = bits_of(__hadd2(pair_of(word), pair_of(halves(sums[2 * i], sums[2 * i + 1]))));
+      word = bits_of(__hadd2(as_pair(word), as_pair(halves(sums[2 * i], sums[2 * i + 1]))));
     }
   }
 
@@ -117,20 +117,20 @@ class Stream {
     float sum = 0, squares = 0;
 #pragma unroll
     for (int i = half; i < 16; i += 2) {
-      const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
       sum += x.x + x.y;
     }
     const float share = __fdividef(1.0f, static_cast<float>(channels)), mean = row_sum(sum) * share;
 #pragma unroll
     for (int i = half; i < 16; i += 2) {
-      const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
       squares += 8 * (i / 2) < end ? (x.x - mean) * (x.x - mean) : 0;
       squares += 8 * (i / 2) + 1 < end ? (x.y - mean) * (x.y - mean) : 0;
     }
     const float scale = rsqrtf(row_sum(squares) * share + kLayerNormEps);
 #pragma unroll
     for (int i = half; i < 16; i += 2) {
-      const float2 x = __half22float2(pair_of(words_[i / 4][i % 4]));
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
       u[i / 4][i % 4] = halves((x.x - mean) * scale, (x.y - mean) * scale);  // behind the channels weights are zero
     }
   }
