@@ -3,7 +3,6 @@
 
 #include "races.h"
 
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -78,12 +77,14 @@ bool all(unsigned first, unsigned count, State state) {
 // Lets threads go on that wait at a barrier where as many are as it expects, or for something else to happen. Returns whether
 // any do, and `progress` whether that is because of a barrier.
 bool release(unsigned threads, bool& progress) {
-  std::map<unsigned, std::vector<unsigned>> at;
+  static std::vector<unsigned> at[16];
+  for (auto& waiting : at) waiting.clear();
   for (unsigned i = 0; i < threads; ++i) {
     if (fibers[i].state == State::kAtBarrier) at[fibers[i].barrier].push_back(i);
   }
   bool any = progress = false;
-  for (const auto& [barrier, waiting] : at) {
+  for (const auto& waiting : at) {
+    if (waiting.empty()) continue;
     for (unsigned i : waiting) {
       if (fibers[i].expected != fibers[waiting[0]].expected) throw std::runtime_error("threads disagree about a barrier");
     }

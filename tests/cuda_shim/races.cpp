@@ -65,12 +65,16 @@ void start(unsigned warps) {
 
 void meet(const std::vector<unsigned>& threads) {
   Clock joined{};
-  for (unsigned thread : threads) join(joined, clocks[thread / kWarp]);
-  for (unsigned thread : threads) {
-    if (thread % kWarp) continue;
-    clocks[thread / kWarp] = joined;
-    ++clocks[thread / kWarp][thread / kWarp];
-  }
+  const auto each_warp = [&](const auto& visit) {
+    for (unsigned thread : threads) {
+      if (thread % kWarp == 0) visit(thread / kWarp);
+    }
+  };
+  each_warp([&](unsigned warp) { join(joined, clocks[warp]); });
+  each_warp([&](unsigned warp) {
+    clocks[warp] = joined;
+    ++clocks[warp][warp];
+  });
 }
 
 void release(unsigned warp, Clock& clock) {
