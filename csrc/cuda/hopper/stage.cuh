@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
 #pragma unroll 1
   for (int first_patch = blockIdx.x * kPatches; first_patch < stage.patches; first_patch += gridDim.x * kPatches) {
     const bool last = stage.patches - first_patch <= static_cast<int>(gridDim.x) * kPatches;
-    int patch = first_patch + warpgroup;
+    const int patch = first_patch + warpgroup;
     Stream stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, patch < stage.patches);
 #pragma unroll 1
     for (int layer = 0; layer < stage.layers; ++layer, ++number) {
@@ -89,8 +89,9 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
       };
       feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, met);
     }
-    asm volatile("" : "+r"(patch));  // lest the compiler keep the place, for which it has no registers
-    if (patch < stage.patches) stream.store(y + stage.place(patch), stage.row(), stage.channels, stage.pairs);
+    // There are no registers to keep the place in.
+    const int again = read_again(patch);
+    if (again < stage.patches) stream.store(y + stage.place(again), stage.row(), stage.channels, stage.pairs);
   }
 }
 
