@@ -53,6 +53,8 @@ TORCH_FLAGS = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # Newer chips of a generation run what was compiled for its first: for sm_86 and sm_89 nvcc makes the instructions of
 # sm_80 but for 0.1 %. sm_110, a generation of one small chip, gets PTX, and so does what is newer than all.
 CUDA_ARCHS = "7.5;8.0;9.0;10.0+PTX;12.0+PTX"
+# Chips of this capability have kernels of their own beside those for all, which no other chip runs.
+HOPPER, HOPPER_FLAGS = "9.0", ["-gencode=arch=compute_90a,code=sm_90a"]
 CUDA_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 
 
@@ -132,11 +134,16 @@ class BuildLibrary(build_ext):
         asked = os.environ.get("DITN_CUDA_ARCHS") or CUDA_ARCHS
         codes = [code for arch in asked.split(";") for code in _codes(arch)]
         compile_to = [nvcc, "-ccbin", _compiler(), *CUDA_FLAGS, "-c", "-o"]
-        kernels, register = str(temporary / "cuda-kernels.o"), str(temporary / "cuda-register.o")
-        generate = ["--threads", "0", *(f"-gencode={code}" for code in codes)]
-        _run([*compile_to, kernels, *generate, f"-I{PROJECT / 'csrc/cuda'}", str(PROJECT / "csrc/cuda/kernels.cu")])
+        hopper = any(arch.split("+")[0] == HOPPER for arch in asked.split(";"))
+        headers = [f"-I{PROJECT / 'csrc/cuda'}", *(["-DDITN_HOPPER"] if hopper else [])]
         target = ["-DUSE_CUDA", *TORCH_FLAGS, "-isystem", str(root / "include"), f"-I{self._interface()}"]
-        _run([*compile_to, register, *target, str(PROJECT / "csrc/cuda/register.cpp")])
+        generate = ["--threads", "0", *(f"-gencode={code}" for code in codes)]
+        units = {"kernels.cu": [*generate, *headers], "register.cpp": target}
+        if hopper:
+            units["hopper.cu"] = [*HOPPER_FLAGS, *headers]
+        objects = [str(temporary / f"cuda-{Path(source).stem}.o") for source in units]
+        for (source, flags), output in zip(units.items(), objects, strict=True):
+            _run([*compile_to, output, *flags, str(PROJECT / "csrc/cuda" / source)])
         libraries = root / "lib"
         if not (libraries / "libtorch_cuda.so").exists():
             # A torch without CUDA: another library stands in for the one that will be there where this one is loaded.
@@ -147,7 +154,7 @@ class BuildLibrary(build_ext):
             stand_in = ["-shared", "-Wl,-soname,libtorch_cuda.so", "-o", str(libraries / "libtorch_cuda.so")]
             _run([_compiler(), *stand_in, str(source)])
         partial = library.with_suffix(".partial")
-        link = [nvcc, "-ccbin", _compiler(), "-shared", "-cudart", "static", "-o", str(partial), register, kernels]
+        link = [nvcc, "-ccbin", _compiler(), "-shared", "-cudart", "static", "-o", str(partial), *objects]
         names = ["-Xlinker", "--no-as-needed,-z,defs", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
         _run([*link, f"-L{libraries}", f"-L{root / 'lib'}", *names])
         os.replace(partial, library)

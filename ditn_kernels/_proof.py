@@ -40,6 +40,9 @@ class Provable(Protocol):
     def identity(self, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        """Once the operator's kernel was found wrong: whether there is another one, which serves from now on."""
+
 
 class LostContextError(RuntimeError):
     """A kernel's trial has left the process without its GPU."""
@@ -159,6 +162,11 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
         if lost:
             raise LostContextError(f"{message}. The GPU is lost to this process; a new one will run without the kernel")
         warnings.warn(message, RuntimeWarning, stacklevel=4)
+        if call.backend.fall_back(call.op, call.device):
+            # What was found of the operator's kernel before is not about the other one.
+            for known in [known for known in _faults if known[:2] == (call.op.name, call.name)]:
+                del _faults[known]
+            return _look_up(call, key, serving=serving)
     return fault
 
 

@@ -23,7 +23,8 @@ from ditn_kernels._op import NORMS
 
 PROJECT = Path(__file__).parent.parent
 SHIM = PROJECT / "tests" / "cuda_shim"
-SOURCES = [PROJECT / "csrc" / "cuda" / "kernels.cu", SHIM / "block.cpp", SHIM / "operators.cpp"]
+KERNELS = [PROJECT / "csrc" / "cuda" / name for name in ("kernels.cu", "hopper.cu")]
+SOURCES = [*KERNELS, *(SHIM / name for name in ("block.cpp", "races.cpp", "operators.cpp", "faults.cpp"))]
 FLAGS = [
     "-std=c++20",
     "-O2",
@@ -35,6 +36,7 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     # As nvcc compiles it: a register's bits are read as another type wherever halves come in pairs.
     "-fno-strict-aliasing",
+    "-DDITN_HOPPER",
     f"-I{SHIM}",
     f"-I{PROJECT / 'csrc' / 'cuda'}",
 ]
@@ -49,7 +51,7 @@ class _Shape(ctypes.Structure):
 
 
 class _Launch(ctypes.Structure):
-    _fields_ = [("threads", ctypes.c_int64), ("shared_bytes", ctypes.c_int64)]
+    _fields_ = [(name, ctypes.c_int64) for name in ("threads", "shared_bytes", "blocks")]
 
 
 @functools.cache
@@ -69,17 +71,31 @@ def build(arch: int, *, sanitized: bool = False) -> Path:
 
 
 class HostKernels:
-    """The kernels as a chip of compute capability `arch` would run them. `reverse` runs warps and lanes backwards."""
+    """The kernels as a chip of compute capability `arch` would run them. `reverse` runs warps and lanes backwards. With
+    `hopper` they find a chip of compute capability 9.0, which has kernels beside those that were compiled for `arch`.
+    """
 
-    def __init__(self, arch: int, *, sanitized: bool = False, reverse: bool = False) -> None:
+    def __init__(self, arch: int, *, sanitized: bool = False, reverse: bool = False, hopper: bool = False) -> None:
         self.library = ctypes.CDLL(str(build(arch, sanitized=sanitized)))
         self.library.reverse(reverse)
+        self.library.capability(90 if hopper else arch // 10)
+        self.library.fault.restype = ctypes.c_char_p
+
+    def fault(self, name: str) -> str:
+        """What the shim finds wrong with one of the kernels in faults.cpp."""
+        found: bytes = self.library.fault(name.encode())
+        return found.decode()
 
     def launches(self) -> list[tuple[int, int]]:
         """Threads and bytes of shared memory of each launch of the last call."""
         found = ctypes.POINTER(_Launch)()
         number = self.library.launches(ctypes.byref(found))
         return [(found[i].threads, found[i].shared_bytes) for i in range(number)]
+
+    def blocks(self) -> int:
+        """How many blocks the last launch of the last call had."""
+        found = ctypes.POINTER(_Launch)()
+        return int(found[self.library.launches(ctypes.byref(found)) - 1].blocks)
 
     def __call__(self, op: Op, args: dict[str, Any]) -> Tensor:
         """The operator's result for arguments on the CPU, channels-last. Raises RuntimeError if a launch fails."""
@@ -119,6 +135,10 @@ def main() -> None:
             for sample in op.samples:
                 kernels(op, op.inputs(sample, dtype=dtype))
             print(op.name, dtype)
+    hopper = HostKernels(int(sys.argv[1]), sanitized=True, hopper=True)
+    op = REGISTRY["inner_patch_stage"]
+    hopper(op, op.inputs(op.samples[1], dtype=torch.float16))
+    print(op.name, "sm_90a")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ditn.imaging.sample import sample_image
 from ditn.inference.memory import predicted_peak
 from ditn_kernels import REGISTRY, Op, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
-from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native import _hopper, _libraries
 
 pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
 # 60 channels on 6016 x 6016 pixels are 2.17e9 elements: the last 66 rows lie beyond 2^31.
@@ -90,6 +90,27 @@ def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
         for dtype in (torch.float64, torch.float16)
     )
     assert_as_good(result[:, :, -BEYOND:], exact, plain, op.atol_of_max[torch.float16], f"{op.name} dx")
+
+
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("sample", range(2))
+def test_stage_for_hopper_and_for_all_chips(sample: int, on: bool) -> None:
+    """On a map on which every block takes patches many times: right, and the same bits each time."""
+    device, op = torch.device("cuda"), REGISTRY["inner_patch_stage"]
+    if not _hopper.serves(device):
+        pytest.skip("needs a GPU of compute capability 9.0 and the library's kernels for it")
+    args = cases.inputs(op, cases.enlarged(op.samples[sample], 544, 960), dtype=torch.float16, device="cuda")
+    exact, plain = (
+        op.reference(*(value.to(dtype) if torch.is_tensor(value) else value for value in args.values()))
+        for dtype in (torch.float64, torch.float16)
+    )
+    _hopper.turn(device, on)
+    try:
+        results = [op(*args.values(), backend="cuda") for _ in range(20)]
+    finally:
+        _hopper.turn(device, True)
+    assert_as_good(results[0], exact, plain, op.atol_of_max[torch.float16], op.name)
+    assert all(torch.equal(results[0], one) for one in results)
 
 
 @pytest.mark.parametrize("dtype", EXPECTED_DB, ids=str)

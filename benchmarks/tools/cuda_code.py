@@ -15,7 +15,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from benchmarks.tools import sass
 from benchmarks.tools.estimate import Count
 
 SOURCE = PROJECT / "csrc" / "cuda" / "kernels.cu"
+# The kernels for one chip alone.
+HOPPER_SOURCE, HOPPER = SOURCE.with_name("hopper.cu"), 90
 NVCC = shutil.which("nvcc")
 # nvcc 13 knows no sm_70. Its code becomes PTX as for the next chip, which is relabelled and assembled by the ptxas of
 # Triton's wheel, one of CUDA 12: that refuses what Volta lacks. (-w is for GCC, which objects to a macro's new value.)
@@ -79,21 +81,36 @@ KERNELS = (
     # Layers, and in them the slices.
     Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES),
 )
+# It takes four patches at a time. Around the loops over fours of patches, layers and passes of the FFN stand lines of
+# zeros, and starts of copies and waits for them, one round each.
+HOPPER_KERNELS = (
+    Kernel(
+        "_hopper_stage_kernelILNS_4NormE1E",
+        "inner_patch_stage",
+        warps=16,
+        pixels=256,
+        shared=223256,
+        halves=120,
+        trips=(2, 1, 1, 4, 1, 1, 2, 1, 1),
+        options=_IN_PATCHES,
+    ),
+)
 
 
-def cubin(*flags: str, capability: int) -> Path:
+def cubin(*flags: str, capability: int, source: Path = SOURCE) -> Path:
     """The kernels compiled for a chip (90 for sm_90). Raises RuntimeError if a compiler fails or warns."""
     if NVCC is None:
         raise RuntimeError("nvcc is not installed")
-    target = VOLTA_FLAGS if capability == VOLTA else [f"-arch=sm_{capability}", "-cubin"]
+    chip = f"{capability}a" if source == HOPPER_SOURCE else capability
+    target = VOLTA_FLAGS if capability == VOLTA else [f"-arch=sm_{chip}", "-cubin"]
     command = [NVCC, *target, *FLAGS, *flags]
     sources = sorted(path for path in SOURCE.parent.parent.rglob("*") if path.suffix in (".h", ".cuh", ".cu"))
-    content = repr(command).encode() + b"".join(path.read_bytes() for path in sources)
+    content = repr([*command, source.name]).encode() + b"".join(path.read_bytes() for path in sources)
     path = PROJECT / "build" / "cuda" / f"{hashlib.sha256(content).hexdigest()[:16]}.cubin"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        _run([*command, SOURCE, "-o", partial])
+        _run([*command, source, "-o", partial])
         if capability == VOLTA:
             ptx = partial.read_text(encoding="utf-8")
             for pattern, label in VOLTA_LABELS.items():
@@ -125,10 +142,19 @@ def resources(path: Path) -> dict[str, tuple[int, int]]:
 def count(capability: int) -> dict[Kernel, Count]:
     """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not
     as many as the kernel names."""
-    path = cubin(NETWORK, capability=capability)
+    return _count(KERNELS, SOURCE, capability)
+
+
+def count_hopper() -> dict[Kernel, Count]:
+    """The same of the kernels for sm_90a."""
+    return _count(HOPPER_KERNELS, HOPPER_SOURCE, HOPPER)
+
+
+def _count(kernels: Iterable[Kernel], source: Path, capability: int) -> dict[Kernel, Count]:
+    path = cubin(NETWORK, capability=capability, source=source)
     usage = resources(path)
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
-    return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in KERNELS}
+    return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in kernels}
 
 
 def _mangled(kernel: Kernel, usage: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -103,15 +103,21 @@ def row(count: Count, case: Case) -> dict[str, Any]:
 
 
 def cuda_results(capabilities: list[int]) -> Iterator[dict[str, Any]]:
-    """The same of the CUDA kernels, of which there are float16's only."""
+    """The same of the CUDA kernels, of which there are float16's only. Those for one chip alone come last."""
     for capability in capabilities:
-        found = cuda_code.count(capability)
-        for title, kernels in itertools.groupby(found, key=lambda kernel: (kernel.operator, dict(kernel.options))):
-            operator = REGISTRY[title[0]]
-            sample = next(one for one in cases.framed_samples(operator) if dict(one.options) == title[1])
-            case = Case(operator.name, False, sample, torch.float16, capability)
-            counts = [cuda_code.on_map(kernel, found[kernel], cases.pixels(sample)) for kernel in kernels]
-            yield result_of(case, [row(one, case) for one in counts], "cuda")
+        yield from _cuda_results(cuda_code.count(capability), capability, "cuda")
+        if capability == cuda_code.HOPPER:
+            yield from _cuda_results(cuda_code.count_hopper(), capability, "hopper")
+
+
+def _cuda_results(found: Mapping[cuda_code.Kernel, Count], capability: int, backend: str) -> Iterator[dict[str, Any]]:
+    """`backend`: as whose kernels they were measured."""
+    for title, kernels in itertools.groupby(found, key=lambda kernel: (kernel.operator, dict(kernel.options))):
+        operator = REGISTRY[title[0]]
+        sample = next(one for one in cases.framed_samples(operator) if dict(one.options) == title[1])
+        case = Case(operator.name, False, sample, torch.float16, capability)
+        counts = [cuda_code.on_map(kernel, found[kernel], cases.pixels(sample)) for kernel in kernels]
+        yield result_of(case, [row(one, case) for one in counts], backend)
 
 
 def result_of(case: Case, rows: list[dict[str, Any]], backend: str) -> dict[str, Any]:

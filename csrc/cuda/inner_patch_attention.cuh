@@ -8,8 +8,6 @@
 
 namespace ditn::cuda {
 
-constexpr float kNormalizeEps = 1e-12f;
-
 // Of one layer.
 template <class T>
 struct PackedAttention {
@@ -89,10 +87,6 @@ __device__ __forceinline__ void add_squares(float (&squares)[2], const float (&s
     squares[0] += sums[n][0] * sums[n][0] + sums[n][1] * sums[n][1];
     squares[1] += sums[n][2] * sums[n][2] + sums[n][3] * sums[n][3];
   }
-}
-
-__device__ __forceinline__ float inverse_length(float squares) {
-  return fminf(rsqrtf(row_sum(squares)), 1.0f / kNormalizeEps);
 }
 
 // scores = softmax(scores) along the columns, of which there are `channels`, after scaling rows and columns; to the base 2,

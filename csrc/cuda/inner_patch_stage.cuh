@@ -5,6 +5,7 @@
 #pragma once
 
 #include "gated_ffn.cuh"
+#include "hopper.h"
 #include "inner_patch_attention.cuh"
 
 namespace ditn::cuda {
@@ -127,6 +128,11 @@ void inner_patch_stage(Device& device, Shape shape, const T* x, T* y, const Atte
   constexpr const char* kName = "inner_patch_stage";
   const size_t bytes = shape.batch * shape.height * shape.width * shape.channels * sizeof(T);
   if (!bytes) return;
+#ifdef DITN_HOPPER
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    if (hopper::serves_stage(shape, ffn.expanded, patch)) return hopper::inner_patch_stage(device, shape, x, y, attention, ffn, layers, norm);
+  }
+#endif
   Packer<T> packer(device, kName, layers);
   const PackedAttention<T> packed_attention = packed(packer, attention, shape.channels);
   const FfnWeights<T> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, layers);

@@ -4,6 +4,7 @@
 
 #include "dilated_gate.cuh"
 #include "gated_ffn.cuh"
+#include "hopper.h"
 #include "image_head.cuh"
 #include "image_tail.cuh"
 #include "inner_patch_attention.cuh"
@@ -39,6 +40,14 @@ DITN_KERNEL(_layer_norm2d_kernel<__half>);
 
 DITN_INSTANTIATE(__half)
 DITN_INSTANTIATE(float)
+
+int kernels_in_use() {
+#ifdef DITN_HOPPER
+  return hopper::are_on();
+#else
+  return 0;
+#endif
+}
 #endif
 
 }  // namespace ditn::cuda

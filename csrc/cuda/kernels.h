@@ -23,13 +23,18 @@ class Device {
   // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
   virtual void* allocate(size_t bytes) = 0;
   // The same for weights in the order in which kernels take them. What an operator asks for, and in which order, depends on
-  // its weights alone: a Device may give the same memory again for the same weights, and then has them there already.
+  // its weights and kernels_in_use() alone: a Device may give the same memory again for the same weights, and then has them
+  // there already.
   virtual void* allocate_weights(size_t bytes) { return allocate(bytes); }
   virtual bool has_weights() const { return false; }
 
   const cudaStream_t stream;
   const bool launches;
 };
+
+// 1 where kernels for one chip alone (hopper.h) are compiled and not turned off, else 0. Weights that were packed under the one
+// do not suit the other.
+int kernels_in_use();
 
 // Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.
 template <class T>

@@ -9,20 +9,21 @@
 
 namespace ditn::cuda {
 
-// All of a block's shared memory: what was asked for at the launch.
+// All of a block's shared memory: what was asked for at the launch. wgmma wants it at a multiple of 1024 bytes.
 template <class T>
 __device__ T* shared_memory() {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(1024) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
 
 // What DITN-Real's layers are called with, for whoever counts the instructions that they take: DITN_NETWORK compiles the
 // kernels for that alone.
-__device__ __forceinline__ void assume_network([[maybe_unused]] bool quads, [[maybe_unused]] Norm norm) {
+__device__ __forceinline__ void assume_network([[maybe_unused]] bool so) {
 #ifdef DITN_NETWORK
-  __builtin_assume(quads && norm == Norm::kTanh);
+  __builtin_assume(so);
 #endif
 }
+__device__ __forceinline__ void assume_network(bool quads, Norm norm) { assume_network(quads && norm == Norm::kTanh); }
 
 constexpr size_t kTuringShared = 64 << 10;  // bytes of a multiprocessor of sm_75, the least that there is
 

@@ -99,11 +99,22 @@ __device__ __forceinline__ float2 gelu(float2 x) {
   constexpr float kHalfRoot = 0.7071067811865476f;
   return make_float2(0.5f * x.x * (1.0f + erff(x.x * kHalfRoot)), 0.5f * x.y * (1.0f + erff(x.y * kHalfRoot)));
 }
-__device__ __forceinline__ __half2 gelu(__half2 x) {
+__device__ __forceinline__ __half2 erf_in_gelu(__half2 x) {
   const auto both = [](float value) { return __float2half2_rn(value); };
-  const __half2 half = __hmul2(x, both(0.5f));
   const __half2 slope = __hfma2(__hmul2(x, x), both(0.035677408136300125f), both(0.7978845608028654f));
-  return __hfma2(half, tanh_of(__hmul2(x, slope)), half);
+  return tanh_of(__hmul2(x, slope));
+}
+__device__ __forceinline__ __half2 gelu(__half2 x) {
+  const __half2 half = __hmul2(x, __float2half2_rn(0.5f));
+  return __hfma2(half, erf_in_gelu(x), half);
+}
+__device__ __forceinline__ __half2 twice_gelu(__half2 x) { return __hfma2(x, erf_in_gelu(x), x); }
+
+constexpr float kNormalizeEps = 1e-12f;
+
+// One divided by the length of a row, from a lane's part of its squares.
+__device__ __forceinline__ float inverse_length(float squares) {
+  return fminf(rsqrtf(row_sum(squares)), 1.0f / kNormalizeEps);
 }
 
 }  // namespace ditn::cuda

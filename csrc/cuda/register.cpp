@@ -133,15 +133,16 @@ class PreparedOperator final : public Handle {
       return y;
     }
     const std::lock_guard<std::mutex> lock(guard_);
-    if (packed_.there) {
-      launch(TorchDevice(x, &packed_));
+    PackedWeights& packed = packed_[cuda::kernels_in_use()];
+    if (packed.there) {
+      launch(TorchDevice(x, &packed));
     } else if (TorchDevice(x).is_capturing()) {  // what is packed here lies in the graph's memory, and only once it ran
       launch(TorchDevice(x));
     } else {
-      packed_.memory.clear();  // of a call that failed
-      launch(TorchDevice(x, &packed_));
+      packed.memory.clear();  // of a call that failed
+      launch(TorchDevice(x, &packed));
       TorchDevice(x).wait();  // the next call may be on another stream
-      packed_.there = true;
+      packed.there = true;
     }
     return y;
   }
@@ -149,7 +150,7 @@ class PreparedOperator final : public Handle {
  private:
   const Launch launch_;
   const int64_t outputs_, upscale_;
-  PackedWeights packed_;
+  PackedWeights packed_[2];  // by kernels_in_use()
   std::mutex guard_;
 };
 

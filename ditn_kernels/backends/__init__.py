@@ -42,6 +42,9 @@ class Backend(Protocol):
     def identity(self, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        """Once the operator's kernel was found wrong: whether there is another one, which serves from now on."""
+
 
 # Fastest first, as far as no GPU has said otherwise (`_order.py`). Plain PyTorch, which can run everything, is last.
 BACKENDS: dict[str, Backend] = {

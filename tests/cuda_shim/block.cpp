@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "block.h"
 
+#include "races.h"
+
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -15,27 +17,29 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace ditn::cuda {
-constexpr size_t kMostShared = 232448;
-alignas(256) unsigned char memory[kMostShared];  // what a kernel declares as its dynamic shared memory
+alignas(1024) unsigned char memory[kMostShared];  // what a kernel declares as its dynamic shared memory
 }  // namespace ditn::cuda
 
 namespace shim {
 
 bool reversed = false;
+int capability = __CUDA_ARCH__ / 10;
+size_t shared_size;
 std::vector<Launch> launches;
 
 namespace {
 
 constexpr size_t kStack = 256 << 10;
+constexpr int kMostPolls = 8;  // of all waiting threads, while no barrier is passed
 
-enum class State { kReady, kAtCollective, kAtBarrier, kDone };
+enum class State { kReady, kAtCollective, kAtBarrier, kPolling, kDone };
 
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[kStack]};
   ucontext_t context;
   State state;
   const char* instruction;
-  unsigned collectives;
+  unsigned collectives, barrier, expected;
 };
 
 struct Warp {
@@ -70,7 +74,34 @@ bool all(unsigned first, unsigned count, State state) {
   return true;
 }
 
-// Runs a warp until its lanes are all done or all at a barrier of the block.
+// Lets threads go on that wait at a barrier where as many are as it expects, or for something else to happen. Returns whether
+// any do, and `progress` whether that is because of a barrier.
+bool release(unsigned threads, bool& progress) {
+  static std::vector<unsigned> at[16];
+  for (auto& waiting : at) waiting.clear();
+  for (unsigned i = 0; i < threads; ++i) {
+    if (fibers[i].state == State::kAtBarrier) at[fibers[i].barrier].push_back(i);
+  }
+  bool any = progress = false;
+  for (const auto& waiting : at) {
+    if (waiting.empty()) continue;
+    for (unsigned i : waiting) {
+      if (fibers[i].expected != fibers[waiting[0]].expected) throw std::runtime_error("threads disagree about a barrier");
+    }
+    if (waiting.size() != fibers[waiting[0]].expected) continue;
+    any = progress = true;
+    races::meet(waiting);
+    for (unsigned i : waiting) fibers[i].state = State::kReady;
+  }
+  for (unsigned i = 0; i < threads; ++i) {
+    if (fibers[i].state != State::kPolling) continue;
+    any = true;
+    fibers[i].state = State::kReady;
+  }
+  return any;
+}
+
+// Runs a warp until its lanes are all done or wait for other warps.
 void run_warp(unsigned first) {
   for (;;) {
     for (unsigned i = 0; i < kWarp; ++i) {
@@ -106,11 +137,14 @@ void run_block(unsigned threads) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, start, 0);
   }
-  while (!all(0, threads, State::kDone)) {
+  races::start(threads / kWarp);
+  for (int polls = 0; !all(0, threads, State::kDone);) {
     for (unsigned i = 0; i < threads / kWarp; ++i) run_warp(in_order(i, threads / kWarp) * kWarp);
     if (all(0, threads, State::kDone)) break;
-    if (!all(0, threads, State::kAtBarrier)) throw std::runtime_error("not all threads of a block are at a barrier");
-    for (unsigned i = 0; i < threads; ++i) fibers[i].state = State::kReady;
+    bool progress;
+    if (!release(threads, progress)) throw std::runtime_error("not all threads of a block are at a barrier");
+    polls = progress ? 0 : polls + 1;
+    if (polls > kMostPolls) throw std::runtime_error("threads wait for what never happens");
   }
 }
 
@@ -126,7 +160,13 @@ const Operands& exchange(const char* instruction, const void* mine, size_t bytes
   return operands;
 }
 
-void barrier() { wait(State::kAtBarrier); }
+void barrier(unsigned number, unsigned threads) {
+  fibers[running].barrier = number;
+  fibers[running].expected = threads;
+  wait(State::kAtBarrier);
+}
+
+void poll() { wait(State::kPolling); }
 
 void fail(const char* why) {
   failure = why;
@@ -140,9 +180,10 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
   if (shared_bytes > kMostShared) throw std::runtime_error("no chip has so much shared memory");
   if (fibers.size() < block.x) fibers = std::vector<Fiber>(block.x);
   if (warps.size() < block.x / kWarp) warps.resize(block.x / kWarp);
-  launches.push_back({block.x, static_cast<int64_t>(shared_bytes)});
+  launches.push_back({block.x, static_cast<int64_t>(shared_bytes), int64_t{1} * grid.x * grid.y * grid.z});
   work = &kernel;
   failure = nullptr;
+  shared_size = shared_bytes;
   gridDim = grid;
   blockDim = block;
   for (unsigned z = 0; z < grid.z; ++z) {

@@ -17,6 +17,11 @@ struct dim3 {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+namespace ditn::cuda {
+constexpr size_t kMostShared = 232448;
+extern unsigned char memory[kMostShared];  // of a block, shared
+}  // namespace ditn::cuda
+
 namespace shim {
 
 constexpr int kWarp = 32, kOperands = 64;
@@ -27,8 +32,11 @@ using Operands = unsigned char[kWarp][kOperands];  // aligned to a cache line
 // Waits until all lanes of the warp are at this instruction. They are those of the previous call until the next but one.
 const Operands& exchange(const char* instruction, const void* mine, size_t bytes);
 
-// Waits until all threads of the block are at a barrier.
-void barrier();
+// Waits until `threads` of the block are at the barrier of this number.
+void barrier(unsigned number, unsigned threads);
+
+// Waits until other threads have had their turn.
+void poll();
 
 // Ends the launch with an error. To be called by a kernel's thread, which cannot throw to who launched it.
 [[noreturn]] void fail(const char* why);
@@ -36,8 +44,12 @@ void barrier();
 // Whether warps and lanes are run from the last to the first: what one order hides for want of a barrier, the other shows.
 extern bool reversed;
 
+// The compute capability that the kernels are told, 90 for 9.0, and the bytes of shared memory that the running kernel has.
+extern int capability;
+extern size_t shared_size;
+
 struct Launch {
-  int64_t threads, shared_bytes;
+  int64_t threads, shared_bytes, blocks;
 };
 
 // What was launched since this was cleared.

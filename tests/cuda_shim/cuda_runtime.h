@@ -17,6 +17,8 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
+using std::fabs;
+using std::fmaf;
 using std::max;
 using std::min;
 
@@ -47,7 +49,7 @@ void __stwb(T* address, T value) {
   *address = value;
 }
 
-inline void __syncthreads() { shim::barrier(); }
+inline void __syncthreads() { shim::barrier(0, blockDim.x); }
 inline void __syncwarp() { shim::exchange("__syncwarp", 0); }
 
 template <class T>
@@ -78,8 +80,26 @@ inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; 
 
 // What a block may ask for at most (CUDA C++ Programming Guide, technical specifications per compute capability).
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  constexpr int kMost = (__CUDA_ARCH__ == 750 ? 64 : __CUDA_ARCH__ == 700 ? 96 : 163) << 10;
-  return bytes <= kMost ? cudaSuccess : cudaErrorInvalidValue;
+  const int chip = shim::capability, most = (chip == 75 ? 64 : chip == 70 ? 96 : chip == 90 ? 227 : 163) << 10;
+  return bytes <= most ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMultiProcessorCount,
+};
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+// There are five multiprocessors, so that persistent blocks go round their loops where a map is larger.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const int chip = shim::capability;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? 5 : attribute == cudaDevAttrComputeCapabilityMajor ? chip / 10 : chip % 10;
+  return cudaSuccess;
 }
 
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };

@@ -19,21 +19,24 @@ void* allocate_in(Memory& memory, size_t bytes) {
   return std::memset(memory.back().get(), 0xff, bytes);
 }
 
-// Weights that stay packed from one call to the next, of the same operator with the same weights.
+// Weights that stay packed from one call to the next, of the same operator with the same weights; by kernels_in_use().
 struct Packed {
   Memory memory;
-  bool kept = false, there = false;
-} packed;
+  bool there = false;
+} all_packed[2];
+bool kept = false;
 
 class Host : public cuda::Device {
  public:
   Host() : Device(nullptr) {}
   void* allocate(size_t bytes) override { return allocate_in(memory_, bytes); }
   void* allocate_weights(size_t bytes) override {
-    if (!packed.kept) return allocate(bytes);
+    if (!kept) return allocate(bytes);
     return packed.there ? packed.memory.at(next_++).get() : allocate_in(packed.memory, bytes);
   }
   bool has_weights() const override { return packed.there; }
+
+  Packed& packed = all_packed[cuda::kernels_in_use()];
 
  private:
   Memory memory_;
@@ -51,7 +54,7 @@ const char* attempt(bool half, void** tensors, const Work& work) {
     } else {
       work(device, reinterpret_cast<float**>(tensors));
     }
-    packed.there = packed.kept;
+    device.packed.there = kept;
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();
@@ -65,14 +68,17 @@ extern "C" {
 
 // From here on, weights that were packed once serve all calls; or each call packs its own again.
 void keep_packed_weights(bool kept) {
-  packed = Packed{};
-  packed.kept = kept;
+  for (Packed& packed : all_packed) packed = Packed{};
+  ::kept = kept;
 }
 
 // What follows runs warps and lanes from the last to the first, or from the first to the last again.
 void reverse(bool reversed) { shim::reversed = reversed; }
 
-// The launches of the last operator that ran: their number, and each one's threads and bytes of shared memory.
+// The compute capability of the device that what follows finds: 90 for 9.0.
+void capability(int number) { shim::capability = number; }
+
+// The launches of the last operator that ran: their number, and each one's threads, bytes of shared memory and blocks.
 int64_t launches(const shim::Launch** found) {
   *found = shim::launches.data();
   return static_cast<int64_t>(shim::launches.size());

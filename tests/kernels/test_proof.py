@@ -194,6 +194,45 @@ def test_right_kernels_pass_and_serve(backward: bool, proving) -> None:
     assert explain(op, *args, backward=backward).chosen == "triton"
 
 
+class TwoKernels:
+    """A backend that has, beside its usual kernel, a special one, which is wrong."""
+
+    def __init__(self) -> None:
+        self.special, self.tried = True, 0
+
+    def identity(self, device: torch.device) -> dict[str, str]:
+        return {"kernels": "special" if self.special else "usual"}
+
+    def kernel(self, op: Op, *, backward: bool):
+        self.tried += 1
+        return (lambda *args: op.reference(*args) + 1) if self.special else op.reference
+
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        was, self.special = self.special, False
+        return was
+
+
+def test_a_backend_may_have_another_kernel(proving, monkeypatch) -> None:
+    """The usual kernel is proved in its turn, and serves; so it does for what was found right of the special one."""
+    backend, args = TwoKernels(), OP.named(small(), {})
+    other = OP.named(small(torch.float16), {})
+    backend.special = False
+    assert not _proof.reasons_against(OP, "two", backend, other, backward=False, serving=True)
+    for process in (1, 2):
+        backend.special = True
+        with pytest.warns(RuntimeWarning, match="computes wrongly: .* kernels special"):
+            assert not _proof.reasons_against(OP, "two", backend, args, backward=False, serving=True)
+        assert not backend.special
+        assert len(_proof._faults) == 1
+        found = {
+            one["facts"]["kernels"]: one["fault"] for one in verdicts(proving) if one["facts"]["dtype"] == "float32"
+        }
+        assert found["special"].startswith("computes wrongly")
+        assert found["usual"] == ""
+        assert backend.tried == 3, process
+        monkeypatch.setattr(_proof, "_faults", {})
+
+
 def test_a_verdict_is_found_again(proving, trials, monkeypatch) -> None:
     for _ in range(2):
         explain(OP, *small())

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ditn_kernels import _trial
 from ditn_kernels._axes import is_map
 from ditn_kernels._digest import digest
 from ditn_kernels._records import flatten
 from ditn_kernels._support import Support
-from ditn_kernels.backends.native import _libraries, _limits
+from ditn_kernels.backends.native import _hopper, _libraries, _limits
 
 if TYPE_CHECKING:
     from ditn_kernels._op import Op
@@ -43,6 +45,9 @@ class _Compiled:
             )
 
         return gradients if backward else forward
+
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        return False
 
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
         native = torch.ops.ditn_native
@@ -94,8 +99,26 @@ class Cuda(_Compiled):
             reasons.append(f"is built with CUDA {build['toolkit']}, the driver is for CUDA {major}.{minor}")
         return reasons
 
+    def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
+        run = super().kernel(op, backward=backward)
+        if op.name not in _hopper.OPERATORS:
+            return run
+
+        def forward(*args: Any) -> Any:
+            with _hopper.few_blocks(args[0].device) if _trial.on_trial.get() else nullcontext():
+                return run(*args)
+
+        return forward
+
     def identity(self, device: torch.device) -> Mapping[str, str]:
-        return {"library": digest(_libraries.FOLDER / "_C_cuda.so")}
+        kernels = "sm_90a" if _hopper.serves(device) else "all chips"
+        return {"library": digest(_libraries.FOLDER / "_C_cuda.so"), "kernels": kernels}
+
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        if op.name not in _hopper.OPERATORS or not _hopper.serves(device):
+            return False
+        _hopper.turn(device, False)
+        return True
 
 
 def _dense(axes: str, tensor: Tensor) -> Tensor:

@@ -34,5 +34,8 @@ class PyTorch:
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
         return lambda *maps: op.definition(*maps, *arguments)
 
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        return False
+
     def identity(self, device: torch.device) -> None:
         return None

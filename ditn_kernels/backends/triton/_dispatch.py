@@ -62,6 +62,9 @@ class Triton:
         forward = kernel_file(op, backward=False).forward
         return planned(forward, [map_tensors(argument, Tensor.contiguous) for argument in arguments])
 
+    def fall_back(self, op: Op, device: torch.device) -> bool:
+        return False
+
     def identity(self, device: torch.device) -> Mapping[str, str]:
         if device.type != "cuda" or interpreted():
             assembler = "none: interpreted"

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of sm_90a that the Hopper kernels use; the PTX ISA describes them. Places in shared memory are its
+// 32-bit addresses. Included with angle brackets, since the tests have a file of this name that spells out what each does.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace ditn::cuda {
+
+__device__ __forceinline__ unsigned shared_address(const void* place) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(place));
+}
+
+// 64 rows of 64 halves for wgmma, at a multiple of 1024 bytes. Rows of 128 bytes follow each other; of a row the pieces of
+// 16 bytes are exchanged: piece p lies at p ^ (row % 8) ("128-byte swizzle"). The descriptor's fields are in units of 16
+// bytes: the address, and from bit 32 on the way from eight rows to the next.
+__device__ __forceinline__ uint64_t tile_descriptor(unsigned address) {
+  return static_cast<uint64_t>(address >> 4) | static_cast<uint64_t>(1) << 16 | static_cast<uint64_t>(1024 >> 4) << 32 |
+         static_cast<uint64_t>(1) << 62;
+}
+
+// Before the first product, and whenever registers that products use were written by other instructions.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
+
+// Waits for the products that this warp has started.
+__device__ __forceinline__ void finish_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+}
+
+#define DITN_SUMS_IN_PTX                                                                                                   \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
+  "%25, %26, %27, %28, %29, %30, %31}"
+#define DITN_SUM(i) "+f"(sums[i])
+#define DITN_FOUR_SUMS(i) DITN_SUM(i), DITN_SUM(i + 1), DITN_SUM(i + 2), DITN_SUM(i + 3)
+#define DITN_SUMS                                                                                                    \
+  DITN_FOUR_SUMS(0), DITN_FOUR_SUMS(4), DITN_FOUR_SUMS(8), DITN_FOUR_SUMS(12), DITN_FOUR_SUMS(16), DITN_FOUR_SUMS(20), \
+      DITN_FOUR_SUMS(24), DITN_FOUR_SUMS(28)
+
+// sums [64, 64] = a [64, 16] b [64, 16]^T, plus the old sums if `kept`, by a warpgroup; halves with float sums. Warp w has the
+// rows 16 w on, in each of them what mma.m16n8k16 gives a lane: sums[4 n ...] are columns 8 n on. b: a tile's rows, 16 of
+// their columns. a: registers, laid out as for mma.m16n8k16, whose rows are those of the warp's sums.
+__device__ __forceinline__ void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
+  asm volatile(
+      "{ .reg .pred kept; setp.ne.b32 kept, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " DITN_SUMS_IN_PTX
+      ", {%32, %33, %34, %35}, %36, kept, 1, 1, 0; }"
+      : DITN_SUMS
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)));
+}
+
+// The same with a from a tile: 16 columns of its rows or, if COLUMNS, the transpose of 16 of its rows.
+template <bool COLUMNS>
+__device__ __forceinline__ void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
+  asm volatile(
+      "{ .reg .pred kept; setp.ne.b32 kept, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " DITN_SUMS_IN_PTX ", %32, %33, kept, 1, 1, %35, 0; }"
+      : DITN_SUMS
+      : "l"(a), "l"(b), "r"(static_cast<unsigned>(kept)), "n"(static_cast<int>(COLUMNS)));
+}
+
+#undef DITN_SUMS
+#undef DITN_FOUR_SUMS
+#undef DITN_SUM
+#undef DITN_SUMS_IN_PTX
+
+// sum [16, 8] = a [16, 16] b [16, 8] + c, halves with sums of halves; c is laid out like the sum.
+__device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                                                unsigned c0, unsigned c1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %9};"
+      : "=r"(sum[0]), "=r"(sum[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
+}
+
+// sum [16, 8] += a [16, 8] b [8, 8].
+__device__ __forceinline__ void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};"
+      : "+r"(sum[0]), "+r"(sum[1])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
+// ldmatrix and stmatrix: lane l gives the address of row l % 8 of matrix l / 8; see ../instructions.cuh.
+__device__ __forceinline__ void load_matrices(unsigned (&words)[4], unsigned row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(row)
+               : "memory");
+}
+__device__ __forceinline__ void store_matrices(unsigned row, const unsigned (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(row), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+// Of the transposed matrices: what a lane has are elements of the column that is its number divided by four.
+__device__ __forceinline__ void store_matrices_trans(unsigned row, const unsigned (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(row), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+__device__ __forceinline__ uint4 load_piece(unsigned place) {
+  uint4 piece;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+               : "r"(place)
+               : "memory");
+  return piece;
+}
+__device__ __forceinline__ uint2 load_half_piece(unsigned place) {
+  uint2 words;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "r"(place) : "memory");
+  return words;
+}
+__device__ __forceinline__ void clear_piece(unsigned place) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" : : "r"(place), "r"(0) : "memory");
+}
+__device__ __forceinline__ void store_word(unsigned place, unsigned word) {
+  asm volatile("st.shared.b32 [%0], %1;" : : "r"(place), "r"(word) : "memory");
+}
+
+// What this thread has stored in shared memory becomes visible to wgmma, once the threads have met.
+__device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+
+// Waits until `threads` of the block are at this barrier; 0 is that of __syncthreads.
+__device__ __forceinline__ void meet(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" : : "r"(barrier), "r"(threads) : "memory");
+}
+
+// Whether all others of `count` arrivals at a counter, which was zero at first, were before this one. What the others did
+// before theirs is then done.
+__device__ __forceinline__ bool arrives_last(unsigned counter, unsigned count) {
+  unsigned before;
+  asm volatile("atom.acq_rel.cta.shared::cta.inc.u32 %0, [%1], %2;" : "=r"(before) : "r"(counter), "r"(count - 1) : "memory");
+  return before == count - 1;
+}
+
+// An mbarrier, 8 bytes, on which one copy at a time is waited for. A block's threads have to meet between this and its use.
+__device__ __forceinline__ void prepare_arrival(unsigned arrival) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" : : "r"(arrival) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+}
+// Starts to copy from global to shared memory, both and `bytes` multiples of 16, when nobody reads or writes there any more.
+__device__ __forceinline__ void start_bulk_copy(unsigned target, const void* source, unsigned bytes, unsigned arrival) {
+  publish();  // what was read there before goes before
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(arrival), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :
+               : "r"(target), "l"(source), "r"(bytes), "r"(arrival)
+               : "memory");
+}
+// Waits for the copy that was started on it as the `number`-th, counted from 0; the one before must have been waited for.
+__device__ __forceinline__ void wait_for_arrival(unsigned arrival, unsigned number) {
+  unsigned arrived = 0;
+  while (!arrived) {
+    asm volatile(
+        "{ .reg .pred arrived; mbarrier.try_wait.parity.shared::cta.b64 arrived, [%1], %2; selp.b32 %0, 1, 0, arrived; }"
+        : "=r"(arrived)
+        : "r"(arrival), "r"(number % 2)
+        : "memory");
+  }
+}
+
+}  // namespace ditn::cuda

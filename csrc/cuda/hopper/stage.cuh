@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// inner_patch_stage: a block to a multiprocessor, which takes four patches at a time through all layers, each by a warpgroup.
+// The weights of a layer are in shared memory: those of attention are replaced by the next layer's during the FFN, and those
+// of the FFN during attention, by a bulk copy that the last warpgroup starts which has done with them.
+#pragma once
+
+#include "attention.cuh"
+#include "feed_forward.cuh"
+
+namespace ditn::cuda::hopper {
+
+// What is to be done. `pairs`: two channels lie at a multiple of four bytes, in x and in y.
+struct Stage {
+  int patches, columns, channels, layers;
+  bool pairs;
+
+  // From a line of the map to the next.
+  __device__ int row() const { return columns * 8 * channels; }
+  // Of the first pixel of a patch that this thread has.
+  __device__ int64_t place(int patch) const {
+    const int line = patch / columns * 8 + threadIdx.x % 128 / 32 * 2, pixel = patch % columns * 8 + lane() / 4;
+    return static_cast<int64_t>(line) * row() + pixel * channels;
+  }
+};
+
+// Weights of one kind, attention's or the FFN's, as they come to shared memory and go: one layer's after the other's.
+class Supply {
+ public:
+  __device__ Supply(unsigned target, unsigned bytes, const unsigned char* source, unsigned arrival, unsigned counter)
+      : target_(target), bytes_(bytes), arrival_(arrival), counter_(counter), source_(source) {}
+
+  // By one thread, before the block meets.
+  __device__ void prepare() const {
+    prepare_arrival(arrival_);
+    store_word(counter_, 0);
+  }
+  __device__ void start(int layer) const { start_bulk_copy(target_, source_ + layer * kLayerBytes, bytes_, arrival_); }
+  // By all lanes of a warp, which are together again afterwards.
+  __device__ void wait(unsigned number) const {
+    wait_for_arrival(arrival_, number);
+    __syncwarp();
+  }
+  // By the threads of a warpgroup that has done with them, after they have met; all warpgroups do. Those of `layer` come next.
+  __device__ void leave(int layer) const {
+    if (threadIdx.x % 128 == 0 && arrives_last(counter_, kPatches)) start(layer);
+  }
+
+ private:
+  unsigned target_, bytes_, arrival_, counter_;
+  const unsigned char* source_;
+};
+
+// `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, which take four patches in turn.
+template <Norm NORM>
+__global__ void __launch_bounds__(128 * kPatches, 1)
+    _hopper_stage_kernel(const __half* x, __half* y, const unsigned char* weights, const __half* temperature, Stage stage) {
+  assume_network(stage.pairs && stage.channels == 60);
+  const unsigned memory = shared_address(shared_memory<unsigned char>()), arrivals = memory + kArrivalsAt;
+  const int warpgroup = uniform(threadIdx.x / 128);
+  const Supply of_attention(memory, kAttentionBytes, weights, arrivals, arrivals + 16);
+  const Supply of_ffn(memory + kAttentionBytes, kFfnBytes, weights + kAttentionBytes, arrivals + 8, arrivals + 20);
+  if (threadIdx.x == 0) {
+    of_attention.prepare();
+    of_ffn.prepare();
+  }
+  const unsigned patches = memory + kPatchesAt, mine = patches + warpgroup * kPatchBytes;
+  const unsigned first = patches + warpgroup / 2 * 2 * kPatchBytes;
+  clear_between_channels(mine + kTileBytes, threadIdx.x % 128, 2 * kSide + 1, 128);
+  __syncthreads();
+  if (threadIdx.x == 0 && stage.layers) of_attention.start(0);
+
+  unsigned number = 0;  // of the layer at hand, among all that the block goes through
+#pragma unroll 1
+  for (int first_patch = blockIdx.x * kPatches; first_patch < stage.patches; first_patch += gridDim.x * kPatches) {
+    const bool last = stage.patches - first_patch <= static_cast<int>(gridDim.x) * kPatches;
+    const int patch = first_patch + warpgroup;
+    Stream stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, patch < stage.patches);
+#pragma unroll 1
+    for (int layer = 0; layer < stage.layers; ++layer, ++number) {
+      const float scale = __half2float(__ldg(temperature + layer));
+      meet(1 + warpgroup, 128);  // after that nobody needs what was in shared memory for the layer before
+      of_ffn.leave(layer);
+      of_attention.wait(number);
+      attend<NORM>(stream, tile_descriptor(memory), mine, scale, stage.channels, 1 + warpgroup);
+      of_ffn.wait(number);
+      const auto met = [&] {
+        const bool more = layer + 1 < stage.layers;
+        if (more || !last) of_attention.leave(more ? layer + 1 : 0);
+      };
+      feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, met);
+    }
+    // There are no registers to keep the place in.
+    const int again = read_again(patch);
+    if (again < stage.patches) stream.store(y + stage.place(again), stage.row(), stage.channels, stage.pairs);
+  }
+}
+
+}  // namespace ditn::cuda::hopper

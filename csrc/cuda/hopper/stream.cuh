@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// The pixels of a patch in the registers of a warpgroup, and what its warps do with tiles.
+#pragma once
+
+#include <hopper/instructions.cuh>
+
+#include "../pixels.cuh"
+#include "layout.cuh"
+
+namespace ditn::cuda::hopper {
+
+// Halves as the left factor of a product of depth 64: [depth / 16][word of mma.m16n8k16's a].
+using Factor = unsigned[4][4];
+
+__device__ __forceinline__ unsigned bits_of(__half2 pair) { return reinterpret_cast<const unsigned&>(pair); }
+__device__ __forceinline__ __half2 as_pair(unsigned bits) { return reinterpret_cast<const __half2&>(bits); }
+__device__ __forceinline__ unsigned halves(float first, float second) { return bits_of(__floats2half2_rn(first, second)); }
+
+// The same in all lanes of a warp, which lets the compiler keep what comes of it in registers that they share.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
+
+// Channel kOne of a row of a factor becomes 1.
+__device__ __forceinline__ void set_one(Factor& factor) {
+  const bool mine = column() == kOne % 8 - 1;
+#pragma unroll
+  for (int i = 2; i < 4; ++i) factor[3][i] = mine ? (factor[3][i] & 0xffff) | 0x3c000000 : factor[3][i];
+}
+
+// Sums of a product as a factor, after scaling the rows.
+__device__ __forceinline__ void round_sums(Factor& factor, const float (&sums)[32], float upper, float lower) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const float scale = i % 2 ? lower : upper;
+    factor[i / 4][i % 4] = halves(sums[2 * i] * scale, sums[2 * i + 1] * scale);
+  }
+}
+__device__ __forceinline__ void round_sums(Factor& factor, const float (&sums)[32]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) factor[i / 4][i % 4] = halves(sums[2 * i], sums[2 * i + 1]);
+}
+
+// From the descriptor of a tile to that of the next one, of the next 16 columns and of the next 16 rows.
+constexpr uint64_t kNextTile = kTileBytes / 16, kNextColumns = 16 * 2 / 16, kNextRows = 16 * kSide * 2 / 16;
+
+// sums = factor b^T. b: the descriptor of a tile [column of the result][depth].
+__device__ __forceinline__ void start_product(float (&sums)[32], const Factor& factor, uint64_t b) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) multiply_tile(sums, factor[k], b + k * kNextColumns, k != 0);
+}
+
+// sums = a b^T of two tiles [row or column of the result][depth].
+__device__ __forceinline__ void start_product(float (&sums)[32], uint64_t a, uint64_t b) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, a + k * kNextColumns, b + k * kNextColumns, k != 0);
+}
+
+// x [64 pixels][64 channels] of a patch, as a factor: of it warp w of the warpgroup has the pixels 16 w on, which are two lines.
+// Channels behind the last are zeros.
+class Stream {
+ public:
+  // Zeros, if there is no such patch.
+  __device__ Stream(const __half* source, int row, int channels, bool pairs, bool exists) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int c = 8 * (i / 2) + column();
+      const __half* from = source + i % 2 * row + c;
+      words_[i / 4][i % 4] = 0;
+      if (!exists || c >= channels) continue;
+      words_[i / 4][i % 4] = pairs ? __ldg(reinterpret_cast<const unsigned*>(from))
+                                   : bits_of(__halves2half2(from[0], c + 1 < channels ? from[1] : __half(0.0f)));
+    }
+  }
+
+  __device__ void store(__half* target, int row, int channels, bool pairs) const {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int c = 8 * (i / 2) + column();
+      __half* to = target + i % 2 * row + c;
+      if (c >= channels) continue;
+      if (pairs) {
+        *reinterpret_cast<unsigned*>(to) = words_[i / 4][i % 4];
+      } else {
+        const __half2 pair = as_pair(words_[i / 4][i % 4]);
+        to[0] = __low2half(pair);
+        if (c + 1 < channels) to[1] = __high2half(pair);
+      }
+    }
+  }
+
+  // u = norm(x), and 1 in channel kOne.
+  template <Norm NORM>
+  __device__ void normalize(Factor& u, int channels) const {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const __half2 x = as_pair(words_[i / 4][i % 4]);
+      u[i / 4][i % 4] = bits_of(NORM == Norm::kTanh ? tanh_approx(x) : x);
+    }
+    if constexpr (NORM == Norm::kLayerNorm) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) layer_norm(u, channels, half);
+    }
+    set_one(u);
+  }
+
+  __device__ void add(const float (&sums)[32]) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      unsigned& word = words_[i / 4][i % 4];
+      word = bits_of(__hadd2(as_pair(word), as_pair(halves(sums[2 * i], sums[2 * i + 1]))));
+    }
+  }
+
+ private:
+  // Of the pixels row() + 8 half of the warp.
+  __device__ void layer_norm(Factor& u, int channels, int half) const {
+    const int end = channels - column();  // of this lane
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int i = half; i < 16; i += 2) {
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
+      sum += x.x + x.y;
+    }
+    const float share = __fdividef(1.0f, static_cast<float>(channels)), mean = row_sum(sum) * share;
+#pragma unroll
+    for (int i = half; i < 16; i += 2) {
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
+      squares += 8 * (i / 2) < end ? (x.x - mean) * (x.x - mean) : 0;
+      squares += 8 * (i / 2) + 1 < end ? (x.y - mean) * (x.y - mean) : 0;
+    }
+    const float scale = rsqrtf(row_sum(squares) * share + kLayerNormEps);
+#pragma unroll
+    for (int i = half; i < 16; i += 2) {
+      const float2 x = __half22float2(as_pair(words_[i / 4][i % 4]));
+      u[i / 4][i % 4] = halves((x.x - mean) * scale, (x.y - mean) * scale);  // behind the channels weights are zero
+    }
+  }
+
+  Factor words_;
+};
+
+}  // namespace ditn::cuda::hopper

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of csrc/cuda/hopper/instructions.cuh on the host, from the PTX ISA: which lane holds what, how descriptors
+// and swizzles give places, and that wgmma and bulk copies happen later than they are started. What they write is NaN until
+// it is waited for; accesses to shared memory are checked for races.
+#pragma once
+
+#include <instructions.cuh>
+
+#include <map>
+
+#include "../races.h"
+
+namespace ditn::cuda {
+
+namespace hopper_shim {
+
+namespace races = shim::races;
+
+inline unsigned this_warp() { return threadIdx.x / shim::kWarp; }
+
+inline void must(const char* wrong) {
+  if (wrong) shim::fail(wrong);
+}
+
+inline void must_be_aligned(unsigned address, unsigned bytes) {
+  if (address % bytes) shim::fail("a place in shared memory is not aligned to what lies there");
+}
+
+template <class T>
+T load(unsigned address) {
+  must_be_aligned(address, sizeof(T));
+  must(races::read(this_warp(), address, sizeof(T)));
+  T value;
+  std::memcpy(&value, memory + address, sizeof value);
+  return value;
+}
+
+template <class T>
+void store(unsigned address, const T& value) {
+  must_be_aligned(address, sizeof(T));
+  must(races::write(this_warp(), threadIdx.x, address, sizeof(T)));
+  std::memcpy(memory + address, &value, sizeof value);
+}
+
+// A row of eight halves.
+struct Row {
+  uint16_t elements[8];
+};
+
+// "stmatrix": the rows of matrix i are given by lanes 8 i to 8 i + 7. Without .trans lane l has, of matrix i, row l / 4, columns
+// 2 (l % 4) and the next; with it, those are of the transposed matrix.
+inline void store_rows(unsigned address, const unsigned (&words)[4], bool transposed) {
+  struct Words {
+    unsigned words[4];
+  } mine;
+  std::memcpy(&mine, words, sizeof mine);
+  const shim::Operands& all = shim::exchange(transposed ? "stmatrix.trans" : "stmatrix", mine);
+  const int matrix = shim::lane() / 8, r = shim::lane() % 8;
+  Row row;
+  for (int c = 0; c < 8; ++c) {
+    const int major = transposed ? c : r, minor = transposed ? r : c;
+    row.elements[c] = static_cast<uint16_t>(shim::of_lane<Words>(all, major * 4 + minor / 2).words[matrix] >> minor % 2 * 16);
+  }
+  must_be_aligned(address, 16);
+  store(address, row);
+}
+
+// "Matrix fragments for mma.m16n8k16 / m16n8k8" with .f16 sums: c_i of a lane is C[row][col] as with float sums.
+template <int DEPTH>
+void multiply(const char* instruction, unsigned (&sum)[2], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
+  float wide[4];
+  for (int i = 0; i < 4; ++i) wide[i] = fragments::half_of(sum[i / 2], i % 2);
+  fragments::multiply<DEPTH>(instruction, wide, a, b);
+  for (int i = 0; i < 2; ++i) {
+    const __half2 pair = __floats2half2_rn(wide[2 * i], wide[2 * i + 1]);
+    std::memcpy(&sum[i], &pair, sizeof pair);
+  }
+}
+
+// "Matrix descriptor": bits 0-13 the address, 16-29 the leading dimension's byte offset, 32-45 the stride dimension's, all
+// without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9.
+struct Matrix {
+  unsigned address, leading, stride;
+  explicit Matrix(uint64_t descriptor)
+      : address(descriptor << 4 & 0x3ffff), leading(descriptor >> 12 & 0x3ffff), stride(descriptor >> 28 & 0x3ffff) {
+    if (descriptor >> 62 != 1) shim::fail("wgmma: a descriptor's swizzle is not that of 128 bytes");
+    if (descriptor >> 49 & 7) shim::fail("wgmma: a descriptor has a base offset, which is not emulated");
+  }
+  // "Canonical layouts": K-major, rows of 64 halves along the depth, eight of them in 1024 bytes, `stride` from eight to eight;
+  // MN-major, rows of 64 halves along the outer axis, one for each depth, `stride` from eight depths to eight, `leading` from 64
+  // outer to the next.
+  unsigned place(bool outer_major, int outer, int depth) const {
+    const unsigned linear = outer_major ? address + outer / 64 * leading + depth / 8 * stride + depth % 8 * 128 + outer % 64 * 2
+                                        : address + outer / 8 * stride + outer % 8 * 128 + depth * 2;
+    return linear ^ (linear >> 7 & 7) << 4;
+  }
+  float at(bool outer_major, int outer, int depth) const {
+    _Float16 value;
+    std::memcpy(&value, memory + place(outer_major, outer, depth), sizeof value);
+    return static_cast<float>(value);
+  }
+  // Rows of the outer axis and 16 of the depth are read by a warp.
+  void read(bool outer_major, int first, int count) const {
+    for (int outer = first; outer < first + count; outer += outer_major ? 8 : 1) {
+      for (int depth = 0; depth < 16; depth += outer_major ? 1 : 8) {
+        must(races::read_by_tensor_cores(this_warp(), place(outer_major, outer, depth), 16));
+      }
+    }
+  }
+};
+
+// A product that a thread has started: its rows of a, and the descriptor of b.
+struct Product {
+  float a[2][16];
+  uint64_t b;
+  bool kept;
+};
+
+struct Products {
+  bool begun = false;
+  float* sums = nullptr;
+  float before[32];
+  std::vector<Product> list;
+};
+inline Products products[1024];
+
+inline void start(float (&sums)[32], const Product& product) {
+  Products& mine = products[threadIdx.x];
+  if (!mine.begun) shim::fail("wgmma: no wgmma.fence before the first product");
+  if (mine.list.empty()) {
+    mine.sums = sums;
+    std::memcpy(mine.before, sums, sizeof sums);
+    std::fill(std::begin(sums), std::end(sums), NAN);
+  }
+  if (mine.sums != sums) shim::fail("wgmma: two products at once with different sums are not emulated");
+  mine.list.push_back(product);
+}
+
+}  // namespace hopper_shim
+
+inline unsigned shared_address(const void* place) {
+  return static_cast<unsigned>(static_cast<const unsigned char*>(place) - memory);
+}
+
+inline uint64_t tile_descriptor(unsigned address) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(1) << 16 | static_cast<uint64_t>(1024 >> 4) << 32 |
+         static_cast<uint64_t>(1) << 62;
+}
+
+inline void begin_products() { hopper_shim::products[threadIdx.x].begun = true; }
+
+// "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
+inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
+  struct Words {
+    unsigned words[4];
+  } mine;
+  std::memcpy(&mine, a, sizeof mine);
+  const shim::Operands& all = shim::exchange("wgmma", mine);
+  hopper_shim::Product product{{}, b, kept};
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 16; ++k) {
+      const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
+      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
+    }
+  }
+  hopper_shim::start(sums, product);
+}
+
+template <bool COLUMNS>
+void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
+  shim::exchange("wgmma", 0);
+  const hopper_shim::Matrix left(a);
+  hopper_shim::Product product{{}, b, kept};
+  const int first = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
+  if (shim::lane() == 0) left.read(COLUMNS, first, 16);
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 16; ++k) product.a[half][k] = left.at(COLUMNS, first + shim::lane() / 4 + 8 * half, k);
+  }
+  hopper_shim::start(sums, product);
+}
+
+inline void finish_products() {
+  shim::exchange("wgmma.wait_group", 0);
+  hopper_shim::Products& mine = hopper_shim::products[threadIdx.x];
+  float* sums = mine.before;
+  for (const hopper_shim::Product& product : mine.list) {
+    const hopper_shim::Matrix right(product.b);
+    if (shim::lane() == 0) right.read(false, 0, 64);
+    for (int n = 0; n < 8; ++n) {
+      for (int j = 0; j < 2; ++j) {
+        float b[16];
+        for (int k = 0; k < 16; ++k) b[k] = right.at(false, 8 * n + shim::lane() % 4 * 2 + j, k);
+        for (int half = 0; half < 2; ++half) {
+          float& sum = sums[4 * n + 2 * half + j];
+          float added = product.kept ? sum : 0;
+          for (int k = 0; k < 16; ++k) added += product.a[half][k] * b[k];
+          sum = added;
+        }
+      }
+    }
+  }
+  if (!mine.list.empty()) std::memcpy(mine.sums, sums, sizeof mine.before);
+  mine.list.clear();
+  mine.begun = false;
+}
+
+inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1, unsigned c0, unsigned c1) {
+  sum[0] = c0;
+  sum[1] = c1;
+  hopper_shim::multiply<16>("mma.m16n8k16.f16", sum, a, {b0, b1});
+}
+
+inline void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
+  hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
+}
+
+inline void load_matrices(unsigned (&words)[4], unsigned row) {
+  hopper_shim::must_be_aligned(row, 16);
+  hopper_shim::must(hopper_shim::races::read(hopper_shim::this_warp(), row, 16));
+  fragments::load_matrices(words, reinterpret_cast<const __half*>(memory + row), false);
+}
+inline void store_matrices(unsigned row, const unsigned (&words)[4]) { hopper_shim::store_rows(row, words, false); }
+inline void store_matrices_trans(unsigned row, const unsigned (&words)[4]) { hopper_shim::store_rows(row, words, true); }
+
+inline uint4 load_piece(unsigned place) { return hopper_shim::load<uint4>(place); }
+inline uint2 load_half_piece(unsigned place) { return hopper_shim::load<uint2>(place); }
+inline void clear_piece(unsigned place) { hopper_shim::store(place, uint4{}); }
+inline void store_word(unsigned place, unsigned word) { hopper_shim::store(place, word); }
+
+inline void publish() { shim::races::fence(threadIdx.x); }
+
+inline void meet(int barrier, int threads) {
+  if (barrier < 1 || barrier > 15) shim::fail("there are the barriers 0 to 15, of which __syncthreads has 0");
+  shim::barrier(barrier, threads);
+}
+
+namespace hopper_shim {
+
+struct Arrival {
+  unsigned phase = 0;
+  bool pending = false;
+  unsigned target, bytes;
+  const void* source;
+  races::Clock done;
+};
+inline std::map<unsigned, Arrival> arrivals;
+inline std::map<unsigned, races::Clock> counters;
+
+}  // namespace hopper_shim
+
+inline bool arrives_last(unsigned counter, unsigned count) {
+  using namespace hopper_shim;
+  races::Clock& clock = counters[counter];
+  races::acquire(this_warp(), clock);
+  races::release(this_warp(), clock);
+  unsigned before;
+  std::memcpy(&before, memory + counter, sizeof before);
+  const unsigned after = before >= count - 1 ? 0 : before + 1;
+  std::memcpy(memory + counter, &after, sizeof after);
+  return before == count - 1;
+}
+
+inline void prepare_arrival(unsigned arrival) {
+  hopper_shim::must_be_aligned(arrival, 8);
+  hopper_shim::arrivals[arrival] = {};
+}
+
+inline void start_bulk_copy(unsigned target, const void* source, unsigned bytes, unsigned arrival) {
+  using namespace hopper_shim;
+  if (target % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) shim::fail("cp.async.bulk: not a multiple of 16 bytes");
+  publish();
+  Arrival& one = arrivals.at(arrival);
+  if (one.pending) shim::fail("cp.async.bulk: the copy before has not been waited for");
+  one = {one.phase, true, target, bytes, source, {}};
+  must(races::copy(this_warp(), target, bytes, one.done));
+  std::memset(memory + target, 0xff, bytes);
+}
+
+inline void wait_for_arrival(unsigned arrival, unsigned number) {
+  using namespace hopper_shim;
+  Arrival& one = arrivals.at(arrival);
+  // "mbarrier.try_wait.parity": true once the phase of this parity is complete, hence while the current one has the other.
+  while (one.phase % 2 == number % 2) {
+    shim::poll();
+    if (!one.pending) continue;
+    std::memcpy(memory + one.target, one.source, one.bytes);
+    one.pending = false;
+    ++one.phase;
+  }
+  races::acquire(this_warp(), one.done);
+}
+
+}  // namespace ditn::cuda
