@@ -82,7 +82,7 @@ def test_commands_of_readme_and_training_are_understood(line, monkeypatch) -> No
 
 
 def test_every_environment_variable_is_documented() -> None:
-    patterns = ("ditn/**/*.py", "ditn_kernels/**/*.py", "csrc/**/*.cpp", "setup.py", "tests/conftest.py")
+    patterns = ("ditn/**/*.py", "ditn_kernels/**/*.py", "csrc/**/*.c*", "setup.py", "tests/conftest.py")
     sources = [path.read_text(encoding="utf-8") for pattern in patterns for path in PROJECT.glob(pattern)]
     used = {name for source in sources for name in re.findall(r'"(DITN_[A-Z_]+)"', source)}
     assert "DITN_BACKEND" in used

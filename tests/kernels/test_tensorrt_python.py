@@ -197,7 +197,7 @@ def as_engine(shim: ModuleType, launches: list[Any], op: Op, args: dict[str, Any
 
 SAMPLES = (
     ("inner_patch_attention", "patch", {"B": 2, "H": 8, "W": 16}, {"norm": "tanh", "patch_size": 8}),
-    ("gated_ffn", "patch", {"B": 1, "H": 8, "W": 24}, {"norm": "layernorm", "patch_size": 8}),
+    ("gated_ffn", "patch", {"B": 1, "H": 8, "W": 40}, {"norm": "layernorm", "patch_size": 8}),
     ("gated_ffn", "map", {"B": 1, "H": 9, "W": 21}, {"norm": "tanh", "patch_size": 0}),
 )
 
@@ -386,7 +386,7 @@ def test_too_little_shared_memory(shim, monkeypatch) -> None:
     tensorrt_plugins.register(Chip(90, PROCESSORS), most_shared=40_000)
     built = build(shim, op, sizes, options)
     assert (built.params.shared_mem.evaluate({}), asked[-1]) == (32_000, (1, 32))
-    assert [axis.constant_value() for axis in built.outputs[1].shape_expr] == [2 * PROCESSORS * 10 * 10 * 2 * 32]
+    assert [axis.constant_value() for axis in built.outputs[1].shape_expr] == [4 * PROCESSORS * 10 * 10 * 2 * 32]
     shim.PLUGINS.clear()
     tensorrt_plugins.register(Chip(90, PROCESSORS), most_shared=15_000)
     with pytest.raises(BackendError, match="gated_ffn needs 16000 bytes of shared memory, at most 15000 are allowed"):
