@@ -22,7 +22,6 @@ inline __half2 __floats2half2_rn(float a, float b) { return {__half(a), __half(b
 inline __half2 __float2half2_rn(float a) { return {__half(a), __half(a)}; }
 inline float2 __half22float2(__half2 a) { return {__half2float(a.x), __half2float(a.y)}; }
 inline __half __low2half(__half2 a) { return a.x; }
-inline float __low2float(__half2 a) { return __half2float(a.x); }
 inline __half __high2half(__half2 a) { return a.y; }
 
 // In double, where sums and products of two halves are exact, and a fused sum is but for a rounding far below a half's.

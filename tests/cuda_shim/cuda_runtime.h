@@ -76,16 +76,6 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor };
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? __CUDA_ARCH__ / 100 : __CUDA_ARCH__ / 10 % 10;
-  return cudaSuccess;
-}
-
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 
 // What a block may ask for at most (CUDA C++ Programming Guide, technical specifications per compute capability).
