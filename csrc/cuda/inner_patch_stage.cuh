@@ -92,11 +92,11 @@ struct StageTiles {
   static constexpr size_t kFfnBytes = (kRows + Ffn::kScratch) * sizeof(__half), kAttentionBytes = kPatches * Attention::kBytes;
   static constexpr size_t kShared = kFfnBytes > kAttentionBytes ? kFfnBytes : kAttentionBytes;
   static_assert(kShared <= kTuringShared);
-  // Of a thread, without spills: for 16 warps at once, from sm_100 on for 8.
+  // Of a thread, without spills: with bands for 16 warps at once, from sm_100 on for 8.
 #if __CUDA_ARCH__ >= 1000
   static constexpr int kRegisters = 200;
 #else
-  static constexpr int kRegisters = 128;
+  static constexpr int kRegisters = BANDED ? 128 : 200;
 #endif
   static constexpr int kBlocks = blocks_at_once(kShared, kThreads, kRegisters);
   static_assert(Stream::kStride == Ffn::kStride && Stream::kStride == Attention::kPixelStride);
