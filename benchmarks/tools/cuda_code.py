@@ -36,6 +36,8 @@ VOLTA_LABELS = {r"(?m)^\.version .*": ".version 8.0", r"(?m)^\.target .*": ".tar
 FLAGS = ["-std=c++20", "-O3", "--Werror", "all-warnings", f"-I{SOURCE.parent}"]
 # Only what the network's layers run, for counting; without it everything is compiled.
 NETWORK = "-DDITN_NETWORK"
+# Chips on which tensor cores do the taps of the FFN in patches (csrc/cuda/bands.cuh).
+BANDS = (80, 90, 100)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class Kernel:
 
     `halves`: float16 values of the maps that are read and written, per pixel.
     `trips`: how often the loops of a warp's code go round, in the order in which they stand in it.
+    `bands`: whether it runs on chips in BANDS only, or on all others only; None: on all.
     """
 
     symbol: str
@@ -54,6 +57,7 @@ class Kernel:
     halves: int
     trips: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    bands: bool | None = None
 
     @property
     def name(self) -> str:
@@ -67,8 +71,10 @@ KERNELS = (
     Kernel(
         "_inner_patch_attention_kernelI6__halfLi64ELi8E", "inner_patch_attention", 4, 64, 27904, 120, (), _IN_PATCHES
     ),
-    # Lines of the tile, slices of 32 of 120 hidden channels, lines again, of which there is one per warp on a map.
-    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, 120, (2, 4, 2), _IN_PATCHES),
+    # Lines of the tile, slices of 32 of 120 hidden channels, lines again. On a map there is one of these per warp, and
+    # with bands one at either end.
+    Kernel("_gated_ffn_kernelI6__halfLi64ELi8E", "gated_ffn", 4, 64, 26640, 120, (2, 4, 2), _IN_PATCHES, bands=False),
+    Kernel("_banded_ffn_kernel", "gated_ffn", 8, 128, 42016, 120, (4,), _IN_PATCHES, bands=True),
     Kernel("_gated_ffn_kernelI6__halfLi64ELi0E", "gated_ffn", 8, 128, 64272, 120, (10 / 8, 4), _ON_MAP),
     # Lines, tiles of 16 pixels. Blocks also take the frame: there are 2,232 for a map of 960x544.
     Kernel("_dilated_gate_near_kernelI6__halfLi64E", "dilated_gate", 8, 234, 57600, 124, (20 / 8, 25 / 8), _GATE),
@@ -79,7 +85,8 @@ KERNELS = (
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, 180, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, 108, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
     # Layers, and in them the slices.
-    Kernel("_inner_patch_stage_kernel", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES),
+    Kernel("_inner_patch_stage_kernelILb0E", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES, bands=False),
+    Kernel("_inner_patch_stage_kernelILb1E", "inner_patch_stage", 8, 128, 55808, 120, (4, 4), _IN_PATCHES, bands=True),
 )
 # It takes four patches at a time. Around the loops over fours of patches, layers and passes of the FFN stand lines of
 # zeros, and starts of copies and waits for them, one round each.
@@ -95,6 +102,11 @@ HOPPER_KERNELS = (
         options=_IN_PATCHES,
     ),
 )
+
+
+def kernels(capability: int) -> tuple[Kernel, ...]:
+    """Those of KERNELS that the network runs on such a chip."""
+    return tuple(one for one in KERNELS if one.bands in (None, capability in BANDS))
 
 
 def cubin(*flags: str, capability: int, source: Path = SOURCE) -> Path:
@@ -142,7 +154,7 @@ def resources(path: Path) -> dict[str, tuple[int, int]]:
 def count(capability: int) -> dict[Kernel, Count]:
     """Instructions and multiply-adds of one block of every kernel. Raises ValueError if the loops of the code are not
     as many as the kernel names."""
-    return _count(KERNELS, SOURCE, capability)
+    return _count(kernels(capability), SOURCE, capability)
 
 
 def count_hopper() -> dict[Kernel, Count]:
@@ -150,11 +162,11 @@ def count_hopper() -> dict[Kernel, Count]:
     return _count(HOPPER_KERNELS, HOPPER_SOURCE, HOPPER)
 
 
-def _count(kernels: Iterable[Kernel], source: Path, capability: int) -> dict[Kernel, Count]:
+def _count(chosen: Iterable[Kernel], source: Path, capability: int) -> dict[Kernel, Count]:
     path = cubin(NETWORK, capability=capability, source=source)
     usage = resources(path)
     code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
-    return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in kernels}
+    return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in chosen}
 
 
 def _mangled(kernel: Kernel, usage: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// gated_ffn: a block takes a tile of pixels, and the hidden channels in slices that stay in shared memory.
+// gated_ffn: a block takes a tile of pixels, and the hidden channels in slices that stay in shared memory. Of patches that
+// banded_ffn.cuh can take, it does the work where that pays.
 #pragma once
 
+#include "banded_ffn.cuh"
 #include "depthwise.cuh"
 #include "pack.cuh"
 #include "lines.cuh"
@@ -271,6 +273,13 @@ void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const 
   constexpr const char* kName = "gated_ffn";
   if (shape.batch * shape.height * shape.width == 0) return;
   Packer<T> packer(device, kName);
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    if (patch == kSquare && shape.channels <= 64 && has_bands(kName)) {
+      const BandedFfnWeights weights = pack_banded_ffn(device, packer, kName, parameters, shape.channels);
+      packer.run();
+      return launch_banded_ffn(device, kName, shape, x, y, weights, norm);
+    }
+  }
   const FfnWeights<T> weights = pack_ffn(device, packer, kName, parameters, shape.channels);
   packer.run();
   gated_ffn(device, kName, shape, x, y, weights, norm, patch);

@@ -53,11 +53,17 @@ struct AttentionTiles {
       : u(memory), k(u + kTile), q(k + kTile), k_scale(reinterpret_cast<float*>(q + CHANNELS * kWide)) {}
 };
 
-// sums[16 channels][PIXELS] = W^T u^T + b for a warp's channels.
-template <int TILES, class T, class Factor>
+// The first of the 16 channels of a warp, where so many are in a patch.
+template <int CHANNELS>
+__device__ __forceinline__ int first_channel() {
+  return 16 * (read_again(warp()) % (CHANNELS / 16));
+}
+
+// sums[16 channels][PIXELS] = W^T u^T + b for a warp's channels, of which CHANNELS are in a patch.
+template <int CHANNELS, int TILES, class T, class Factor>
 __device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T, kLeft>& weight, const T* bias, const Factor& u,
                                         int depth) {
-  const int upper = 16 * warp() + row(), lower = upper + 8;
+  const int upper = first_channel<CHANNELS>() + row(), lower = upper + 8;
   const float first = upper < weight.outputs ? to_float(bias[upper]) : 0.0f;
   const float second = lower < weight.outputs ? to_float(bias[lower]) : 0.0f;
 #pragma unroll
@@ -65,13 +71,13 @@ __device__ __forceinline__ void project(float (&sums)[TILES][4], const Weight<T,
     sums[n][0] = sums[n][1] = first;
     sums[n][2] = sums[n][3] = second;
   }
-  product(sums, weight, 16 * warp(), u, 0, depth);
+  product(sums, weight, first_channel<CHANNELS>(), u, 0, depth);
 }
 
-// rows[16 warp() + ...][column] = sums.
-template <int TILES, class T>
+// rows[first channel + ...][column] = sums.
+template <int CHANNELS, int TILES, class T>
 __device__ __forceinline__ void store_rows(T* rows, int stride, const float (&sums)[TILES][4]) {
-  T* target = rows + (16 * warp() + row()) * stride + column();
+  T* target = rows + (first_channel<CHANNELS>() + row()) * stride + column();
 #pragma unroll
   for (int n = 0; n < TILES; ++n) {
     store_pair(target + 8 * n, sums[n][0], sums[n][1]);
@@ -118,8 +124,8 @@ __device__ __forceinline__ void softmax(float (&scores)[TILES][4], const float (
 }
 
 // W_o (softmax(t qn kn^T) v) + b_o of a patch of BLOCKS times PIXELS pixels. load(block, u) fills u with the norm of a
-// block's pixels, put(block, rows) gets the result, [PIXELS][kPixelStride]; both by all threads. Grid of the caller: CHANNELS
-// / 16 warps.
+// block's pixels, put(block, rows) gets the result, [PIXELS][kPixelStride]; both by all threads of the patch: CHANNELS / 16
+// warps. A block may take several patches, each by warps and in memory of its own.
 template <int CHANNELS, int PIXELS, int BLOCKS, class T, class Load, class Put>
 __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int channels, T* memory, const Load& load,
                                        const Put& put) {
@@ -129,32 +135,33 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
   const Rows<T> q{tiles.q, Tiles::kWide}, k{tiles.k, Tiles::kStride};
   // Tensor cores go over zeros as well, in a loop whose end is known; floats end with the channels.
   const int depth = sizeof(T) == sizeof(__half) ? CHANNELS : channels;
+  const int first = first_channel<CHANNELS>();
   float scores[CHANNELS / 8][4] = {}, squares[2][2] = {};
   for (int block = 0; block < BLOCKS; ++block) {
     load(block, tiles.u);
     __syncthreads();
     float sums[PIXELS / 8][4];
-    project(sums, weights.q, weights.qkv_bias, u, depth);
+    project<CHANNELS>(sums, weights.q, weights.qkv_bias, u, depth);
     add_squares(squares[0], sums);
-    store_rows(tiles.q, Tiles::kWide, sums);
-    project(sums, weights.k, weights.qkv_bias + channels, u, depth);
+    store_rows<CHANNELS>(tiles.q, Tiles::kWide, sums);
+    project<CHANNELS>(sums, weights.k, weights.qkv_bias + channels, u, depth);
     add_squares(squares[1], sums);
-    store_rows(tiles.k, Tiles::kStride, sums);
+    store_rows<CHANNELS>(tiles.k, Tiles::kStride, sums);
     __syncthreads();
-    product(scores, q, 16 * warp(), k, 0, PIXELS);
+    product(scores, q, first, k, 0, PIXELS);
     if (BLOCKS > 1) __syncthreads();
   }
   const float temperature = to_float(*weights.temperature) * 1.4426950408889634f;  // log2(e)
   const float q_scale[2] = {temperature * inverse_length(squares[0][0]), temperature * inverse_length(squares[0][1])};
   const float k_scale[2] = {inverse_length(squares[1][0]), inverse_length(squares[1][1])};
   if (column() == 0) {
-    tiles.k_scale[16 * warp() + row()] = k_scale[0];
-    tiles.k_scale[16 * warp() + row() + 8] = k_scale[1];
+    tiles.k_scale[first + row()] = k_scale[0];
+    tiles.k_scale[first + row() + 8] = k_scale[1];
   }
   __syncthreads();  // and with that all warps have done with k
   softmax<T>(scores, q_scale, tiles.k_scale, channels);
-  const auto put_scores = [&](int first) {  // over the queries of this warp alone
-    store_rows(tiles.q, Tiles::kWide, reinterpret_cast<const float(&)[Tiles::kScores / 8][4]>(scores[first / 8]));
+  const auto put_scores = [&](int c) {  // over the queries of this warp alone
+    store_rows<CHANNELS>(tiles.q, Tiles::kWide, reinterpret_cast<const float(&)[Tiles::kScores / 8][4]>(scores[c / 8]));
   };
   constexpr bool kAtOnce = Tiles::kScores == CHANNELS;
   if (kAtOnce) put_scores(0);
@@ -164,8 +171,8 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
       __syncthreads();
     }
     float sums[PIXELS / 8][4];
-    project(sums, weights.v, weights.qkv_bias + 2 * channels, u, depth);
-    store_rows(tiles.k, Tiles::kStride, sums);
+    project<CHANNELS>(sums, weights.v, weights.qkv_bias + 2 * channels, u, depth);
+    store_rows<CHANNELS>(tiles.k, Tiles::kStride, sums);
     __syncthreads();
     float attended[PIXELS / 8][4] = {};
 #pragma unroll
@@ -176,12 +183,12 @@ __device__ __forceinline__ void attend(const PackedAttention<T>& weights, int ch
         __syncwarp();
       }
       const Columns<T> v{tiles.k + c * Tiles::kStride, Tiles::kStride};
-      product(attended, q, 16 * warp(), v, 0, min(depth - c, Tiles::kScores));
+      product(attended, q, first, v, 0, min(depth - c, Tiles::kScores));
     }
-    store_rows(tiles.u, Tiles::kStride, attended);
+    store_rows<CHANNELS>(tiles.u, Tiles::kStride, attended);
     __syncthreads();
-    project(sums, weights.out, weights.out_bias, Columns<T>{tiles.u, Tiles::kStride}, depth);
-    T* result = tiles.k + column() * Tiles::kPixelStride + 16 * warp() + row();
+    project<CHANNELS>(sums, weights.out, weights.out_bias, Columns<T>{tiles.u, Tiles::kStride}, depth);
+    T* result = tiles.k + column() * Tiles::kPixelStride + first + row();
 #pragma unroll
     for (int n = 0; n < PIXELS / 8; ++n) {
 #pragma unroll
@@ -204,10 +211,10 @@ struct Patch {
   }
 };
 
-// The patch of the block's number in a map [batch, height, width, channels].
-__device__ __forceinline__ Patch patch_of_block(int columns, int channels, int side) {
+// A patch by its number in a map [batch, height, width, channels].
+__device__ __forceinline__ Patch patch_at(unsigned number, int columns, int channels, int side) {
   const uint64_t row = static_cast<uint64_t>(columns) * side * channels;
-  return {blockIdx.x / columns * side * row + blockIdx.x % columns * side * channels, row, channels, side};
+  return {number / columns * side * row + number % columns * side * channels, row, channels, side};
 }
 
 // x + W_o (softmax(t qn kn^T) v) + b_o in every patch.
@@ -219,7 +226,7 @@ __global__ void __launch_bounds__(2 * CHANNELS, 1)
   assume_network(quads, norm);
   constexpr int kPixels = kPixelsOf<CHANNELS, SIDE>;
   using Tiles = AttentionTiles<T, CHANNELS, kPixels>;
-  const Patch patch = patch_of_block(columns, x.channels, SIDE);
+  const Patch patch = patch_at(blockIdx.x, columns, x.channels, SIDE);
   const auto of_block = [&](int block) { return [&patch, block](int i) { return patch(block * kPixels + i); }; };
   attend<CHANNELS, kPixels, SIDE * SIDE / kPixels>(
       weights, x.channels, shared_memory<T>(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// inner_patch_stage. For the shipped networks' patches, of 8 by 8 pixels and up to 64 channels in halves, one kernel: a patch
-// to a block, which takes it through all layers. Its pixels stay in registers, as halves that are rounded between the layers;
+// inner_patch_stage. For the shipped networks' patches, of 8 by 8 pixels and up to 64 channels in halves, one kernel: a
+// block takes a patch or two through all layers. Their pixels stay in registers, as halves that are rounded between the layers;
 // shared memory holds what the layer at hand needs. All others do not fit there: each layer is the two operators' kernels.
 #pragma once
 
@@ -44,82 +44,114 @@ class Stream {
     }
   }
 
-  // rows [64][kStride] = the norm of the pixels. Other threads may read them after the next barrier.
+  // rows [8][PATCHES][8][kStride] = the norm of the pixels of so many patches side by side, of which this is one. Other threads
+  // may read them after the next barrier.
+  template <int PATCHES>
   __device__ void normalize(__half* rows, Norm norm) const {
+    __half* place = rows + first_place<PATCHES>();
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      store_quad(place(rows, i), norm == Norm::kTanh ? tanh_of(quads_[i]) : quads_[i]);
+      store_quad(place + i * kLine<PATCHES>, norm == Norm::kTanh ? tanh_of(quads_[i]) : quads_[i]);
     }
     if (norm == Norm::kLayerNorm) {
       __syncthreads();
-      layer_norm<128>(rows, kStride, channels_, 64, kLayerNormEps, [](int, float value) { return value; });
+      layer_norm<128 * PATCHES>(rows, kStride, channels_, 64 * PATCHES, kLayerNormEps, [](int, float value) { return value; });
     }
   }
 
-  // Adds rows [64][kStride].
+  // Adds such rows.
+  template <int PATCHES>
   __device__ void add(const __half* rows) {
     if (channel_ >= channels_) return;
+    const __half* place = rows + first_place<PATCHES>();
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) quads_[i] = sum_of(quads_[i], load_quad(place(rows, i)));
+    for (int i = 0; i < kQuads; ++i) quads_[i] = sum_of(quads_[i], load_quad(place + i * kLine<PATCHES>));
   }
 
  private:
-  template <class T>
-  __device__ T* place(T* rows, int i) const {
-    return rows + (first_ + i * kQuads) * kStride + channel_;
+  template <int PATCHES>
+  static constexpr int kLine = PATCHES * kQuads * kStride;
+  template <int PATCHES>
+  static __device__ int first_place() {
+    const int thread = read_again(threadIdx.x), patch = PATCHES == 1 ? 0 : thread / 128;
+    return (patch * kQuads + thread % 128 / 16) * kStride + thread % 16 * 4;
   }
 
   const int channels_, first_ = threadIdx.x % 128 / 16, channel_ = threadIdx.x % 16 * 4;
   Quad<__half> quads_[kQuads];
 };
 
-using StageFfn = FfnTile<__half, 64, 8>;
-using StageAttention = AttentionTiles<__half, 64, 64>;
-constexpr size_t kStageFfnBytes = (StageFfn::kSeenRows * StageFfn::kStride + StageFfn::kScratch) * sizeof(__half);
-constexpr size_t kStageBytes = kStageFfnBytes > StageAttention::kBytes ? kStageFfnBytes : StageAttention::kBytes;
-static_assert(Stream::kStride == StageFfn::kStride && Stream::kStride == StageAttention::kPixelStride);
-// Of a thread, without spills: for four blocks at once, from sm_100 on for two.
+// A block takes one patch, or two with banded_ffn.cuh, which need not be neighbours on the map.
+template <bool BANDED>
+struct StageTiles {
+  using Weights = std::conditional_t<BANDED, BandedFfnWeights, FfnWeights<__half>>;
+  using Ffn = std::conditional_t<BANDED, BandedFfn, FfnTile<__half, 64, 8>>;
+  using Attention = AttentionTiles<__half, 64, 64>;
+  static constexpr int kPatches = BANDED ? 2 : 1, kThreads = 128 * kPatches;
+  static constexpr int kRows = kPatches * 64 * Stream::kStride;  // values, in front of the FFN's scratch
+  static constexpr size_t kFfnBytes = (kRows + Ffn::kScratch) * sizeof(__half), kAttentionBytes = kPatches * Attention::kBytes;
+  static constexpr size_t kShared = kFfnBytes > kAttentionBytes ? kFfnBytes : kAttentionBytes;
+  static_assert(kShared <= kTuringShared);
+  // Of a thread, without spills: with bands for 16 warps at once, from sm_100 on for 8.
 #if __CUDA_ARCH__ >= 1000
-constexpr int kStageRegisters = 200;
+  static constexpr int kRegisters = 200;
 #else
-constexpr int kStageRegisters = 128;
+  static constexpr int kRegisters = BANDED ? 128 : 200;
 #endif
+  static constexpr int kBlocks = blocks_at_once(kShared, kThreads, kRegisters);
+  static_assert(Stream::kStride == Ffn::kStride && Stream::kStride == Attention::kPixelStride);
+};
 
 // `layers` times x + attention(x), then x + ffn(x), in every patch of 8 by 8 pixels.
-// Grid: a block for every patch.
-__global__ void __launch_bounds__(128, blocks_at_once(kStageBytes, 128, kStageRegisters))
-    _inner_patch_stage_kernel(Map<__half> x, __half* y, PackedAttention<__half> attention, FfnWeights<__half> ffn, int layers,
-                              Norm norm, int columns) {
+// Grid: a block for every kPatches patches.
+template <bool BANDED>
+__global__ void __launch_bounds__(StageTiles<BANDED>::kThreads, StageTiles<BANDED>::kBlocks)
+    _inner_patch_stage_kernel(Map<__half> x, __half* y, PackedAttention<__half> attention, typename StageTiles<BANDED>::Weights ffn,
+                              int layers, Norm norm, int columns, unsigned patches) {
+  if constexpr (BANDED && !kBands) return;
+  using Tiles = StageTiles<BANDED>;
   const bool quads = x.quads;
   assume_network(quads, norm);
-  __half* rows = shared_memory<__half>();
-  __half* scratch = rows + StageFfn::kSeenRows * StageFfn::kStride;
-  Stream stream({x.data, x.channels, quads}, patch_of_block(columns, x.channels, 8));
+  const unsigned mine = threadIdx.x / 128, number = blockIdx.x * Tiles::kPatches + mine;
+  // The last block may lack a patch: it does the last one twice, and stores it once.
+  Stream stream({x.data, x.channels, quads}, patch_at(min(number, patches - 1), columns, x.channels, 8));
   for (int layer = 0; layer < layers; ++layer) {
+    // Places are found again in each layer: there are no registers to keep them in.
+    __half* memory = shared_memory<__half>() + read_again(0);
+    __half* scratch = memory + Tiles::kRows;
+    __half* attended = memory + mine * (Tiles::Attention::kBytes / sizeof(__half));
     attend<64, 64, 1>(
-        attention.of_layer(layer), x.channels, rows, [&](int, __half* u) { stream.normalize(u, norm); },
-        [&](int, const __half* result) { stream.add(result); });
-    stream.normalize(rows, norm);
+        attention.of_layer(layer), x.channels, attended, [&](int, __half* u) { stream.normalize<1>(u, norm); },
+        [&](int, const __half* result) { stream.add<1>(result); });
+    if (BANDED) __syncthreads();  // what one patch still reads is where the other's rows will be
+    stream.normalize<Tiles::kPatches>(memory, norm);
     __syncthreads();
-    clear_hidden<StageFfn>(scratch);
+    if constexpr (BANDED) {
+      banded_feed_forward(memory, scratch, ffn.of_layer(layer));
+    } else {
+      clear_hidden<typename Tiles::Ffn>(scratch);
+      __syncthreads();
+      feed_forward<typename Tiles::Ffn>(memory, scratch, ffn.of_layer(layer), [](int, int) { return true; });
+    }
     __syncthreads();
-    feed_forward<StageFfn>(rows, scratch, ffn.of_layer(layer), [](int, int) { return true; });
-    __syncthreads();
-    stream.add(rows);
+    stream.add<Tiles::kPatches>(memory);
+    if (BANDED) __syncthreads();
   }
   // Asked for again: what is not needed before would be kept through all layers, in registers that there are not.
   const bool quads_again = read_again(x.quads);
   assume_network(quads_again, norm);
-  stream.store({x.data, x.channels, quads_again}, y, patch_of_block(read_again(columns), x.channels, 8));
+  if (number < patches) stream.store({x.data, x.channels, quads_again}, y, patch_at(number, read_again(columns), x.channels, 8));
 }
 
-inline void launch_stage(Device& device, const char* name, Shape shape, const __half* x, __half* y,
-                         const PackedAttention<__half>& attention, const FfnWeights<__half>& ffn, int layers, Norm norm) {
+template <bool BANDED>
+void launch_stage(Device& device, const char* name, Shape shape, const __half* x, __half* y,
+                  const PackedAttention<__half>& attention, const typename StageTiles<BANDED>::Weights& ffn, int layers, Norm norm) {
+  using Tiles = StageTiles<BANDED>;
   const int columns = static_cast<int>(shape.width / 8);
   const int64_t patches = shape.batch * (shape.height / 8) * columns;
   const Map<__half> map{x, shape.channels, in_quads(x, shape.channels) && in_quads(y, shape.channels)};
-  launch(device, name, _inner_patch_stage_kernel, blocks_for(patches, 1, name), 128, kStageBytes, map, y, attention, ffn, layers,
-         norm, columns);
+  launch(device, name, _inner_patch_stage_kernel<BANDED>, blocks_for(patches, Tiles::kPatches, name), Tiles::kThreads,
+         Tiles::kShared, map, y, attention, ffn, layers, norm, columns, blocks_for(patches, 1, name));
 }
 
 template <class T>
@@ -135,13 +167,20 @@ void inner_patch_stage(Device& device, Shape shape, const T* x, T* y, const Atte
 #endif
   Packer<T> packer(device, kName, layers);
   const PackedAttention<T> packed_attention = packed(packer, attention, shape.channels);
-  const FfnWeights<T> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, layers);
-  packer.run();
   if constexpr (sizeof(T) == sizeof(__half)) {
     if (patch == 8 && shape.channels <= 64) {
-      return launch_stage(device, kName, shape, x, y, packed_attention, packed_ffn, layers, norm);
+      const auto launch_with = [&](auto banded, const auto& packed_ffn) {
+        packer.run();
+        launch_stage<decltype(banded)::value>(device, kName, shape, x, y, packed_attention, packed_ffn, layers, norm);
+      };
+      if (has_bands(kName)) {
+        return launch_with(std::true_type(), pack_banded_ffn(device, packer, kName, ffn, shape.channels, layers));
+      }
+      return launch_with(std::false_type(), pack_ffn(device, packer, kName, ffn, shape.channels, layers));
     }
   }
+  const FfnWeights<T> packed_ffn = pack_ffn(device, packer, kName, ffn, shape.channels, layers);
+  packer.run();
   auto* attended = static_cast<T*>(device.allocate(bytes));
   if (!layers && device.launches) check(cudaMemcpyAsync(y, x, bytes, cudaMemcpyDeviceToDevice, device.stream), kName);
   for (int layer = 0; layer < layers; ++layer) {

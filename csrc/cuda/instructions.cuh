@@ -70,6 +70,19 @@ __device__ __forceinline__ void mma_m16n8k16(float (&sum)[4], const unsigned (&a
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
 }
 
+// The same with sums of halves: word 0 has row l / 4 of lane l, columns 2 (l % 4) and the next, and word 1 the row 8 below.
+__device__ __forceinline__ void mma_m16n8k8(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%5, %6};"
+      : "=r"(sum[0]), "=r"(sum[1])
+      : "r"(a0), "r"(a1), "r"(b), "r"(sum[0]), "r"(sum[1]));
+}
+
+__device__ __forceinline__ void mma_m16n8k16(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %9};"
+      : "=r"(sum[0]), "=r"(sum[1])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(sum[0]), "r"(sum[1]));
+}
+
 // 2^x with a relative error of 2^-22; what would be subnormal is 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

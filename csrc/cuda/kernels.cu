@@ -26,6 +26,8 @@ DITN_KERNEL(_conv3x3_kernel<__half, 16>);
 DITN_KERNEL(_conv3x3_kernel<__half, 64>);
 DITN_KERNEL(_tanh_affine_kernel<__half>);
 DITN_KERNEL(_layer_norm2d_kernel<__half>);
+DITN_KERNEL(_inner_patch_stage_kernel<true>);
+DITN_KERNEL(_inner_patch_stage_kernel<false>);
 #else
 #define DITN_INSTANTIATE(T)                                                                                         \
   template void dilated_gate<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, Norm);                        \

@@ -14,7 +14,7 @@
 namespace ditn::cuda {
 
 // Where the kernels are launched: the current device, on this stream. Or, without `launches`, where they are not: an operator
-// then asks for its memory, which it does not touch, and does nothing else.
+// then asks for its memory, which it does not touch, and perhaps which chip the current device is, and does nothing else.
 class Device {
  public:
   explicit Device(cudaStream_t stream, bool launches = true) : stream(stream), launches(launches) {}

@@ -49,6 +49,15 @@ inline void check(cudaError_t error, const char* name) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
 }
 
+// Of the current device, 75 for 7.5.
+inline int compute_capability(const char* name) {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), name);
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), name);
+  return 10 * major + minor;
+}
+
 // Blocks without threads to run are no error: an empty batch has nothing to do.
 template <class... Parameters, class... Arguments>
 void launch(const Device& device, const char* name, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,

@@ -147,12 +147,13 @@ __device__ __forceinline__ void load_pixels(T* rows, int stride, int width, cons
 }
 
 // rows[i][c] = affine(c, (rows[i][c] - mean) / sqrt(variance + eps)) over the channels, in place; what lies behind them
-// stays. Four lanes to a pixel, as to a row of a product. All threads of the block take part.
+// stays. Four lanes to a pixel, as to a row of a product. All threads of the block take part, in groups of THREADS with rows
+// of their own.
 template <int THREADS, class T, class Affine>
 __device__ __forceinline__ void layer_norm(T* rows, int stride, int channels, int count, float eps, const Affine& affine) {
   const int start = column() / 2;
   for (int first = 0; first < count; first += THREADS / 4) {
-    const int i = first + 8 * warp() + row();
+    const int i = first + 8 * (warp() % (THREADS / 32)) + row();
     const int end = i < count ? channels : 0;  // lanes without a pixel go along, for the sums
     T* row = rows + i * stride;
     float sum = 0, squares = 0;

@@ -36,9 +36,16 @@ struct Elements {
   float a[8], b[4];
 };
 
-// c_i of a lane is C[row][col]: row = groupID, plus 8 for i >= 2; col = 2 threadID_in_group + (i & 1).
-template <int DEPTH>
-void multiply(const char* instruction, float (&sum)[4], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
+// A chip adds 4, 8 or 16 products before it rounds a sum of halves: here the fewest.
+inline void round_sum(float& sum, int k, const _Float16&) {
+  if (k % 4 == 3) sum = static_cast<_Float16>(sum);
+}
+inline void round_sum(float&, int, const float&) {}
+
+// c_i of a lane is C[row][col]: row = groupID, plus 8 for i >= 2; col = 2 threadID_in_group + (i & 1). .f16 C is the same, in
+// pairs.
+template <int DEPTH, class Sum>
+void multiply(const char* instruction, Sum (&sum)[4], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
   Elements mine{};
   for (int i = 0; i < DEPTH / 2; ++i) mine.a[i] = half_of(a[i / 2], i % 2);
   for (int i = 0; i < DEPTH / 4; ++i) mine.b[i] = half_of(b[i / 2], i % 2);
@@ -46,10 +53,13 @@ void multiply(const char* instruction, float (&sum)[4], const unsigned (&a)[DEPT
   const auto of_lane = [&](int lane) { return reinterpret_cast<const Elements*>(all[lane]); };
   for (int i = 0; i < 4; ++i) {
     const int row = shim::lane() / 4 + (i >= 2 ? 8 : 0), col = shim::lane() % 4 * 2 + i % 2;
+    float total = sum[i];
     for (int k = 0; k < DEPTH; ++k) {
       const Place left = of_a(row, k), right = of_b(k, col);
-      sum[i] += of_lane(left.lane)->a[left.i] * of_lane(right.lane)->b[right.i];
+      total += of_lane(left.lane)->a[left.i] * of_lane(right.lane)->b[right.i];
+      round_sum(total, k, sum[i]);
     }
+    sum[i] = static_cast<Sum>(total);
   }
 }
 
@@ -138,6 +148,14 @@ inline void mma_m16n8k8(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
 
 inline void mma_m16n8k16(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   fragments::multiply<16>("mma.m16n8k16", sum, a, {b0, b1});
+}
+
+inline void mma_m16n8k8(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
+  fragments::multiply<8>("mma.m16n8k8.f16", reinterpret_cast<_Float16(&)[4]>(sum), {a0, a1}, {b});
+}
+
+inline void mma_m16n8k16(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  fragments::multiply<16>("mma.m16n8k16.f16", reinterpret_cast<_Float16(&)[4]>(sum), a, {b0, b1});
 }
 
 inline float exp2_approx(float x) {

@@ -56,6 +56,8 @@ SIZES = [
     ("inner_patch_stage", {"B": 1, "L": 1, "C": 66, "E": 9, "H": 8, "W": 8}, {"norm": "layernorm", "patch_size": 8}),
     ("inner_patch_stage", {"B": 1, "L": 2, "C": 7, "E": 5, "H": 16, "W": 32}, {"norm": "none", "patch_size": 16}),
     ("inner_patch_stage", {"B": 1, "L": 0, "C": 7, "E": 5, "H": 8, "W": 8}, {"norm": "none", "patch_size": 8}),
+    ("inner_patch_stage", {"B": 1, "L": 2, "C": 61, "E": 33, "H": 8, "W": 24}, {"norm": "layernorm", "patch_size": 8}),
+    ("gated_ffn", {"B": 1, "C": 64, "E": 65, "H": 8, "W": 24}, {"norm": "none", "patch_size": 8}),
     ("gated_ffn", {"B": 1, "C": 1, "E": 1, "H": 1, "W": 1}, {"norm": "tanh", "patch_size": 0}),
     ("gated_ffn", {"B": 2, "C": 61, "E": 33, "H": 9, "W": 17}, {"norm": "layernorm", "patch_size": 0}),
     ("gated_ffn", {"B": 1, "C": 128, "E": 7, "H": 4, "W": 12}, {"norm": "none", "patch_size": 4}),
@@ -165,7 +167,8 @@ def test_machine_code_of_the_network(capability: int) -> None:
         # No product is lost by the count: the operator's work, with channels padded to 64, an image's to 16, outputs to
         # 64, and what a tile's border repeats, a factor of 2.2 at most.
         op = REGISTRY[kernel.operator]
-        parts = [one for one in cuda_code.KERNELS if (one.operator, one.options) == (kernel.operator, kernel.options)]
+        alike = (kernel.operator, kernel.options)
+        parts = [one for one in cuda_code.kernels(capability) if (one.operator, one.options) == alike]
         counted = sum(cuda_code.count(capability)[one].macs * 64 / one.pixels for one in parts)
         sample = next(one for one in op.samples if dict(one.options) == dict(kernel.options))
         axes = {axis: 16 if axis == "N" else size for axis, size in sample.axes.items()}
@@ -183,15 +186,16 @@ def test_warp_instructions_on_sm_80() -> None:
 
 
 @needs_gcc
-def test_kernels_that_are_counted_are_launched_so() -> None:
+@pytest.mark.parametrize("capability", [pytest.param(75, marks=pytest.mark.slow), 80])
+def test_kernels_that_are_counted_are_launched_so(capability: int) -> None:
     """The threads and shared memory that cuda_code.KERNELS names are those of the operators' launches; the ones before,
     which it does not name, pack weights and take no shared memory."""
-    kernels = HostKernels(800)
-    for operator, options in {(one.operator, tuple(one.options.items())): one for one in cuda_code.KERNELS}:
+    kernels, chip = HostKernels(10 * capability), cuda_code.kernels(capability)
+    for operator, options in {(one.operator, tuple(one.options.items())): one for one in chip}:
         op = REGISTRY[operator]
         sample = next(one for one in op.samples if tuple(one.options.items()) == options and one.axes["C"] in (3, 60))
         kernels(op, op.inputs(cases.enlarged(sample, 16, 16), dtype=torch.float16))
-        named = [one for one in cuda_code.KERNELS if (one.operator, tuple(one.options.items())) == (operator, options)]
+        named = [one for one in chip if (one.operator, tuple(one.options.items())) == (operator, options)]
         launches = [launch for launch in kernels.launches() if launch[1]]
         assert launches == [(32 * one.warps, one.shared) for one in named], operator
 
