@@ -91,9 +91,9 @@ __global__ void _pack_bands_kernel(BandWords* words, __half2* input_bias, BandSo
 // Channels go by turns through the parts, and end with zeros: `padded` of each part.
 inline Bands pack_bands(Device& device, const char* name, const BandSources& sources, int padded, int layers) {
   const int channels = sources.parts * padded;
-  auto* words = static_cast<BandWords*>(device.allocate(layers * channels * kPlaces * sizeof(BandWords)));
-  auto* input_bias = static_cast<__half2*>(device.allocate(layers * channels * sizeof(__half2)));
-  launch(device, name, _pack_bands_kernel, dim3(channels, layers), 32, 0, words, input_bias, sources);
+  auto* words = static_cast<BandWords*>(device.allocate_weights(layers * channels * kPlaces * sizeof(BandWords)));
+  auto* input_bias = static_cast<__half2*>(device.allocate_weights(layers * channels * sizeof(__half2)));
+  if (!device.has_weights()) launch(device, name, _pack_bands_kernel, dim3(channels, layers), 32, 0, words, input_bias, sources);
   return {words, input_bias, channels};
 }
 

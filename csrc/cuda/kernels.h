@@ -23,8 +23,8 @@ class Device {
   // Memory of the GPU, aligned to 256 bytes, for what is launched before this object's end.
   virtual void* allocate(size_t bytes) = 0;
   // The same for weights in the order in which kernels take them. What an operator asks for, and in which order, depends on
-  // its weights and kernels_in_use() alone: a Device may give the same memory again for the same weights, and then has them
-  // there already.
+  // its weights and options, the chip and kernels_in_use() alone: a Device may give the same memory again for the same weights
+  // and options, and then has them there already.
   virtual void* allocate_weights(size_t bytes) { return allocate(bytes); }
   virtual bool has_weights() const { return false; }
 
