@@ -76,6 +76,7 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(file, model) -> None
 
 
 @needs_compiler
+@pytest.mark.slow  # compiles the plugins
 def test_nodes_are_what_the_plugins_take(file) -> None:
     """Names, namespace and version; every field and no other attribute; as many inputs, of constant shapes."""
     known = {name: (index, version, namespace) for index, (name, version, namespace, _) in enumerate(creators())}

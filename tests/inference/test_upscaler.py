@@ -284,6 +284,7 @@ def test_a_containers_memory_limit_is_known(monkeypatch, tmp_path: Path, limit: 
         assert memory.free_memory(torch.device("cpu")) == left
 
 
+@pytest.mark.slow
 def test_a_hard_memory_limit_is_kept() -> None:
     """A picture whose whole-image pass would take over 2 GB of activations, in a process that may have 500 MB."""
     code = """

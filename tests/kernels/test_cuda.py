@@ -157,7 +157,8 @@ def per_64_pixels(found: dict[cuda_code.Kernel, Count], operator: str, patch_siz
 
 
 @needs_nvcc
-@pytest.mark.parametrize("capability", [*(pytest.param(chip, marks=pytest.mark.slow) for chip in (70, 75, 90)), 80])
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [70, 75, 80, 90])
 def test_machine_code_of_the_network(capability: int) -> None:
     """What DITN-Real's layers run: no warning of nvcc, no spill, tensor cores wherever matrices are multiplied."""
     for kernel, found in cuda_code.count(capability).items():

@@ -39,7 +39,11 @@ from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
 from ditn_kernels._op import NORMS, Sample
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which is not installed")
+# The plugins are compiled, with all kernels.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which is not installed"),
+]
 OPERATORS = [REGISTRY[name] for name in ("inner_patch_attention", "gated_ffn", "dilated_gate")]
 each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 each_dtype = pytest.mark.parametrize("dtype", TYPES, ids=str)

@@ -98,7 +98,10 @@ def test_continuing_equals_an_unbroken_run_bit_by_bit(pictures: Path, tmp_path: 
     assert _same(a, b)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow), pytest.param(signal.SIGKILL, id="SIGKILL")],
+)
 def test_a_killed_run_goes_on_exactly(pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
     # Without decay a step does not depend on how many there will be, so the run can be ended anywhere.
     flags = ("--decay", "0", "--save-every", "0", "--report-every", "1")
@@ -260,6 +263,7 @@ def test_layernorm_follows_tanh() -> None:
     np.testing.assert_allclose(ours.attn.qkv.weight.detach().numpy(), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_norm_starts_above_bicubic(shared: Path, tmp_path: Path) -> None:
     images = PairedImages(list_images([shared / "data" / "train"])[:160:40], 4, tmp_path)
     recipe = Recipe(model="ditn-tiny", init="ditn-real-x4", batch=4, patch=32, held_out=0)
@@ -269,7 +273,8 @@ def test_another_norm_starts_above_bicubic(shared: Path, tmp_path: Path) -> None
     assert trainer.validate(images) > np.mean(by_bicubic) + 1
 
 
-@pytest.mark.parametrize("scale", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [2, 3])
 def test_another_scale_starts_above_bicubic(shared: Path, tmp_path: Path, scale: int) -> None:
     paths = list_images([shared / "data" / "train"])[:160:40]
     images = PairedImages(paths, scale, tmp_path)

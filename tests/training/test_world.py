@@ -52,6 +52,7 @@ def _optimizer(folder: Path) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_doubled_batch(pictures: Path, tmp_path: Path) -> None:
     _train(2, pictures, tmp_path / "two", "--batch", "4", "--steps", "1")
     _train(1, pictures, tmp_path / "one", "--batch", "4", "--steps", "1")
