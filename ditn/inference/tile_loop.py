@@ -47,7 +47,7 @@ class TileNetwork:
         columns = reflected(width, outer.left, outer.left + outer.width)
         given = torch.from_numpy(np.ascontiguousarray(layer[rows[:, None], columns]))
         # To 0..1 before the network's dtype: 65535 is infinite in float16.
-        exact = given.permute(2, 0, 1)[None].to(self.device).float() / _RANGE.get(layer.dtype.name, 1)
+        exact = _to_device(given, self.device).permute(2, 0, 1)[None].float() / _RANGE.get(layer.dtype.name, 1)
         image = exact.to(self.dtype).expand(-1, 3, -1, -1)
         bottom, right = min(region.top + region.height, height), min(region.left + region.width, width)
         inner = Region(region.top - outer.top, region.left - outer.left, bottom - region.top, right - region.left)
@@ -130,9 +130,25 @@ def _part(output: Tensor, inner: Region, scale: int) -> Tensor:
 def _to_samples(values: Tensor, dtype: np.dtype[Any]) -> Pixels:
     limit = _RANGE.get(dtype.name)
     if limit is None:
-        return values.cpu().numpy()
+        return _to_host(values).numpy()
     rounded = values.clamp(0, 1).mul(limit).round()
-    return rounded.to(torch.int32).cpu().numpy().astype(dtype)
+    # PyTorch computes little with uint16.
+    return _to_host(rounded.to(torch.uint8 if limit == 255 else torch.int32)).numpy().astype(dtype, copy=False)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """To a GPU from pinned memory, which it reads by itself while it computes something else."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def _to_host(values: Tensor) -> Tensor:
+    """From a GPU likewise: only what this thread's stream does is waited for."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return host
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

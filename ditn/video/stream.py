@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from ditn.imaging.arrays import Pixels
 from ditn.imaging.colour import interpretation
@@ -21,6 +24,7 @@ from ditn.inference.tiles import Region, round_up
 from ditn.inference.upscaler import Upscaler
 
 T = TypeVar("T")
+R = TypeVar("R")
 # Frames that wait on each side of the network: enough for it never to wait for one that takes a little longer.
 _WAITING = 2
 
@@ -108,12 +112,35 @@ def _running(work: Callable[[], None], waiting: _Queue[Any]) -> Iterator[threadi
         thread.join()
 
 
+def overlapped(function: Callable[[T], R], items: Iterable[T], device: torch.device | None) -> Iterator[R]:
+    """function(item) of each, in order; with a CUDA device two at once, each in a thread with a stream of its own: what
+    one copies from and to the host goes beside what the other computes."""
+    if device is None:
+        yield from map(function, items)
+        return
+
+    def with_a_stream() -> None:
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.default_stream(device))
+        torch.cuda.set_stream(stream)
+
+    with ThreadPoolExecutor(2, initializer=with_a_stream) as pool:
+        running: deque[Future[R]] = deque()
+        for item in items:
+            running.append(pool.submit(function, item))
+            if len(running) == 2:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
 class FrameUpscaler:
-    """Frames of one size and kind, one after the other, in the tiles of `plan`, to `size` (width, height): the model's
+    """Frames of one size and kind in the tiles of `plan`, to `size` (width, height): the model's
     enlargement and, where that differs, Lanczos'.
 
-    With `reuse` a tile whose pixels, with all that reach it, are those of the frame before is not computed again, and
-    the result is the same to the bit. Transparency is not looked at tile by tile: with it that holds for whole frames.
+    With `reuse`, for which they come one after the other, a tile whose pixels, with all that reach it, are those of the
+    frame before is not computed again, and the result is the same to the bit. Transparency is not looked at tile by
+    tile: with it that holds for whole frames.
     """
 
     def __init__(self, upscaler: Upscaler, plan: TilePlan, size: tuple[int, int], *, reuse: bool = False) -> None:
@@ -126,21 +153,22 @@ class FrameUpscaler:
         """The enlargement [H, W, bands], of the frame's dtype, and what the guard found in the tiles computed."""
         changed = self._changed(pixels)
         self.reused += len(self._plan.regions) - len(changed)
-        findings: list[Finding] = []
-        if changed or self._result is None:
-            # A new one each time: the one before may still be in the encoder's hands.
-            height, width, bands = pixels.shape
-            scale = self._upscaler.scale
-            result = np.empty((height * scale, width * scale, bands), pixels.dtype)
-            if self._result is not None and len(changed) < len(self._plan.regions):
-                result[:] = self._result
+        if not changed and self._result is not None:
+            return _resized(self._result, self._size), []
+        # A new one each time: the one before may still be in the encoder's hands.
+        height, width, bands = pixels.shape
+        scale = self._upscaler.scale
+        result = np.empty((height * scale, width * scale, bands), pixels.dtype)
+        if self._result is not None and len(changed) < len(self._plan.regions):
+            result[:] = self._result
 
-            def place(top: int, left: int, part: Pixels) -> None:
-                result[top : top + part.shape[0], left : left + part.shape[1]] = part
+        def place(top: int, left: int, part: Pixels) -> None:
+            result[top : top + part.shape[0], left : left + part.shape[1]] = part
 
-            findings = self._upscaler.stream(pixels, place, plan=replace(self._plan, regions=changed))
+        findings = self._upscaler.stream(pixels, place, plan=replace(self._plan, regions=changed))
+        if self._reuse:
             self._before, self._result = pixels, result
-        return _resized(self._result, self._size), findings
+        return _resized(result, self._size), findings
 
     def _changed(self, pixels: Pixels) -> tuple[Region, ...]:
         """The tiles that have to be computed."""

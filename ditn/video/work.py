@@ -30,7 +30,7 @@ from ditn.video.joining import check_parts, join
 from ditn.video.layout import FilmError, layout_of
 from ditn.video.pictures import as_depth, is_pattern, name_of, picture_bytes, write_animation
 from ditn.video.source import Source
-from ditn.video.stream import FrameUpscaler, ahead, behind
+from ditn.video.stream import FrameUpscaler, ahead, behind, overlapped
 
 # Frames of a segment: few enough that little is lost with one, many enough that its key frame costs nothing.
 _SEGMENT = 120
@@ -143,8 +143,9 @@ def enlarge_segment(
     done = 0
     frames = work.source.frames(segment.start, segment.stop)
     with _part(work, segment) as write, behind(write) as put, ahead(frames) as coming:
-        for number, pixels in coming:
-            larger, found = enlarge(pixels)
+        by_two = upscaler.device.type == "cuda" and not work.reuse
+        enlarged = overlapped(lambda frame: (frame[0], *enlarge(frame[1])), coming, upscaler.device if by_two else None)
+        for number, larger, found in enlarged:
             findings += found
             put((number - segment.start, larger))
             done += 1

@@ -9,7 +9,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,25 +19,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import PROJECT
 
 pytest.importorskip("av", reason="PyAV is not installed")
 import films
 from networks import small
 
-import ditn
 from ditn.commands.cli import main
 from ditn.inference.tile_loop import TileNetwork
+from ditn.inference.upscaler import Upscaler
 from ditn.video import stream, work
 from ditn.video.colour import Colour
 from ditn.video.layout import FilmError
 from ditn.video.pictures import Pictures
-
-
-@pytest.fixture
-def weights(tmp_path) -> str:
-    ditn.save(small(), tmp_path / "small.safetensors")
-    return str(tmp_path / "small.safetensors")
 
 
 def noise(number: int) -> np.ndarray:
@@ -226,3 +223,41 @@ def test_numbered_pictures_are_cut_by_time() -> None:
     assert (part.count, part.skipped, part.origin) == (12, 12, Fraction(1, 2))
     with pytest.raises(FilmError, match="no frame between 5 and 6"):
         pictures(48).cut(5, 6)
+
+
+def test_frames_that_overlap_on_a_gpu_stay_in_order(monkeypatch) -> None:
+    """On a stand-in for CUDA's streams: each of two threads has one, and what fails is told."""
+    of_thread: dict[int, object] = {}
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.waited_for: list[object] = []
+
+        def wait_stream(self, other: object) -> None:
+            self.waited_for.append(other)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: "default")
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda one: of_thread.__setitem__(threading.get_ident(), one))
+    together = threading.Barrier(2, timeout=10)
+
+    def doubled(number: int) -> int:
+        assert of_thread[threading.get_ident()].waited_for == ["default"]
+        together.wait()  # two at a time, or neither goes on
+        return 2 * number
+
+    gpu = torch.device("cuda", 0)
+    assert list(stream.overlapped(doubled, range(6), gpu)) == [0, 2, 4, 6, 8, 10]
+    assert len(of_thread) == 2
+    with pytest.raises(ZeroDivisionError):
+        list(stream.overlapped(lambda number: 1 // (2 - number), range(6), gpu))
+
+
+def test_two_threads_may_enlarge_frames_at_once() -> None:
+    """Neither hands out the other's frame."""
+    upscaler = Upscaler(small(), guard="off")
+    frames = [np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8) for seed in range(12)]
+    enlarge = stream.FrameUpscaler(upscaler, upscaler.plan(16, 24), (48, 32))
+    with ThreadPoolExecutor(2) as pool:
+        for frame, (larger, _) in zip(frames, pool.map(enlarge, frames), strict=True):
+            assert np.array_equal(larger, upscaler(frame))
