@@ -49,7 +49,7 @@ def facts(compiled):
     return compiled.hash, compiled.asm["ptx"], hashlib.sha256(compiled.asm["cubin"]).hexdigest()
 
 tensors = [torch.empty(64, dtype=torch.float16, device="meta") for _ in range(2)]
-launch = Launch(kernel, "copy", tuple(tensors), {"N": 64}, Config(1, 1), {}, 1)
+launch = Launch(kernel, "copy", tensors[0].device, tuple(tensors), {"N": 64}, Config(1, 1), {}, 1)
 options = {"num_warps": 1, "num_stages": 1}
 driver.set_active(Device())
 found = []
