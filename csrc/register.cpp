@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only file that knows torch: `ditn_native::*` on LibTorch's stable ABI. Tensors are dense on the CPU, activations
+// Torch's side of the CPU kernels: `ditn_native::*` on LibTorch's stable ABI. Tensors are dense on the CPU, activations
 // [B, H, W, C]; shapes and types were checked by whoever calls (ditn_kernels/_library.py, _prepared.py).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -70,8 +70,7 @@ class Update:
             self._parameters, self._rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
         self._own_groups()
-        # float16 gradients underflow without a scale; bfloat16's do not.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "float16")
+        self.scaler = self._new_scaler()
         # As Seen, but for the number of steps.
         self._seen = torch.zeros(len(Seen._fields) - 1, dtype=torch.float64, device=device)
         self._steps = 0
@@ -104,7 +103,7 @@ class Update:
         return Seen(steps, loss, int(bad), bad_loss, bad_norm, int(now), int(most))
 
     def state(self) -> dict[str, Any]:
-        """To go on from exactly here; steps that were not finite are counted anew."""
+        """To go on from exactly here, together with the model's weights."""
         return {
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -112,11 +111,16 @@ class Update:
         }
 
     def load_state(self, state: dict[str, Any], *, bad: int) -> None:
+        """`bad`: how many steps in a row were not finite before."""
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._own_groups()
         self.scaler.load_state_dict(state["scaler"])
         self._seen[-2:] = bad
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        """float16 gradients underflow without a scale; bfloat16's do not."""
+        return torch.amp.GradScaler(self._device.type, enabled=self._recipe.amp == "float16")
 
     def _own_groups(self) -> None:
         for group in self.optimizer.param_groups:
@@ -137,6 +141,9 @@ class Update:
                 text = f"trains without CUDA graphs, since recording one failed: {why_failed(error)}"
                 warnings.warn(text, RuntimeWarning, 4)
                 self._graphs = None
+                # The old one may have been left in the middle of a step, and would refuse to begin another.
+                scale, self.scaler = self.scaler.state_dict(), self._new_scaler()
+                self.scaler.load_state_dict(scale)
                 return self._step(batch)
             graphs[key] = kept = _Graph(graph, still)
         torch._foreach_copy_(list(kept.batch), list(batch))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditn.training import update
-from ditn.training.batches import Batch, batches
+from ditn.training.batches import Batch, Order, batches
 from ditn.training.data import PairedImages, list_images
 from ditn.training.recipe import Recipe
 from ditn.training.trainer import Trainer
@@ -35,10 +35,14 @@ def images(tmp_path: Path) -> PairedImages:
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", "photo"])
-def test_crops_that_are_made_where_the_images_lie_are_the_same(images: PairedImages, degradation: str) -> None:
+def test_crops_that_are_made_where_the_images_lie_are_the_same(
+    images: PairedImages, degradation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Turned, mirrored, in exchanged colours, among drawn ones and for each process its part. Degraded ones are still
     made by the host."""
     images.is_photo = degradation == "photo"
+    if images.is_photo:
+        monkeypatch.setattr(Order, "made", None)  # is not called
     recipe = Recipe(upscale=2, batch=12, patch=16, drawn=0.3, channel_shuffle=True, degradation=degradation)
     for part in (slice(None), slice(1, None, 3)):
         made = [batches(images, recipe, start=4, part=part, resident=resident) for resident in (False, True)]
@@ -86,6 +90,35 @@ def test_a_recorded_step_is_the_step(images: PairedImages, amp: str, monkeypatch
         assert all(map(torch.equal, state_of(eager), state_of(recorded)))
     assert [graph.replays for graph in graphs] == [4]
     assert eager.mean_loss() == recorded.mean_loss()
+
+
+@pytest.mark.slow  # float16 runs as plain PyTorch on a CPU
+def test_a_recording_that_is_broken_off_costs_nothing_but_a_warning(
+    images: PairedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step, behind the gradient's unscaling: the step is made without a graph, as all others are."""
+    recipe = replace(RECIPE, amp="float16")
+    eager = Trainer(recipe, images, device="cpu", fused=True)
+    recorded_graphs.install(monkeypatch)
+    monkeypatch.setattr(update, "can_record", lambda device: True)
+    broken = Trainer(recipe, images, device="cpu", fused=True)
+
+    def record(run, device, pool, stream):
+        broken.update.scaler.unscale_(broken.update.optimizer)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(update, "record", record)
+    given = list(itertools.islice(batches(images, recipe, start=0), 5))
+    for batch in given[:3]:
+        broken.train_step(batch)
+    with pytest.warns(RuntimeWarning, match="trains without CUDA graphs.*not permitted"):
+        broken.train_step(given[3])
+    broken.train_step(given[4])
+    for batch in given:
+        eager.train_step(batch)
+    # The gradient that was unscaled once more is of a step that was over.
+    assert all(map(torch.equal, state_of(eager), state_of(broken)))
+    assert eager.update.scaler.state_dict() == broken.update.scaler.state_dict()
 
 
 class _Asked(TorchDispatchMode):
