@@ -37,7 +37,7 @@ class Provable(Protocol):
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         """The function that takes the operator's arguments (the gradient first, for a backward)."""
 
-    def identity(self, device: torch.device) -> Mapping[str, str] | None:
+    def identity(self, op: Op, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
     def fall_back(self, op: Op, device: torch.device) -> bool:
@@ -138,7 +138,7 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
     must = call.device.type in DEVICES
     if must and not on:
         return ""
-    identity = call.backend.identity(call.device) if must else None
+    identity = call.backend.identity(call.op, call.device) if must else None
     if identity is None:
         _faults[key] = ""
         return ""

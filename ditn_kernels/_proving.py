@@ -80,7 +80,10 @@ def _cases(op: Op, device: torch.device) -> Iterator[Case]:
     for sample, dtype in itertools.product(samples, op.atol_of_max):
         args = op.inputs(sample, dtype=dtype, device=device)
         for name, backward in itertools.product(op.backends, (False, True)):
-            if not reasons_unproved(op, name, args, backward=backward) and BACKENDS[name].identity(device) is not None:
+            if (
+                not reasons_unproved(op, name, args, backward=backward)
+                and BACKENDS[name].identity(op, device) is not None
+            ):
                 yield Case(op.name, sample, name, dtype, backward, str(device))
 
 
@@ -102,7 +105,7 @@ def _prove(cases: list[Case]) -> Iterator[Proof]:
             fault, by_signal = f"ends its process ({_exit(process.exitcode)})", (process.exitcode or 0) < 0
             if by_signal:
                 call = cases[0].call()
-                _verdicts.write(call.facts(call.backend.identity(call.device) or {}), fault)
+                _verdicts.write(call.facts(call.backend.identity(call.op, call.device) or {}), fault)
             yield _found(cases[0], fault, by_signal)
         process.join()
         cases = cases[max(done, 1) :]
@@ -113,7 +116,7 @@ def _work(cases: list[Case], sender: Connection) -> None:
     for case in cases:
         try:
             call = case.call()
-            fault = _proof.prove(call, call.backend.identity(call.device) or {})
+            fault = _proof.prove(call, call.backend.identity(call.op, call.device) or {})
         except Exception as error:
             sender.send((f"could not be tried: {type(error).__name__}: {error}", False))
         else:

@@ -97,18 +97,18 @@ def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
 def test_stage_for_hopper_and_for_all_chips(sample: int, on: bool) -> None:
     """On a map on which every block takes patches many times: right, and the same bits each time."""
     device, op = torch.device("cuda"), REGISTRY["inner_patch_stage"]
-    if not _hopper.serves(device):
+    if not _hopper.serves(op.name, device):
         pytest.skip("needs a GPU of compute capability 9.0 and the library's kernels for it")
     args = cases.inputs(op, cases.enlarged(op.samples[sample], 544, 960), dtype=torch.float16, device="cuda")
     exact, plain = (
         op.reference(*(value.to(dtype) if torch.is_tensor(value) else value for value in args.values()))
         for dtype in (torch.float64, torch.float16)
     )
-    _hopper.turn(device, on)
+    _hopper.turn(op.name, device, on=on)
     try:
         results = [op(*args.values(), backend="cuda") for _ in range(20)]
     finally:
-        _hopper.turn(device, True)
+        _hopper.turn(op.name, device, on=True)
     assert_as_good(results[0], exact, plain, op.atol_of_max[torch.float16], op.name)
     assert all(torch.equal(results[0], one) for one in results)
 

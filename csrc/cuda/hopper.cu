@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 #include <string>
+#include <string_view>
 
 #include "hopper/pack.cuh"
 #include "hopper/stage.cuh"
@@ -14,28 +16,42 @@ namespace ditn::cuda::hopper {
 
 namespace {
 
-int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
-
 bool wanted() {
   const char* value = std::getenv("DITN_CUDA_HOPPER");
   return !value || std::string(value) != "0";
 }
 
-std::atomic<bool> is_on{wanted()};
+constexpr std::string_view kNames[] = {"inner_patch_stage"};
+std::atomic<unsigned> on{wanted() ? (1u << std::size(kNames)) - 1 : 0};
 thread_local int most_blocks = 0;
+
+unsigned bit_of(Operator which) { return 1u << static_cast<unsigned>(which); }
+
+// 0 if it has no kernels here.
+unsigned bit_of(std::string_view name) {
+  const auto found = std::find(std::begin(kNames), std::end(kNames), name);
+  return found == std::end(kNames) ? 0 : 1u << (found - std::begin(kNames));
+}
+
+// Whether an operator's kernels are on, and the current device is theirs.
+bool serves(Operator which) {
+  return on & bit_of(which) && compute_capability(kNames[static_cast<unsigned>(which)].data()) == 90;
+}
 
 }  // namespace
 
-bool are_on() { return is_on; }
+unsigned which_are_on() { return on; }
+
+int persistent_blocks(const char* name) {
+  if (most_blocks) return most_blocks;
+  int device = 0, multiprocessors = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), name);
+  return multiprocessors;
+}
 
 bool serves_stage(const Shape& shape, int expanded, int patch) {
-  if (!is_on || patch != 8 || shape.channels > kMostChannels || expanded > kMostExpanded) return false;
-  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+  return patch == 8 && shape.channels <= kMostChannels && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
 }
 
 void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
@@ -51,8 +67,7 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
   const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
   const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
                     shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
-  const int most = most_blocks ? most_blocks : device_attribute(cudaDevAttrMultiProcessorCount);
-  const dim3 blocks(std::min(blocks_for(patches, kPatches, kName), static_cast<unsigned>(most)));
+  const dim3 blocks(std::min(blocks_for(patches, kPatches, kName), static_cast<unsigned>(persistent_blocks(kName))));
   const auto run = [&](auto kernel) {
     launch(device, kName, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
            attention.temperature, stage);
@@ -68,10 +83,19 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
 extern "C" {
 #define DITN_EXPORT __attribute__((visibility("default")))
 
-DITN_EXPORT int ditn_cuda_hopper_is_on() { return ditn::cuda::hopper::are_on(); }
+// Whether an operator has kernels here, and they are on.
+DITN_EXPORT int ditn_cuda_hopper_is_on(const char* name) {
+  return (ditn::cuda::hopper::on & ditn::cuda::hopper::bit_of(name)) != 0;
+}
 
-// Whether these kernels serve, in all threads.
-DITN_EXPORT void ditn_cuda_hopper_turn(int on) { ditn::cuda::hopper::is_on = on; }
+// Whether an operator's kernels serve, in all threads.
+DITN_EXPORT void ditn_cuda_hopper_turn(const char* name, int on) {
+  if (on) {
+    ditn::cuda::hopper::on |= ditn::cuda::hopper::bit_of(name);
+  } else {
+    ditn::cuda::hopper::on &= ~ditn::cuda::hopper::bit_of(name);
+  }
+}
 
 // How many blocks the launches of this thread have at most; 0: as many as run at once.
 DITN_EXPORT void ditn_cuda_hopper_blocks(int most) { ditn::cuda::hopper::most_blocks = most; }

@@ -6,10 +6,17 @@
 
 namespace ditn::cuda::hopper {
 
-// Whether nobody has turned these kernels off. They are off from the start where the environment variable DITN_CUDA_HOPPER is 0.
-bool are_on();
+// The operators that have kernels here; hopper.cu has their names.
+enum class Operator { kInnerPatchStage };
 
-// Whether they are on, there is one for such a stage, and the current device is of compute capability 9.0.
+// A bit for each of them whose kernels nobody has turned off. They all are from the start where the environment variable
+// DITN_CUDA_HOPPER is 0.
+unsigned which_are_on();
+
+// How many blocks a persistent kernel has at most: one for each multiprocessor, unless this thread was told otherwise.
+int persistent_blocks(const char* name);
+
+// Whether its kernels are on, there is one for such a stage, and the current device is of compute capability 9.0.
 bool serves_stage(const Shape&, int expanded, int patch);
 
 // inner_patch_stage of kernels.h in patches of 8, where the above is true.

@@ -43,9 +43,9 @@ DITN_KERNEL(_inner_patch_stage_kernel<false>);
 DITN_INSTANTIATE(__half)
 DITN_INSTANTIATE(float)
 
-int kernels_in_use() {
+unsigned kernels_in_use() {
 #ifdef DITN_HOPPER
-  return hopper::are_on();
+  return hopper::which_are_on();
 #else
   return 0;
 #endif

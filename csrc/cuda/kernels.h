@@ -32,9 +32,9 @@ class Device {
   const bool launches;
 };
 
-// 1 where kernels for one chip alone (hopper.h) are compiled and not turned off, else 0. Weights that were packed under the one
-// do not suit the other.
-int kernels_in_use();
+// Which kernels for one chip alone (hopper.h) are compiled and not turned off. Weights that were packed under one value may not
+// suit another.
+unsigned kernels_in_use();
 
 // Maps are dense, [batch, height, width, channels], and may be empty. T is __half or float, of weights too; sums are float.
 template <class T>

@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <functional>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -150,7 +151,7 @@ class PreparedOperator final : public Handle {
  private:
   const Launch launch_;
   const int64_t outputs_, upscale_;
-  PackedWeights packed_[2];  // by kernels_in_use()
+  std::map<unsigned, PackedWeights> packed_;  // by kernels_in_use()
   std::mutex guard_;
 };
 

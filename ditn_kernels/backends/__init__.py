@@ -39,7 +39,7 @@ class Backend(Protocol):
         """The function that takes an operator's maps only. The other arguments, as its definition takes them, stay the
         same: whatever depends on them alone is done here."""
 
-    def identity(self, device: torch.device) -> Mapping[str, str] | None:
+    def identity(self, op: Op, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
     def fall_back(self, op: Op, device: torch.device) -> bool:

@@ -103,13 +103,13 @@ def test_what_it_cannot_is_left_to_the_others() -> None:
 def test_it_can_be_turned_off() -> None:
     kernels = HostKernels(800, hopper=True)
     args = OP.inputs(sample("none", L=0), dtype=torch.float16)
-    assert kernels.library.ditn_cuda_hopper_is_on()
-    kernels.library.ditn_cuda_hopper_turn(0)
+    assert kernels.library.ditn_cuda_hopper_is_on(OP.name.encode())
+    kernels.library.ditn_cuda_hopper_turn(OP.name.encode(), 0)
     try:
         kernels(OP, args)
         assert not is_chosen(kernels)
     finally:
-        kernels.library.ditn_cuda_hopper_turn(1)
+        kernels.library.ditn_cuda_hopper_turn(OP.name.encode(), 1)
     kernels(OP, args)
     assert is_chosen(kernels)
 
@@ -123,14 +123,14 @@ def test_weights_that_stay_packed() -> None:
     packings = []
     try:
         for on in (1, 0, 1, 0):
-            kernels.library.ditn_cuda_hopper_turn(on)
+            kernels.library.ditn_cuda_hopper_turn(OP.name.encode(), on)
             result = kernels(OP, args)
             exact = OP.reference(*(arg.double() if torch.is_tensor(arg) else arg for arg in args.values()))
             assert_as_good(result, exact, OP.reference(*args.values()), OP.atol_of_max[torch.float16], OP.name)
             assert is_chosen(kernels) == on
             packings.append(len(kernels.launches()) - 1)
     finally:
-        kernels.library.ditn_cuda_hopper_turn(1)
+        kernels.library.ditn_cuda_hopper_turn(OP.name.encode(), 1)
         kernels.library.keep_packed_weights(False)
     assert min(packings[:2]) > 0
     assert packings[2:] == [0, 0]
@@ -153,15 +153,15 @@ def test_the_backend_can_do_without(monkeypatch) -> None:
         assert kernels.blocks() == 3
         kernels(OP, args)
         assert kernels.blocks() == 5  # the multiprocessors that the shim has
-        assert backend.identity(device)["kernels"] == "sm_90a"
-        assert not backend.fall_back(REGISTRY["gated_ffn"], device)
+        assert backend.identity(OP, device)["kernels"] == "sm_90a"
+        assert not backend.fall_back(REGISTRY["tanh_affine"], device)
         assert backend.fall_back(OP, device)
         assert not backend.fall_back(OP, device)
-        assert backend.identity(device)["kernels"] == "all chips"
+        assert backend.identity(OP, device)["kernels"] == "all chips"
         kernels(OP, args)
         assert not is_chosen(kernels)
     finally:
-        kernels.library.ditn_cuda_hopper_turn(1)
+        kernels.library.ditn_cuda_hopper_turn(OP.name.encode(), 1)
 
 
 @needs_gcc

@@ -200,7 +200,7 @@ class TwoKernels:
     def __init__(self) -> None:
         self.special, self.tried = True, 0
 
-    def identity(self, device: torch.device) -> dict[str, str]:
+    def identity(self, op: Op, device: torch.device) -> dict[str, str]:
         return {"kernels": "special" if self.special else "usual"}
 
     def kernel(self, op: Op, *, backward: bool):

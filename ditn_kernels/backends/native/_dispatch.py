@@ -70,7 +70,7 @@ class CPlusPlus(_Compiled):
     def support(self, operator: str) -> Support | None:
         return _limits.CPU.get(operator)
 
-    def identity(self, device: torch.device) -> None:
+    def identity(self, op: Op, device: torch.device) -> None:
         return None
 
     def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
@@ -101,8 +101,6 @@ class Cuda(_Compiled):
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
         run = super().kernel(op, backward=backward)
-        if op.name not in _hopper.OPERATORS:
-            return run
 
         def forward(*args: Any) -> Any:
             with _hopper.few_blocks(args[0].device) if _trial.on_trial.get() else nullcontext():
@@ -110,14 +108,14 @@ class Cuda(_Compiled):
 
         return forward
 
-    def identity(self, device: torch.device) -> Mapping[str, str]:
-        kernels = "sm_90a" if _hopper.serves(device) else "all chips"
+    def identity(self, op: Op, device: torch.device) -> Mapping[str, str]:
+        kernels = "sm_90a" if _hopper.serves(op.name, device) else "all chips"
         return {"library": digest(_libraries.FOLDER / "_C_cuda.so"), "kernels": kernels}
 
     def fall_back(self, op: Op, device: torch.device) -> bool:
-        if op.name not in _hopper.OPERATORS or not _hopper.serves(device):
+        if not _hopper.serves(op.name, device):
             return False
-        _hopper.turn(device, False)
+        _hopper.turn(op.name, device, on=False)
         return True
 
 

@@ -13,21 +13,20 @@ import torch
 from ditn_kernels.backends.native import _libraries
 
 CAPABILITY = (9, 0)
-OPERATORS = ("inner_patch_stage",)
 # On trial, so that each takes patches several times.
 _FEW_BLOCKS = 3
 
 
-def serves(device: torch.device) -> bool:
-    """Whether calls on the device that they can compute are theirs."""
+def serves(operator: str, device: torch.device) -> bool:
+    """Whether an operator has such kernels, and calls on the device that they can compute are theirs."""
     library = _library(device)
-    return library is not None and bool(library.ditn_cuda_hopper_is_on())
+    return library is not None and bool(library.ditn_cuda_hopper_is_on(operator.encode()))
 
 
-def turn(device: torch.device, on: bool) -> None:
-    """Have them serve, or leave their work to the kernels for all chips; in this process."""
+def turn(operator: str, device: torch.device, *, on: bool) -> None:
+    """Have an operator's kernels serve, or leave their work to those for all chips; in this process."""
     if library := _library(device):
-        library.ditn_cuda_hopper_turn(on)
+        library.ditn_cuda_hopper_turn(operator.encode(), on)
 
 
 @contextmanager

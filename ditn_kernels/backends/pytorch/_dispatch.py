@@ -37,5 +37,5 @@ class PyTorch:
     def fall_back(self, op: Op, device: torch.device) -> bool:
         return False
 
-    def identity(self, device: torch.device) -> None:
+    def identity(self, op: Op, device: torch.device) -> None:
         return None

@@ -65,7 +65,7 @@ class Triton:
     def fall_back(self, op: Op, device: torch.device) -> bool:
         return False
 
-    def identity(self, device: torch.device) -> Mapping[str, str]:
+    def identity(self, op: Op, device: torch.device) -> Mapping[str, str]:
         if device.type != "cuda" or interpreted():
             assembler = "none: interpreted"
         else:
