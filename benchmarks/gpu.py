@@ -7,7 +7,8 @@
 
 Providers: the published formula in eager PyTorch, unfolded and contiguous; the same operators folded and
 channels-last, the best that eager can do; the formula (with `--compile all`, both) compiled, by default and with
-max-autotune; the fused network by the backends that it chooses and by CUDA C++, and both replayed from a CUDA graph.
+max-autotune; the fused network by the backends that it chooses and by CUDA C++, with and (on a chip that has some of
+its own) without the kernels for one chip alone, each of them also replayed from a CUDA graph.
 TF32 is off. Each is compared with float64 before it is timed: at most twice the error of the published formula in its
 dtype. Latency is from the call to the finished result, median and quartiles of rounds in turns; "host" is until the
 call returns. The picture is padded to the patch grid beforehand, so that nobody pays for that. Peak memory is what a
@@ -44,7 +45,7 @@ from ditn.training.recipe import Recipe
 from ditn.training.update import Update
 from ditn_kernels import REGISTRY, explain, use_backend
 from ditn_kernels._dispatch import reasons_against
-from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native import _hopper, _libraries
 
 Call = Callable[[], Tensor]
 AMP = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "none"}
@@ -74,6 +75,14 @@ def by_cuda(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return call
 
 
+def for_all_chips(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def call(x: Tensor) -> Tensor:
+        with _hopper.without(REGISTRY, x.device):
+            return network(x)
+
+    return call
+
+
 def providers(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, only_cuda: bool) -> dict[str, Call]:
     """`cuda`: whether CUDA C++ can run the network."""
     state = model.state_dict()
@@ -90,6 +99,9 @@ def providers(model: ditn.DITN, image: Tensor, *, compiled: str, cuda: bool, onl
         networks |= {"fused": model, "fused, graph": CudaGraphRunner(model)}
     if cuda:
         networks |= {"fused, cuda": by_cuda(model), "fused, cuda, graph": by_cuda(CudaGraphRunner(model))}
+        if any(_hopper.serves(name, image.device) for name in REGISTRY):
+            networks["fused, cuda, all chips"] = for_all_chips(by_cuda(model))
+            networks["fused, cuda, all chips, graph"] = for_all_chips(by_cuda(CudaGraphRunner(model)))
     return {name: lambda network=network: network(image) for name, network in networks.items()}  # type: ignore[misc]
 
 

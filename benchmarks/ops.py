@@ -7,8 +7,9 @@
 A provider is compared with float64 before it is timed: at most twice the error of plain PyTorch in its dtype. Times
 are medians and quartiles of rounds in turns; on a GPU of the GPU alone, with a cold second-level cache. The share is
 of a roof measured in the same run: the least bytes over the rate of a large copy, or the least multiply-adds over the
-rate of a large product of matrices (on a CPU, of multiply-adds in registers), whichever takes longer. "layers" is a
-stage run operator by operator. Written to `ops.json` in the GPU's folder of results, or to `results/ops-cpu.json`.
+rate of a large product of matrices (on a CPU, of multiply-adds in registers), whichever takes longer. Weights are
+prepared, as a network's are. "layers" is a stage run operator by operator; "cuda, all chips" are, on a chip that has
+some of its own, the other kernels. Written to `ops.json` in the GPU's folder of results, or to `results/ops-cpu.json`.
 
 On a GPU the order of the backends goes into `ditn_kernels/backend_order.json`, which they are chosen by from then on:
 for operators all of whose kernels were timed, in at least 10 rounds.
@@ -30,12 +31,14 @@ from benchmarks import order
 from benchmarks.harness import cases, cpu_timing, gpu_timing, outputs
 from benchmarks.harness.outputs import RESULTS
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, Op, _order, explain
+from ditn_kernels import REGISTRY, Op, Prepared, _order, explain, use_backend
+from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import DECOMPOSED, reasons_against
 from ditn_kernels._op import Sample
-from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native import _hopper, _libraries
 
 Call = Callable[[], Any]
+ALL_CHIPS = "cuda, all chips"
 # Fewer, such as under a profiler, say nothing about which backend is the faster.
 ROUNDS_FOR_AN_ORDER = 10
 
@@ -46,16 +49,42 @@ def timing(device: str) -> ModuleType:
 
 def providers(op: Op, args: Mapping[str, Any], *, compiled: bool) -> Iterator[tuple[str, Call]]:
     """The forward by every backend that can, and its definition compiled."""
+    device = next(iter(args.values())).device
     for backend in op.backends:
         if not reasons_against(op, backend, args):
-            yield backend, lambda backend=backend: op(*args.values(), backend=backend)  # type: ignore[misc]
-    kernels = "triton" if next(iter(args.values())).is_cuda else "cpp"
+            yield backend, prepared(op, args, backend)
+            if backend == "cuda" and _hopper.serves(op.name, device):
+                yield ALL_CHIPS, for_all_chips(op, args)
+    kernels = "triton" if device.type == "cuda" else "cpp"
     if op.decomposition is not None and explain(op, *args.values(), backend=kernels).chosen:
         yield DECOMPOSED, lambda: op.decomposed(*args.values(), backend=kernels)
     if compiled:
         function = torch.compile(op.definition, mode="max-autotune-no-cudagraphs", dynamic=False)
         structured = list(op.structured(args.values()))
         yield "torch.compile", lambda: function(*structured)
+
+
+def prepared(op: Op, args: Mapping[str, Any], backend: str) -> Call:
+    maps = sum(map(is_map, op.axes.values()))
+    given = list(args.values())
+    run = Prepared(op, *given[maps:])
+
+    def call() -> Tensor:
+        with use_backend(backend):
+            return run(*given[:maps])
+
+    return call
+
+
+def for_all_chips(op: Op, args: Mapping[str, Any]) -> Call:
+    """CUDA C++ without the kernels for one chip alone."""
+    run, device = prepared(op, args, "cuda"), next(iter(args.values())).device
+
+    def call() -> Any:
+        with _hopper.without([op.name], device):
+            return run()
+
+    return call
 
 
 def gradients(op: Op, args: Mapping[str, Any], grad: Tensor) -> Iterator[tuple[str, Call]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from ditn.imaging.sample import sample_image
 from ditn.inference.memory import predicted_peak
 from ditn_kernels import REGISTRY, Op, _proof, explain, prove
 from ditn_kernels._dispatch import reasons_against
+from ditn_kernels._op import Sample
 from ditn_kernels.backends.native import _hopper, _libraries
 
 pytestmark = [pytest.mark.skipif(not CUDA, reason="needs a CUDA GPU"), pytest.mark.usefixtures("without_tf32")]
@@ -93,22 +95,28 @@ def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
 
 
 @pytest.mark.parametrize("on", [True, False])
-@pytest.mark.parametrize("sample", range(2))
-def test_stage_for_hopper_and_for_all_chips(sample: int, on: bool) -> None:
-    """On a map on which every block takes patches many times: right, and the same bits each time."""
-    device, op = torch.device("cuda"), REGISTRY["inner_patch_stage"]
+@pytest.mark.parametrize(
+    ("op", "sample"),
+    [
+        pytest.param(op, sample, id=f"{op.name}-{sample.name}")
+        for op in REGISTRY.values()
+        if "cuda" in op.backends
+        for sample in op.samples
+        if sample.axes["B"]
+    ],
+)
+def test_kernels_for_hopper_and_for_all_chips(op: Op, sample: Sample, on: bool) -> None:
+    """On a map on which persistent blocks take several pieces: right, and the same bits each time."""
+    device = torch.device("cuda")
     if not _hopper.serves(op.name, device):
-        pytest.skip("needs a GPU of compute capability 9.0 and the library's kernels for it")
-    args = cases.inputs(op, cases.enlarged(op.samples[sample], 544, 960), dtype=torch.float16, device="cuda")
+        pytest.skip("needs a GPU of compute capability 9.0 and the library's kernels of this operator for it")
+    args = cases.inputs(op, cases.enlarged(sample, 544, 960), dtype=torch.float16, device="cuda")
     exact, plain = (
         op.reference(*(value.to(dtype) if torch.is_tensor(value) else value for value in args.values()))
         for dtype in (torch.float64, torch.float16)
     )
-    _hopper.turn(op.name, device, on=on)
-    try:
+    with nullcontext() if on else _hopper.without([op.name], device):
         results = [op(*args.values(), backend="cuda") for _ in range(20)]
-    finally:
-        _hopper.turn(op.name, device, on=True)
     assert_as_good(results[0], exact, plain, op.atol_of_max[torch.float16], op.name)
     assert all(torch.equal(results[0], one) for one in results)
 

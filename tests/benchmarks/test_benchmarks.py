@@ -17,9 +17,9 @@ from benchmarks.harness import networks, providers, timing
 from benchmarks.report import cpu as cpu_report
 from benchmarks.report import gpu as gpu_report
 from benchmarks.tools import resources, sanitize, tune
-from ditn_kernels import BackendError
+from ditn_kernels import REGISTRY, BackendError
 from ditn_kernels._dispatch import forced_backend
-from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends.native import _hopper, _libraries
 from ditn_kernels.backends.triton._dispatch import interpreted
 
 
@@ -48,6 +48,25 @@ def test_the_guards_cost_is_a_ratio(tmp_path, monkeypatch, capsys) -> None:
     (row,) = json.loads(path.read_text())["guard"]
     assert row["ratio"] > 0
     assert "16x8 guard: " in capsys.readouterr().out
+
+
+def test_cuda_is_timed_with_and_without_the_kernels_for_one_chip(monkeypatch) -> None:
+    served = {"gated_ffn": True}
+    monkeypatch.setattr(_hopper, "serves", lambda operator, device: served.get(operator, False))
+    monkeypatch.setattr(_hopper, "turn", lambda operator, device, *, on: served.update({operator: on}))
+    monkeypatch.setattr(ops, "reasons_against", lambda op, backend, args: [] if backend == "cuda" else ["not asked"])
+    monkeypatch.setattr(ops, "prepared", lambda op, args, backend: lambda: (backend, served["gated_ffn"]))
+
+    def timed(name: str) -> dict:
+        op = REGISTRY[name]
+        return dict(ops.providers(op, op.inputs(op.samples[0], dtype=torch.float16), compiled=False))
+
+    assert {name: call() for name, call in timed("gated_ffn").items()} == {
+        "cuda": ("cuda", True),
+        "cuda, all chips": ("cuda", False),
+    }
+    assert served["gated_ffn"]
+    assert list(timed("tanh_affine")) == ["cuda"]
 
 
 def test_a_providers_title_says_which_eager_it_is() -> None:

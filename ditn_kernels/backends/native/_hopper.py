@@ -5,7 +5,7 @@ whether they serve, and how to do without them. DITN_CUDA_HOPPER=0 turns them of
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,19 @@ def turn(operator: str, device: torch.device, *, on: bool) -> None:
     """Have an operator's kernels serve, or leave their work to those for all chips; in this process."""
     if library := _library(device):
         library.ditn_cuda_hopper_turn(operator.encode(), on)
+
+
+@contextmanager
+def without(operators: Iterable[str], device: torch.device) -> Iterator[None]:
+    """The kernels for all chips serve."""
+    turned = [operator for operator in operators if serves(operator, device)]
+    for operator in turned:
+        turn(operator, device, on=False)
+    try:
+        yield
+    finally:
+        for operator in turned:
+            turn(operator, device, on=True)
 
 
 @contextmanager
