@@ -26,7 +26,8 @@ from benchmarks.harness import outputs
 from benchmarks.harness.machine import machine
 from benchmarks.harness.outputs import PROJECT, RESULTS
 from ditn.imaging.arrays import Pixels
-from ditn.imaging.files import Page, read, write_raw
+from ditn.imaging.files import Page, read
+from ditn.imaging.output import write_raw
 from ditn.imaging.tiled_tiff import TiledTiff
 
 PHOTOGRAPH, MODEL = PROJECT / "examples" / "house.png", "ditn-real-x4"

@@ -23,7 +23,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 ROOMS = {
     "imaging": [
         *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
-        *("by_pillow", "colour", "pil", "resample", "files", "tiled_tiff", "regions"),
+        *("colour", "by_pillow", "pil", "resample", "files", "output", "tiled_tiff", "regions"),
         *("resize", "metrics", "contact_sheet", "sample"),
     ],
     "model": [

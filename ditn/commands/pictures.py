@@ -19,7 +19,8 @@ from ditn.commands.device import choose_device
 from ditn.commands.jobs import STREAM, Job
 from ditn.commands.names import identity
 from ditn.imaging.arrays import ImageError, Pixels
-from ditn.imaging.files import read, target_notes, write_raw
+from ditn.imaging.files import read
+from ditn.imaging.output import target_notes, write_raw
 from ditn.inference.chooser import scale_for
 from ditn.inference.options import AUTO
 from ditn.inference.plan import budget

@@ -15,7 +15,8 @@ from ditn.commands import pictures
 from ditn.commands.jobs import Job
 from ditn.imaging.arrays import ImageError
 from ditn.imaging.atomic import atomic_write
-from ditn.imaging.files import open_page, target_notes
+from ditn.imaging.files import open_page
+from ditn.imaging.output import target_notes
 from ditn.imaging.regions import Regions, is_tiled, write_tiled
 from ditn.imaging.tiled_tiff import TiledTiff
 from ditn.inference.tiles import Region

@@ -148,24 +148,28 @@ def test_every_kind_that_can_be_read_is_taken_and_the_rest_is_named(folder, weig
         ("e.gif", "gif"),
         ("f.avif", "avif"),
         ("g.ppm", "ppm"),
+        ("i.jp2", "jpeg2000"),
     ):
         picture.save(folder / name, kind)
     (folder / "link").symlink_to(folder / "sub")
     (folder / "README").touch()
+    (folder / "scan.pdf").touch()
     report = tmp_path / "report.json"
     assert upscale(weights, folder, "-o", tmp_path / "out", "--json", report) == 0
-    assert names(tmp_path / "out") == ["a.png", "c.jpg", "d.jpg", "e.png", "f.png", "größe 写真.png", "h.bmp"]
+    assert names(tmp_path / "out") == [
+        *("a.png", "c.jpg", "d.jpg", "e.png", "f.png", "g.png", "größe 写真.png", "h.bmp", "i.png")
+    ]
     content = json.loads(report.read_text())
     left_out = {Path(entry["input"]).name: entry["kind"] for entry in content["left_out"]}
     assert left_out == {
         "README": "without a suffix",
-        "g.ppm": ".ppm",
         "link": "links to folders",
         "notes.txt": ".txt",
+        "scan.pdf": ".pdf",
         "sub": "sub-folders, which need --recursive",
     }
     said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "7 done, 0 skipped, 0 failed"
+    assert said[-1] == "9 done, 0 skipped, 0 failed"
     for kind in left_out.values():
         assert f"{kind} (1)" in said[-2]
 
@@ -175,11 +179,11 @@ def test_no_images_found_says_what_would_help(folder, weights, tmp_path, capsys)
     (tmp_path / "above").mkdir()
     folder.rename(tmp_path / "above" / "in")
     for _ in range(2):
-        (tmp_path / "above" / f"{_}.ppm").touch()
+        (tmp_path / "above" / f"{_}.pdf").touch()
     assert upscale(weights, tmp_path / "empty", tmp_path / "above", "-o", tmp_path / "out") == 1
     said = capsys.readouterr().err
     assert f"{tmp_path / 'empty'}: no images found: it is empty" in said
-    assert "no images found, only .ppm (2), sub-folders, which need --recursive (1)" in said
+    assert "no images found, only .pdf (2), sub-folders, which need --recursive (1)" in said
     assert upscale(weights, tmp_path / "above" / "*n", "-o", tmp_path / "out") == 1
     assert "fits folders only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

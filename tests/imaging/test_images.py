@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import ditn
 from ditn.commands.cli import main
-from ditn.imaging import files
+from ditn.imaging import files, output
 from ditn.training.warm_start import start_at_interpolation
 
 RANDOM = np.random.default_rng(0)
@@ -258,7 +258,7 @@ def test_an_output_that_does_not_fit_is_not_there(tmp_path, suffix: str) -> None
 
     def write(name: str) -> None:
         path = tmp_path / f"{name}{suffix}"
-        files.write_raw(tmp_path / "raw", pixels.shape, "uint8", path, page, size=(64, 64), quality=100)
+        output.write_raw(tmp_path / "raw", pixels.shape, "uint8", path, page, size=(64, 64), quality=100)
 
     write("whole")
     size = (tmp_path / f"whole{suffix}").stat().st_size

@@ -15,7 +15,8 @@ import pyvips
 from handmade import png, tiff
 from PIL import ExifTags, Image, ImageCms
 
-from ditn.imaging.files import read, write_raw
+from ditn.imaging.files import read
+from ditn.imaging.output import write_raw
 
 WIDTH, HEIGHT = 24, 16
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
