@@ -62,6 +62,7 @@ sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer
 	csrc/sanitize.sh
 
 gpu:  ## on a GPU, with its own python: all that is to be asked of it, in a quarter of an hour; STAGES="networks training" takes some
+	@$(ON_GPU) -c 'import torch, triton, pytest' || { echo 'PYTHON=$(PYTHON) lacks what is missing above: make gpu PYTHON=...' >&2; exit 1; }
 	$(ON_GPU) -m benchmarks.gpu_session --stages $(STAGES)
 
 gpu-build:  ## on a GPU: the compiled libraries, into the source tree; CUDA C++ if nvcc is there
