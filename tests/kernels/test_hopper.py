@@ -235,6 +235,7 @@ def test_machine_code() -> None:
     [
         ("words without a barrier", "a race"),
         ("wgmma without a fence", "without a fence.proxy.async"),
+        ("wgmma of planes without a wait", "a sum is wrong"),
         ("copy without a barrier", "a race"),
         ("copy without a wait", "a race"),
     ],

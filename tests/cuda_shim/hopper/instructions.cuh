@@ -78,18 +78,28 @@ void multiply(const char* instruction, unsigned (&sum)[2], const unsigned (&a)[D
 }
 
 // "Matrix descriptor": bits 0-13 the address, 16-29 the leading dimension's byte offset, 32-45 the stride dimension's, all
-// without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9.
+// without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9;
+// and 0 none.
 struct Matrix {
   unsigned address, leading, stride;
+  bool swizzled;
   explicit Matrix(uint64_t descriptor)
-      : address(descriptor << 4 & 0x3ffff), leading(descriptor >> 12 & 0x3ffff), stride(descriptor >> 28 & 0x3ffff) {
-    if (descriptor >> 62 != 1) shim::fail("wgmma: a descriptor's swizzle is not that of 128 bytes");
+      : address(descriptor << 4 & 0x3ffff),
+        leading(descriptor >> 12 & 0x3ffff),
+        stride(descriptor >> 28 & 0x3ffff),
+        swizzled(descriptor >> 62) {
+    if (descriptor >> 62 > 1) shim::fail("wgmma: a descriptor's swizzle is neither that of 128 bytes nor none");
     if (descriptor >> 49 & 7) shim::fail("wgmma: a descriptor has a base offset, which is not emulated");
   }
   // "Canonical layouts": K-major, rows of 64 halves along the depth, eight of them in 1024 bytes, `stride` from eight to eight;
   // MN-major, rows of 64 halves along the outer axis, one for each depth, `stride` from eight depths to eight, `leading` from 64
-  // outer to the next.
+  // outer to the next. Without a swizzle, K-major: rows of 8 halves, eight of them in 128 bytes, `stride` from eight to eight,
+  // `leading` from 8 depths to the next.
   unsigned place(bool outer_major, int outer, int depth) const {
+    if (!swizzled) {
+      if (outer_major) shim::fail("wgmma: an MN-major matrix without a swizzle is not emulated");
+      return address + outer / 8 * stride + outer % 8 * 16 + depth / 8 * leading + depth % 8 * 2;
+    }
     const unsigned linear = outer_major ? address + outer / 64 * leading + depth / 8 * stride + depth % 8 * 128 + outer % 64 * 2
                                         : address + outer / 8 * stride + outer % 8 * 128 + depth * 2;
     return linear ^ (linear >> 7 & 7) << 4;
@@ -119,16 +129,19 @@ struct Product {
 struct Products {
   bool begun = false;
   float* sums = nullptr;
+  int count;
   float before[32];
   std::vector<Product> list;
 };
 inline Products products[1024];
 
-inline void start(float (&sums)[32], const Product& product) {
+template <int COUNT>
+void start(float (&sums)[COUNT], const Product& product) {
   Products& mine = products[threadIdx.x];
   if (!mine.begun) shim::fail("wgmma: no wgmma.fence before the first product");
   if (mine.list.empty()) {
     mine.sums = sums;
+    mine.count = COUNT;
     std::memcpy(mine.before, sums, sizeof sums);
     std::fill(std::begin(sums), std::end(sums), NAN);
   }
@@ -145,6 +158,12 @@ inline unsigned shared_address(const void* place) {
 inline uint64_t tile_descriptor(unsigned address) {
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(1) << 16 | static_cast<uint64_t>(1024 >> 4) << 32 |
          static_cast<uint64_t>(1) << 62;
+}
+
+inline uint64_t planes_descriptor(unsigned address, unsigned next_plane, unsigned next_rows) {
+  hopper_shim::must_be_aligned(address | next_plane | next_rows, 16);
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>((next_plane & 0x3ffff) >> 4) << 16 |
+         static_cast<uint64_t>((next_rows & 0x3ffff) >> 4) << 32;
 }
 
 inline void begin_products() { hopper_shim::products[threadIdx.x].begun = true; }
@@ -166,8 +185,8 @@ inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b,
   hopper_shim::start(sums, product);
 }
 
-template <bool COLUMNS>
-void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
+template <bool COLUMNS, int COUNT>
+void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
   shim::exchange("wgmma", 0);
   const hopper_shim::Matrix left(a);
   hopper_shim::Product product{{}, b, kept};
@@ -185,8 +204,8 @@ inline void finish_products() {
   float* sums = mine.before;
   for (const hopper_shim::Product& product : mine.list) {
     const hopper_shim::Matrix right(product.b);
-    if (shim::lane() == 0) right.read(false, 0, 64);
-    for (int n = 0; n < 8; ++n) {
+    if (shim::lane() == 0) right.read(false, 0, 2 * mine.count);
+    for (int n = 0; n < mine.count / 4; ++n) {
       for (int j = 0; j < 2; ++j) {
         float b[16];
         for (int k = 0; k < 16; ++k) b[k] = right.at(false, 8 * n + shim::lane() % 4 * 2 + j, k);
@@ -199,7 +218,7 @@ inline void finish_products() {
       }
     }
   }
-  if (!mine.list.empty()) std::memcpy(mine.sums, sums, sizeof mine.before);
+  if (!mine.list.empty()) std::memcpy(mine.sums, sums, mine.count * sizeof *sums);
   mine.list.clear();
   mine.begun = false;
 }
@@ -225,7 +244,53 @@ inline void store_matrices_trans(unsigned row, const unsigned (&words)[4]) { hop
 inline uint4 load_piece(unsigned place) { return hopper_shim::load<uint4>(place); }
 inline uint2 load_half_piece(unsigned place) { return hopper_shim::load<uint2>(place); }
 inline void clear_piece(unsigned place) { hopper_shim::store(place, uint4{}); }
+inline void store_piece(unsigned place, const uint4& piece) { hopper_shim::store(place, piece); }
 inline void store_word(unsigned place, unsigned word) { hopper_shim::store(place, word); }
+
+namespace hopper_shim {
+
+// Copies that every thread has started. Until they are waited for NaN is where they write, and they may write at any time.
+struct AsyncCopy {
+  unsigned target, bytes;
+  const void* source;  // null: zeros
+};
+inline std::vector<AsyncCopy>& async_copies() {
+  static struct {
+    unsigned block;
+    std::vector<AsyncCopy> copies;
+  } of_threads[1024];
+  auto& mine = of_threads[threadIdx.x];
+  if (mine.block != shim::block_number) mine.copies.clear();  // of a block that ended in a failure
+  mine.block = shim::block_number;
+  return mine.copies;
+}
+
+}  // namespace hopper_shim
+
+template <int BYTES>
+void start_async_copy(unsigned target, const void* source, bool exists) {
+  using namespace hopper_shim;
+  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+  if (target % BYTES || (exists && reinterpret_cast<uintptr_t>(source) % BYTES)) {
+    shim::fail("cp.async: a place is not aligned to what is copied");
+  }
+  must(races::write(this_warp(), threadIdx.x, target, BYTES));
+  std::memset(memory + target, 0xff, BYTES);
+  async_copies().push_back({target, BYTES, exists ? source : nullptr});
+}
+
+inline void wait_for_async_copies() {
+  using namespace hopper_shim;
+  for (const AsyncCopy& copy : async_copies()) {
+    must(races::write(this_warp(), threadIdx.x, copy.target, copy.bytes));
+    if (copy.source) {
+      std::memcpy(memory + copy.target, copy.source, copy.bytes);
+    } else {
+      std::memset(memory + copy.target, 0, copy.bytes);
+    }
+  }
+  async_copies().clear();
+}
 
 inline void publish() { shim::races::fence(threadIdx.x); }
 
