@@ -123,30 +123,50 @@ struct Matrix {
 struct Product {
   float a[2][16];
   uint64_t b;
-  bool kept;
+  bool columns, kept;  // b is the transpose of a tile's rows; the sums are added to
 };
 
+// Those with the same sums, as many as `count`, which were `before` the first of them.
 struct Products {
-  bool begun = false;
-  float* sums = nullptr;
+  float* sums;
   int count;
-  float before[32];
+  std::vector<float> before;
   std::vector<Product> list;
 };
-inline Products products[1024];
+
+struct Started {
+  bool begun = false;
+  std::vector<Products> all;
+};
+inline Started started_products[1024];
 
 template <int COUNT>
 void start(float (&sums)[COUNT], const Product& product) {
-  Products& mine = products[threadIdx.x];
+  Started& mine = started_products[threadIdx.x];
   if (!mine.begun) shim::fail("wgmma: no wgmma.fence before the first product");
-  if (mine.list.empty()) {
-    mine.sums = sums;
-    mine.count = COUNT;
-    std::memcpy(mine.before, sums, sizeof sums);
+  auto found = std::find_if(mine.all.begin(), mine.all.end(), [&](const Products& one) { return one.sums == sums; });
+  if (found == mine.all.end()) {
+    found = mine.all.insert(found, {sums, COUNT, {std::begin(sums), std::end(sums)}, {}});
     std::fill(std::begin(sums), std::end(sums), NAN);
   }
-  if (mine.sums != sums) shim::fail("wgmma: two products at once with different sums are not emulated");
-  mine.list.push_back(product);
+  found->list.push_back(product);
+}
+
+// "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
+inline Product product_of(const unsigned (&a)[4], uint64_t b, bool columns, bool kept) {
+  struct Words {
+    unsigned words[4];
+  } mine;
+  std::memcpy(&mine, a, sizeof mine);
+  const shim::Operands& all = shim::exchange("wgmma", mine);
+  Product product{{}, b, columns, kept};
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 16; ++k) {
+      const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
+      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
+    }
+  }
+  return product;
 }
 
 }  // namespace hopper_shim
@@ -166,30 +186,22 @@ inline uint64_t planes_descriptor(unsigned address, unsigned next_plane, unsigne
          static_cast<uint64_t>((next_rows & 0x3ffff) >> 4) << 32;
 }
 
-inline void begin_products() { hopper_shim::products[threadIdx.x].begun = true; }
+inline void begin_products() { hopper_shim::started_products[threadIdx.x].begun = true; }
 
-// "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
 inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
-  struct Words {
-    unsigned words[4];
-  } mine;
-  std::memcpy(&mine, a, sizeof mine);
-  const shim::Operands& all = shim::exchange("wgmma", mine);
-  hopper_shim::Product product{{}, b, kept};
-  for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 16; ++k) {
-      const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
-      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
-    }
-  }
-  hopper_shim::start(sums, product);
+  hopper_shim::start(sums, hopper_shim::product_of(a, b, false, kept));
+}
+
+template <int COUNT>
+void multiply_columns(float (&sums)[COUNT], const unsigned (&a)[4], uint64_t b, bool kept) {
+  hopper_shim::start(sums, hopper_shim::product_of(a, b, true, kept));
 }
 
 template <bool COLUMNS, int COUNT>
 void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
   shim::exchange("wgmma", 0);
   const hopper_shim::Matrix left(a);
-  hopper_shim::Product product{{}, b, kept};
+  hopper_shim::Product product{{}, b, false, kept};
   const int first = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
   if (shim::lane() == 0) left.read(COLUMNS, first, 16);
   for (int half = 0; half < 2; ++half) {
@@ -200,27 +212,27 @@ void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
 
 inline void finish_products() {
   shim::exchange("wgmma.wait_group", 0);
-  hopper_shim::Products& mine = hopper_shim::products[threadIdx.x];
-  float* sums = mine.before;
-  for (const hopper_shim::Product& product : mine.list) {
-    const hopper_shim::Matrix right(product.b);
-    if (shim::lane() == 0) right.read(false, 0, 2 * mine.count);
-    for (int n = 0; n < mine.count / 4; ++n) {
-      for (int j = 0; j < 2; ++j) {
-        float b[16];
-        for (int k = 0; k < 16; ++k) b[k] = right.at(false, 8 * n + shim::lane() % 4 * 2 + j, k);
-        for (int half = 0; half < 2; ++half) {
-          float& sum = sums[4 * n + 2 * half + j];
-          float added = product.kept ? sum : 0;
-          for (int k = 0; k < 16; ++k) added += product.a[half][k] * b[k];
-          sum = added;
+  hopper_shim::Started& mine = hopper_shim::started_products[threadIdx.x];
+  for (hopper_shim::Products& products : mine.all) {
+    for (const hopper_shim::Product& product : products.list) {
+      const hopper_shim::Matrix right(product.b);
+      if (shim::lane() == 0) right.read(product.columns, 0, 2 * products.count);
+      for (int n = 0; n < products.count / 4; ++n) {
+        for (int j = 0; j < 2; ++j) {
+          float b[16];
+          for (int k = 0; k < 16; ++k) b[k] = right.at(product.columns, 8 * n + shim::lane() % 4 * 2 + j, k);
+          for (int half = 0; half < 2; ++half) {
+            float& sum = products.before[4 * n + 2 * half + j];
+            float added = product.kept ? sum : 0;
+            for (int k = 0; k < 16; ++k) added += product.a[half][k] * b[k];
+            sum = added;
+          }
         }
       }
     }
+    std::copy(products.before.begin(), products.before.end(), products.sums);
   }
-  if (!mine.list.empty()) std::memcpy(mine.sums, sums, mine.count * sizeof *sums);
-  mine.list.clear();
-  mine.begun = false;
+  mine = {};
 }
 
 inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1, unsigned c0, unsigned c1) {
@@ -245,7 +257,10 @@ inline uint4 load_piece(unsigned place) { return hopper_shim::load<uint4>(place)
 inline uint2 load_half_piece(unsigned place) { return hopper_shim::load<uint2>(place); }
 inline void clear_piece(unsigned place) { hopper_shim::store(place, uint4{}); }
 inline void store_piece(unsigned place, const uint4& piece) { hopper_shim::store(place, piece); }
+inline void store_half_piece(unsigned place, const uint2& words) { hopper_shim::store(place, words); }
 inline void store_word(unsigned place, unsigned word) { hopper_shim::store(place, word); }
+
+inline void prefetch(const void*) {}
 
 namespace hopper_shim {
 
