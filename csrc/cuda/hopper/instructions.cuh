@@ -118,6 +118,13 @@ __device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], const unsign
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
 }
 
+// The same with a [16, 8] b [8, 8].
+__device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%5, %6};"
+      : "=r"(sum[0]), "=r"(sum[1])
+      : "r"(a0), "r"(a1), "r"(b), "r"(c0), "r"(c1));
+}
+
 // sum [16, 8] += a [16, 8] b [8, 8].
 __device__ __forceinline__ void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};"

@@ -241,6 +241,12 @@ inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned
   hopper_shim::multiply<16>("mma.m16n8k16.f16", sum, a, {b0, b1});
 }
 
+inline void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
+  sum[0] = c0;
+  sum[1] = c1;
+  hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
+}
+
 inline void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
   hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
 }
