@@ -200,9 +200,6 @@ __device__ __forceinline__ void start_async_copy(unsigned target, const void* so
 // Waits for those that this thread has started, which are then as if it had stored what they copied.
 __device__ __forceinline__ void wait_for_async_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
-// Has the 128 bytes of global memory around a place come to the second-level cache.
-__device__ __forceinline__ void prefetch(const void* place) { asm volatile("prefetch.global.L2 [%0];" : : "l"(place)); }
-
 // What this thread has stored in shared memory becomes visible to wgmma, once the threads have met.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 

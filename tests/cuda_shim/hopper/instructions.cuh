@@ -84,9 +84,9 @@ struct Matrix {
   unsigned address, leading, stride;
   bool swizzled;
   explicit Matrix(uint64_t descriptor)
-      : address(descriptor << 4 & 0x3ffff),
-        leading(descriptor >> 12 & 0x3ffff),
-        stride(descriptor >> 28 & 0x3ffff),
+      : address(descriptor << 4 & 0x3fff0),
+        leading(descriptor >> 12 & 0x3fff0),
+        stride(descriptor >> 28 & 0x3fff0),
         swizzled(descriptor >> 62) {
     if (descriptor >> 62 > 1) shim::fail("wgmma: a descriptor's swizzle is neither that of 128 bytes nor none");
     if (descriptor >> 49 & 7) shim::fail("wgmma: a descriptor has a base offset, which is not emulated");
@@ -265,8 +265,6 @@ inline void clear_piece(unsigned place) { hopper_shim::store(place, uint4{}); }
 inline void store_piece(unsigned place, const uint4& piece) { hopper_shim::store(place, piece); }
 inline void store_half_piece(unsigned place, const uint2& words) { hopper_shim::store(place, words); }
 inline void store_word(unsigned place, unsigned word) { hopper_shim::store(place, word); }
-
-inline void prefetch(const void*) {}
 
 namespace hopper_shim {
 
