@@ -88,9 +88,9 @@ KERNELS = (
     Kernel("_inner_patch_stage_kernelILb0E", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES, bands=False),
     Kernel("_inner_patch_stage_kernelILb1E", "inner_patch_stage", 8, 128, 55808, 120, (4, 4), _IN_PATCHES, bands=True),
 )
-# The stage takes four patches at a time. Around its loops over fours of patches, layers and passes of the FFN stand lines
-# of zeros, and starts of copies and waits for them, one round each. The FFN takes slices of the hidden channels of a tile.
-# Of a map of 960x544 there are 13 tiles for each multiprocessor of an H200, 1,716 in all. Before that the weights are
+# The stage takes four patches at a time. Around its loops over fours of patches, layers and passes of the FFN stand
+# lines of zeros, and starts of copies and waits for them, one round each. The FFN takes slices of a tile's hidden
+# channels: of a map of 960x544 13 tiles for each multiprocessor of an H200, 1,716 in all. Before that the weights are
 # copied, and behind it stands the wait for them.
 HOPPER_KERNELS = (
     Kernel(

@@ -195,8 +195,8 @@ def written_too_early(code: str) -> list[str]:
             if operands.endswith("0x0"):  # else the last ones are still computed
                 busy.clear()
         elif registers and not name.startswith(("ST", "BAR", "BRA")):
-            if busy & set(range(registers[0], registers[0] + registers_written(name))):
-                found.append(f"{address:x} {name} {operands}")
+            written = set(range(registers[0], registers[0] + registers_written(name)))
+            found += [f"{address:x} {name} {operands}"] if busy & written else []
     return found
 
 

@@ -50,15 +50,15 @@ def test_map() -> None:
 
 @needs_gcc
 def test_pixels_outside_the_image_are_zeros() -> None:
-    """Where hidden channels are 0, whatever their biases are: large ones would show at the borders. Four tiles, of which
-    three end outside."""
+    """Where hidden channels are 0, whatever their biases are: large ones would show at the borders. Four tiles, of
+    which three end outside."""
     args = arguments("layernorm", C=9, E=7, H=15, W=23)
     args[named("in_bias")] = torch.full_like(args[named("in_bias")], 4)
     check(HostKernels(800, hopper=True, reverse=True), args)
 
 
-# As many channels as there may be; a last slice with only the bias in it; odd numbers of channels, which end anywhere in
-# four; blocks that take tiles several times, of several images; tiles that see nothing, or one pixel.
+# As many channels as there may be; a last slice with only the bias in it; odd numbers of channels, which end anywhere
+# in four; blocks that take tiles several times, of several images; tiles that see nothing, or one pixel.
 SIZES = [
     ("tanh", {}),
     ("layernorm", {}),
@@ -130,9 +130,9 @@ def test_weights_that_stay_packed() -> None:
 
 
 def bands(taps: np.ndarray) -> np.ndarray:
-    """[line, x', x]: the factor b of mma.m16n8k16 as lanes put it together from one table of 5 places: of d = 2 (l % 4) -
-    l / 4 they hold the pairs at d, if d >= -1, or else at d + 8 (PTX ISA, "Matrix fragments for mma.m16n8k16": words 0 and
-    1 are rows 2 (l % 4) and 8 further, column l / 4)."""
+    """[line, x', x]: the factor b of mma.m16n8k16 as lanes put it together from one table of 5 places: of d = 2 (l % 4)
+    - l / 4 they hold the pairs at d, if d >= -1, or else at d + 8 (PTX ISA, "Matrix fragments for mma.m16n8k16": words
+    0 and 1 are rows 2 (l % 4) and 8 further, column l / 4)."""
     row = np.pad(taps, ((0, 0), (1, 2)))  # from -1 on
     table = [row[:, place : place + 2] for place in range(4)] + [np.zeros((3, 2))]
     found = np.zeros((3, 16, 8))
@@ -171,8 +171,8 @@ def test_machine_code() -> None:
     assert found.fits
     assert not found.stack
     assert found.instructions * 64 / KERNEL.pixels <= BUDGET
-    # No product is missing: of 13 tiles of 384 pixels, 64 channels and 256 hidden ones; for each of these 16 lines of three
-    # blocks of 8 results, from 16, 16 and 8 columns.
+    # No product is missing: of 13 tiles of 384 pixels, 64 channels and 256 hidden ones; for each of these 16 lines of
+    # three blocks of 8 results, from 16, 16 and 8 columns.
     assert found.macs == 13 * (384 * 64 * (256 + 128) + 256 * 3 * 16 * 8 * (16 + 16 + 8))
     assert found.tensor_instructions == (
         *("HGMMA.64x32x16.F32", "HGMMA.64x64x16.F32", "HGMMA.64x96x16.F32"),
