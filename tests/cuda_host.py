@@ -136,9 +136,10 @@ def main() -> None:
                 kernels(op, op.inputs(sample, dtype=dtype))
             print(op.name, dtype)
     hopper = HostKernels(int(sys.argv[1]), sanitized=True, hopper=True)
-    op = REGISTRY["inner_patch_stage"]
-    hopper(op, op.inputs(op.samples[1], dtype=torch.float16))
-    print(op.name, "sm_90a")
+    for op in REGISTRY.values():
+        if hopper.library.ditn_cuda_hopper_is_on(op.name.encode()):
+            hopper(op, op.inputs(op.samples[1], dtype=torch.float16))
+            print(op.name, "sm_90a")
 
 
 if __name__ == "__main__":

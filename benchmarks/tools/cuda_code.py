@@ -88,8 +88,10 @@ KERNELS = (
     Kernel("_inner_patch_stage_kernelILb0E", "inner_patch_stage", 4, 64, 27904, 120, (4, 4), _IN_PATCHES, bands=False),
     Kernel("_inner_patch_stage_kernelILb1E", "inner_patch_stage", 8, 128, 55808, 120, (4, 4), _IN_PATCHES, bands=True),
 )
-# It takes four patches at a time. Around the loops over fours of patches, layers and passes of the FFN stand lines of
-# zeros, and starts of copies and waits for them, one round each.
+# The stage takes four patches at a time. Around its loops over fours of patches, layers and passes of the FFN stand
+# lines of zeros, and starts of copies and waits for them, one round each. The FFN takes slices of a tile's hidden
+# channels: of a map of 960x544 13 tiles for each multiprocessor of an H200, 1,716 in all. Before that the weights are
+# copied, and behind it stands the wait for them.
 HOPPER_KERNELS = (
     Kernel(
         "_hopper_stage_kernelILNS_4NormE1E",
@@ -100,6 +102,16 @@ HOPPER_KERNELS = (
         halves=120,
         trips=(2, 1, 1, 4, 1, 1, 2, 1, 1),
         options=_IN_PATCHES,
+    ),
+    Kernel(
+        "_hopper_map_ffn_kernelILNS_4NormE1E",
+        "gated_ffn",
+        warps=16,
+        pixels=3957,
+        shared=193544,
+        halves=120,
+        trips=(1, 13, 4, 1),
+        options=_ON_MAP,
     ),
 )
 

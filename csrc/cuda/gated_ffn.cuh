@@ -5,6 +5,7 @@
 
 #include "banded_ffn.cuh"
 #include "depthwise.cuh"
+#include "hopper.h"
 #include "pack.cuh"
 #include "lines.cuh"
 
@@ -274,6 +275,9 @@ void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const 
   if (shape.batch * shape.height * shape.width == 0) return;
   Packer<T> packer(device, kName);
   if constexpr (sizeof(T) == sizeof(__half)) {
+#ifdef DITN_HOPPER
+    if (hopper::serves_ffn(shape, parameters.expanded, patch)) return hopper::gated_ffn(device, shape, x, y, parameters, norm);
+#endif
     if (patch == kSquare && shape.channels <= 64 && has_bands(kName)) {
       const BandedFfnWeights weights = pack_banded_ffn(device, packer, kName, parameters, shape.channels);
       packer.run();

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "hopper/ffn_map.cuh"
 #include "hopper/pack.cuh"
 #include "hopper/stage.cuh"
 
@@ -21,7 +22,7 @@ bool wanted() {
   return !value || std::string(value) != "0";
 }
 
-constexpr std::string_view kNames[] = {"inner_patch_stage"};
+constexpr std::string_view kNames[] = {"inner_patch_stage", "gated_ffn"};
 std::atomic<unsigned> on{wanted() ? (1u << std::size(kNames)) - 1 : 0};
 thread_local int most_blocks = 0;
 
@@ -75,6 +76,14 @@ void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, 
   if (norm == Norm::kTanh) return run(_hopper_stage_kernel<Norm::kTanh>);
   if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<Norm::kLayerNorm>);
   run(_hopper_stage_kernel<Norm::kNone>);
+}
+
+bool serves_ffn(const Shape& shape, int expanded, int patch) {
+  return patch == 0 && shape.channels <= kMostChannels && expanded <= ffn::kMostExpanded && serves(Operator::kGatedFfn);
+}
+
+void gated_ffn(Device& device, Shape shape, const __half* x, __half* y, const FfnOf<const __half>& weights, Norm norm) {
+  ffn::gated_ffn(device, "gated_ffn", shape, x, y, weights, norm);
 }
 
 }  // namespace ditn::cuda::hopper

@@ -7,7 +7,7 @@
 namespace ditn::cuda::hopper {
 
 // The operators that have kernels here; hopper.cu has their names.
-enum class Operator { kInnerPatchStage };
+enum class Operator { kInnerPatchStage, kGatedFfn };
 
 // A bit for each of them whose kernels nobody has turned off. They all are from the start where the environment variable
 // DITN_CUDA_HOPPER is 0.
@@ -22,5 +22,9 @@ bool serves_stage(const Shape&, int expanded, int patch);
 // inner_patch_stage of kernels.h in patches of 8, where the above is true.
 void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const AttentionOf<const __half>&, const FfnOf<const __half>&,
                        int layers, Norm);
+
+// Likewise of gated_ffn; patch is 0.
+bool serves_ffn(const Shape&, int expanded, int patch);
+void gated_ffn(Device&, Shape, const __half* x, __half* y, const FfnOf<const __half>&, Norm);
 
 }  // namespace ditn::cuda::hopper

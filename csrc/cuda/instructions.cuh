@@ -13,6 +13,11 @@ __device__ __forceinline__ int read_again(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+template <class T>
+__device__ __forceinline__ T* read_again(T* place) {
+  asm volatile("" : "+l"(place));
+  return place;
+}
 
 // Four 8x8 matrices of halves from shared memory. Lane l gives the address of row l % 8 of matrix l / 8 and gets, in
 // word i, the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of matrix i. Aligned to 16 bytes.

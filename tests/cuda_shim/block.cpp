@@ -25,6 +25,7 @@ namespace shim {
 bool reversed = false;
 int capability = __CUDA_ARCH__ / 10;
 size_t shared_size;
+unsigned block_number = 0;
 std::vector<Launch> launches;
 
 namespace {
@@ -137,6 +138,7 @@ void run_block(unsigned threads) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, start, 0);
   }
+  ++block_number;
   races::start(threads / kWarp);
   for (int polls = 0; !all(0, threads, State::kDone);) {
     for (unsigned i = 0; i < threads / kWarp; ++i) run_warp(in_order(i, threads / kWarp) * kWarp);

@@ -48,6 +48,9 @@ extern bool reversed;
 extern int capability;
 extern size_t shared_size;
 
+// Of the running block, among all that were ever run.
+extern unsigned block_number;
+
 struct Launch {
   int64_t threads, shared_bytes, blocks;
 };

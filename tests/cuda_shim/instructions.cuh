@@ -123,6 +123,10 @@ void start_copy(void* target, const void* source, bool exists) {
 }
 
 inline int read_again(int value) { return value; }
+template <class T>
+T* read_again(T* place) {
+  return place;
+}
 
 inline void wait_for_copies() {
   for (const Copy& copy : started[threadIdx.x]) {

@@ -2,6 +2,7 @@
 // The operators' launch functions for the tests, which call them with ctypes: tensors are the operator's in the order of
 // its arguments, then the result; null or what went wrong is returned.
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,7 +24,8 @@ void* allocate_in(Memory& memory, size_t bytes) {
 struct Packed {
   Memory memory;
   bool there = false;
-} all_packed[2];
+};
+std::map<unsigned, Packed> all_packed;
 bool kept = false;
 
 class Host : public cuda::Device {
@@ -68,7 +70,7 @@ extern "C" {
 
 // From here on, weights that were packed once serve all calls; or each call packs its own again.
 void keep_packed_weights(bool kept) {
-  for (Packed& packed : all_packed) packed = Packed{};
+  all_packed.clear();
   ::kept = kept;
 }
 

@@ -21,6 +21,14 @@ __device__ __forceinline__ uint64_t tile_descriptor(unsigned address) {
          static_cast<uint64_t>(1) << 62;
 }
 
+// A matrix whose columns of eight halves, pieces of 16 bytes, lie in planes of their own: eight rows one behind the other, the
+// next eight at `next_rows` bytes, and the next eight columns at `next_plane` bytes ("no swizzle", K-major). So another row is
+// another address, any multiple of 16 bytes.
+__device__ __forceinline__ uint64_t planes_descriptor(unsigned address, unsigned next_plane, unsigned next_rows) {
+  return static_cast<uint64_t>(address >> 4) | static_cast<uint64_t>(next_plane >> 4) << 16 |
+         static_cast<uint64_t>(next_rows >> 4) << 32;
+}
+
 // Before the first product, and whenever registers that products use were written by other instructions.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
 
@@ -30,14 +38,19 @@ __device__ __forceinline__ void finish_products() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
 }
 
-#define DITN_SUMS_IN_PTX                                                                                                   \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
-  "%25, %26, %27, %28, %29, %30, %31}"
+#define DITN_8_IN_PTX "%0, %1, %2, %3, %4, %5, %6, %7"
+#define DITN_16_IN_PTX DITN_8_IN_PTX ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define DITN_24_IN_PTX DITN_16_IN_PTX ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define DITN_32_IN_PTX DITN_24_IN_PTX ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define DITN_48_IN_PTX \
+  DITN_32_IN_PTX ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define DITN_SUM(i) "+f"(sums[i])
-#define DITN_FOUR_SUMS(i) DITN_SUM(i), DITN_SUM(i + 1), DITN_SUM(i + 2), DITN_SUM(i + 3)
-#define DITN_SUMS                                                                                                    \
-  DITN_FOUR_SUMS(0), DITN_FOUR_SUMS(4), DITN_FOUR_SUMS(8), DITN_FOUR_SUMS(12), DITN_FOUR_SUMS(16), DITN_FOUR_SUMS(20), \
-      DITN_FOUR_SUMS(24), DITN_FOUR_SUMS(28)
+#define DITN_4_SUMS(i) DITN_SUM(i), DITN_SUM(i + 1), DITN_SUM(i + 2), DITN_SUM(i + 3)
+#define DITN_8_SUMS DITN_4_SUMS(0), DITN_4_SUMS(4)
+#define DITN_16_SUMS DITN_8_SUMS, DITN_4_SUMS(8), DITN_4_SUMS(12)
+#define DITN_24_SUMS DITN_16_SUMS, DITN_4_SUMS(16), DITN_4_SUMS(20)
+#define DITN_32_SUMS DITN_24_SUMS, DITN_4_SUMS(24), DITN_4_SUMS(28)
+#define DITN_48_SUMS DITN_32_SUMS, DITN_4_SUMS(32), DITN_4_SUMS(36), DITN_4_SUMS(40), DITN_4_SUMS(44)
 
 // sums [64, 64] = a [64, 16] b [64, 16]^T, plus the old sums if `kept`, by a warpgroup; halves with float sums. Warp w has the
 // rows 16 w on, in each of them what mma.m16n8k16 gives a lane: sums[4 n ...] are columns 8 n on. b: a tile's rows, 16 of
@@ -45,26 +58,57 @@ __device__ __forceinline__ void finish_products() {
 __device__ __forceinline__ void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
   asm volatile(
       "{ .reg .pred kept; setp.ne.b32 kept, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " DITN_SUMS_IN_PTX
-      ", {%32, %33, %34, %35}, %36, kept, 1, 1, 0; }"
-      : DITN_SUMS
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" DITN_32_IN_PTX
+      "}, {%32, %33, %34, %35}, %36, kept, 1, 1, 0; }"
+      : DITN_32_SUMS
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)));
 }
 
-// The same with a from a tile: 16 columns of its rows or, if COLUMNS, the transpose of 16 of its rows.
-template <bool COLUMNS>
-__device__ __forceinline__ void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
-  asm volatile(
-      "{ .reg .pred kept; setp.ne.b32 kept, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " DITN_SUMS_IN_PTX ", %32, %33, kept, 1, 1, %35, 0; }"
-      : DITN_SUMS
-      : "l"(a), "l"(b), "r"(static_cast<unsigned>(kept)), "n"(static_cast<int>(COLUMNS)));
-}
+// The same with a from a tile: 16 columns of its rows or, if COLUMNS, the transpose of 16 of its rows. Or with another number
+// of rows of b, twice as many as a thread has sums.
+#define DITN_MULTIPLY_TILE(SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                                \
+  template <bool COLUMNS>                                                                                                     \
+  __device__ __forceinline__ void multiply_tile(float (&sums)[SUMS], uint64_t a, uint64_t b, bool kept) {                      \
+    asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32.f16.f16 {" DITN_##SUMS##_IN_PTX "}, " A ", " B               \
+                 ", kept, 1, 1, " TRANSPOSED ", 0; }"                                                                          \
+                 : DITN_##SUMS##_SUMS                                                                                          \
+                 : "l"(a), "l"(b), "r"(static_cast<unsigned>(kept)), "n"(static_cast<int>(COLUMNS)));                          \
+  }
 
-#undef DITN_SUMS
-#undef DITN_FOUR_SUMS
+DITN_MULTIPLY_TILE(8, "16", "%8", "%9", "%10", "%11")
+DITN_MULTIPLY_TILE(16, "32", "%16", "%17", "%18", "%19")
+DITN_MULTIPLY_TILE(24, "48", "%24", "%25", "%26", "%27")
+DITN_MULTIPLY_TILE(32, "64", "%32", "%33", "%34", "%35")
+DITN_MULTIPLY_TILE(48, "96", "%48", "%49", "%50", "%51")
+
+// The same with a from registers, and b 16 rows of a tile, of which as many columns as there are columns of sums.
+#define DITN_MULTIPLY_COLUMNS(SUMS, ROWS, A, B, KEPT)                                                                           \
+  __device__ __forceinline__ void multiply_columns(float (&sums)[SUMS], const unsigned (&a)[4], uint64_t b, bool kept) {        \
+    asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                        \
+                 "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32.f16.f16 {" DITN_##SUMS##_IN_PTX "}, {" A "}, " B             \
+                 ", kept, 1, 1, 1; }"                                                                                          \
+                 : DITN_##SUMS##_SUMS                                                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)));                      \
+  }
+
+DITN_MULTIPLY_COLUMNS(16, "32", "%16, %17, %18, %19", "%20", "%21")
+DITN_MULTIPLY_COLUMNS(32, "64", "%32, %33, %34, %35", "%36", "%37")
+
+#undef DITN_MULTIPLY_COLUMNS
+#undef DITN_MULTIPLY_TILE
+#undef DITN_48_SUMS
+#undef DITN_32_SUMS
+#undef DITN_24_SUMS
+#undef DITN_16_SUMS
+#undef DITN_8_SUMS
+#undef DITN_4_SUMS
 #undef DITN_SUM
-#undef DITN_SUMS_IN_PTX
+#undef DITN_48_IN_PTX
+#undef DITN_32_IN_PTX
+#undef DITN_24_IN_PTX
+#undef DITN_16_IN_PTX
+#undef DITN_8_IN_PTX
 
 // sum [16, 8] = a [16, 16] b [16, 8] + c, halves with sums of halves; c is laid out like the sum.
 __device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1,
@@ -72,6 +116,13 @@ __device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], const unsign
   asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %9};"
       : "=r"(sum[0]), "=r"(sum[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
+}
+
+// The same with a [16, 8] b [8, 8].
+__device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%5, %6};"
+      : "=r"(sum[0]), "=r"(sum[1])
+      : "r"(a0), "r"(a1), "r"(b), "r"(c0), "r"(c1));
 }
 
 // sum [16, 8] += a [16, 8] b [8, 8].
@@ -118,9 +169,36 @@ __device__ __forceinline__ uint2 load_half_piece(unsigned place) {
 __device__ __forceinline__ void clear_piece(unsigned place) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" : : "r"(place), "r"(0) : "memory");
 }
+__device__ __forceinline__ void store_piece(unsigned place, const uint4& piece) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(place), "r"(piece.x), "r"(piece.y), "r"(piece.z), "r"(piece.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_half_piece(unsigned place, const uint2& words) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" : : "r"(place), "r"(words.x), "r"(words.y) : "memory");
+}
 __device__ __forceinline__ void store_word(unsigned place, unsigned word) {
   asm volatile("st.shared.b32 [%0], %1;" : : "r"(place), "r"(word) : "memory");
 }
+
+// Starts to copy 4, 8 or 16 bytes from global to shared memory, or to write zeros, where nothing `exists`; as start_copy.
+template <int BYTES>
+__device__ __forceinline__ void start_async_copy(unsigned target, const void* source, bool exists) {
+  if constexpr (BYTES == 16) {
+    asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, none; }"
+                 :
+                 : "r"(target), "l"(source), "r"(static_cast<unsigned>(exists))
+                 : "memory");
+  } else {
+    asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, none; }"
+                 :
+                 : "r"(target), "l"(source), "r"(static_cast<unsigned>(exists)), "n"(BYTES)
+                 : "memory");
+  }
+}
+// Waits for those that this thread has started, which are then as if it had stored what they copied.
+__device__ __forceinline__ void wait_for_async_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
 // What this thread has stored in shared memory becomes visible to wgmma, once the threads have met.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }

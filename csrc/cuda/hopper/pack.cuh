@@ -6,11 +6,54 @@
 
 namespace ditn::cuda::hopper {
 
+// Of column `output` of a weight [layers][inputs][outputs], whose bias stands for input `one`.
+__device__ inline __half of_weight(const __half* weight, const __half* bias, int64_t layer, int inputs, int outputs, int output,
+                                   int input, int one) {
+  if (input == one) return bias[layer * outputs + output];
+  return input < inputs ? weight[(layer * inputs + input) * outputs + output] : __half(0.0f);
+}
+
+// The weights of an FFN [layers][...], in which gated channel `one` is 1, for the bias of W_out.
+struct FfnPacking {
+  FfnOf<const __half> weights;
+  int channels, one;
+
+  __device__ __half of_in(int64_t layer, int value, int e, int input) const {
+    if (e >= weights.expanded) return __half(0.0f);
+    const int output = value * weights.expanded + e;
+    return of_weight(weights.in_weight, weights.in_bias, layer, channels, 2 * weights.expanded, output, input, kOne);
+  }
+
+  __device__ __half of_out(int64_t layer, int output, int e) const {
+    if (output >= channels) return __half(0.0f);
+    return of_weight(weights.out_weight, weights.out_bias, layer, weights.expanded, channels, output, e, one);
+  }
+
+  // A value's taps and their bias are halved: the product with its gate's GELU wants that. Taps beyond the three are zero. What
+  // the taps make of the gate of `one` is 8, whose GELU is 8, and of its value 1/8.
+  __device__ __half tap(int64_t layer, int value, int e, int row, int column) const {
+    if (e >= weights.expanded || column < 0 || column > 2) return __half(0.0f);
+    const int64_t place = (layer * 9 + row * 3 + column) * 2 * weights.expanded;
+    return halved(value, weights.dw_weight[place + value * weights.expanded + e]);
+  }
+  __device__ __half bias(int64_t layer, int value, int e) const {
+    if (e == one) return __half(value ? 0.0625f : 8.0f);
+    if (e >= weights.expanded) return __half(0.0f);
+    return halved(value, weights.dw_bias[(layer * 2 + value) * weights.expanded + e]);
+  }
+
+ private:
+  __device__ static __half halved(int value, __half weight) { return value ? __half(0.5f * __half2float(weight)) : weight; }
+};
+
 // The weights of a stage, [layers][...], and what becomes of them.
 struct Packing {
   AttentionOf<const __half> attention;
-  FfnOf<const __half> ffn;
+  FfnPacking ffn;
   int channels;
+
+  Packing(const AttentionOf<const __half>& attention, const FfnOf<const __half>& ffn, int channels)
+      : attention(attention), ffn{ffn, channels, kMostExpanded}, channels(channels) {}
 
   // The i-th half of a layer's weights as they lie in shared memory.
   __device__ __half at(int64_t layer, int i) const {
@@ -20,19 +63,12 @@ struct Packing {
     // Of a tile; see tile_descriptor.
     const int row = j % kTile / kSide, column = (j / 8 % 8 ^ row % 8) * 8 + j % 8;
     if (pass < 0) return of_attention(layer, part, row, column);
-    if (part < 2) return of_in_weight(layer, part, pass * kSide + row, column);
-    if (part == 2) return of_out_weight(layer, row, pass * kSide + column);
+    if (part < 2) return ffn.of_in(layer, part, pass * kSide + row, column);
+    if (part == 2) return ffn.of_out(layer, row, pass * kSide + column);
     return of_taps(layer, pass * kSide + (j - kTaps / 2) / (kTapsOfPair / 2), (j - kTaps / 2) % (kTapsOfPair / 2));
   }
 
  private:
-  // Of column `output` of a weight [layers][inputs][outputs], whose bias stands for input `one`.
-  __device__ static __half of_weight(const __half* weight, const __half* bias, int64_t layer, int inputs, int outputs, int output,
-                                     int input, int one) {
-    if (input == one) return bias[layer * outputs + output];
-    return input < inputs ? weight[(layer * inputs + input) * outputs + output] : __half(0.0f);
-  }
-
   __device__ __half of_attention(int64_t layer, int part, int output, int input) const {
     const int c = channels;
     if (output >= c) return __half(0.0f);
@@ -40,32 +76,13 @@ struct Packing {
     return of_weight(attention.qkv_weight, attention.qkv_bias, layer, c, 3 * c, part * c + output, input, kOne);
   }
 
-  __device__ __half of_in_weight(int64_t layer, int value, int e, int input) const {
-    if (e >= ffn.expanded) return __half(0.0f);
-    const int output = value * ffn.expanded + e;
-    return of_weight(ffn.in_weight, ffn.in_bias, layer, channels, 2 * ffn.expanded, output, input, kOne);
-  }
-
-  __device__ __half of_out_weight(int64_t layer, int output, int e) const {
-    if (output >= channels) return __half(0.0f);
-    return of_weight(ffn.out_weight, ffn.out_bias, layer, ffn.expanded, channels, output, e, kMostExpanded);
-  }
-
-  // The i-th half of what there is for a pair. A value is halved: the product with its gate's GELU wants that.
+  // The i-th half of what there is for a pair.
   __device__ __half of_taps(int64_t layer, int e, int i) const {
     const int block = i / (kPlacesBytes / 2), place = i / 8 % kPlaces, word = i % 8 / 2;
     const bool below = block == 2;
     const int value = below ? word % 2 : block;
-    const int expanded = ffn.expanded, channel = value * expanded + e;
-    const float scale = value ? 0.5f : 1.0f;
-    if (!below && word >= 2) {
-      if (e == kMostExpanded) return __half(value ? scale / 8 : 8.0f);
-      return e < expanded ? __half(scale * __half2float(ffn.dw_bias[layer * 2 * expanded + channel])) : __half(0.0f);
-    }
-    const int row = below ? 2 : word, column = place - 2 + i % 2;
-    if (e >= expanded || place == kNoTap || column < -1 || column > 1) return __half(0.0f);
-    const int tap = row * 3 + column + 1;
-    return __half(scale * __half2float(ffn.dw_weight[(layer * 9 + tap) * 2 * expanded + channel]));
+    if (!below && word >= 2) return ffn.bias(layer, value, e);
+    return place == kNoTap ? __half(0.0f) : ffn.tap(layer, value, e, below ? 2 : word, place - 1 + i % 2);
   }
 };
 

@@ -78,18 +78,28 @@ void multiply(const char* instruction, unsigned (&sum)[2], const unsigned (&a)[D
 }
 
 // "Matrix descriptor": bits 0-13 the address, 16-29 the leading dimension's byte offset, 32-45 the stride dimension's, all
-// without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9.
+// without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9;
+// and 0 none.
 struct Matrix {
   unsigned address, leading, stride;
+  bool swizzled;
   explicit Matrix(uint64_t descriptor)
-      : address(descriptor << 4 & 0x3ffff), leading(descriptor >> 12 & 0x3ffff), stride(descriptor >> 28 & 0x3ffff) {
-    if (descriptor >> 62 != 1) shim::fail("wgmma: a descriptor's swizzle is not that of 128 bytes");
+      : address(descriptor << 4 & 0x3fff0),
+        leading(descriptor >> 12 & 0x3fff0),
+        stride(descriptor >> 28 & 0x3fff0),
+        swizzled(descriptor >> 62) {
+    if (descriptor >> 62 > 1) shim::fail("wgmma: a descriptor's swizzle is neither that of 128 bytes nor none");
     if (descriptor >> 49 & 7) shim::fail("wgmma: a descriptor has a base offset, which is not emulated");
   }
   // "Canonical layouts": K-major, rows of 64 halves along the depth, eight of them in 1024 bytes, `stride` from eight to eight;
   // MN-major, rows of 64 halves along the outer axis, one for each depth, `stride` from eight depths to eight, `leading` from 64
-  // outer to the next.
+  // outer to the next. Without a swizzle, K-major: rows of 8 halves, eight of them in 128 bytes, `stride` from eight to eight,
+  // `leading` from 8 depths to the next.
   unsigned place(bool outer_major, int outer, int depth) const {
+    if (!swizzled) {
+      if (outer_major) shim::fail("wgmma: an MN-major matrix without a swizzle is not emulated");
+      return address + outer / 8 * stride + outer % 8 * 16 + depth / 8 * leading + depth % 8 * 2;
+    }
     const unsigned linear = outer_major ? address + outer / 64 * leading + depth / 8 * stride + depth % 8 * 128 + outer % 64 * 2
                                         : address + outer / 8 * stride + outer % 8 * 128 + depth * 2;
     return linear ^ (linear >> 7 & 7) << 4;
@@ -113,27 +123,50 @@ struct Matrix {
 struct Product {
   float a[2][16];
   uint64_t b;
-  bool kept;
+  bool columns, kept;  // b is the transpose of a tile's rows; the sums are added to
 };
 
+// Those with the same sums, as many as `count`, which were `before` the first of them.
 struct Products {
-  bool begun = false;
-  float* sums = nullptr;
-  float before[32];
+  float* sums;
+  int count;
+  std::vector<float> before;
   std::vector<Product> list;
 };
-inline Products products[1024];
 
-inline void start(float (&sums)[32], const Product& product) {
-  Products& mine = products[threadIdx.x];
+struct Started {
+  bool begun = false;
+  std::vector<Products> all;
+};
+inline Started started_products[1024];
+
+template <int COUNT>
+void start(float (&sums)[COUNT], const Product& product) {
+  Started& mine = started_products[threadIdx.x];
   if (!mine.begun) shim::fail("wgmma: no wgmma.fence before the first product");
-  if (mine.list.empty()) {
-    mine.sums = sums;
-    std::memcpy(mine.before, sums, sizeof sums);
+  auto found = std::find_if(mine.all.begin(), mine.all.end(), [&](const Products& one) { return one.sums == sums; });
+  if (found == mine.all.end()) {
+    found = mine.all.insert(found, {sums, COUNT, {std::begin(sums), std::end(sums)}, {}});
     std::fill(std::begin(sums), std::end(sums), NAN);
   }
-  if (mine.sums != sums) shim::fail("wgmma: two products at once with different sums are not emulated");
-  mine.list.push_back(product);
+  found->list.push_back(product);
+}
+
+// "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
+inline Product product_of(const unsigned (&a)[4], uint64_t b, bool columns, bool kept) {
+  struct Words {
+    unsigned words[4];
+  } mine;
+  std::memcpy(&mine, a, sizeof mine);
+  const shim::Operands& all = shim::exchange("wgmma", mine);
+  Product product{{}, b, columns, kept};
+  for (int half = 0; half < 2; ++half) {
+    for (int k = 0; k < 16; ++k) {
+      const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
+      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
+    }
+  }
+  return product;
 }
 
 }  // namespace hopper_shim
@@ -147,30 +180,28 @@ inline uint64_t tile_descriptor(unsigned address) {
          static_cast<uint64_t>(1) << 62;
 }
 
-inline void begin_products() { hopper_shim::products[threadIdx.x].begun = true; }
-
-// "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
-inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
-  struct Words {
-    unsigned words[4];
-  } mine;
-  std::memcpy(&mine, a, sizeof mine);
-  const shim::Operands& all = shim::exchange("wgmma", mine);
-  hopper_shim::Product product{{}, b, kept};
-  for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 16; ++k) {
-      const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
-      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
-    }
-  }
-  hopper_shim::start(sums, product);
+inline uint64_t planes_descriptor(unsigned address, unsigned next_plane, unsigned next_rows) {
+  hopper_shim::must_be_aligned(address | next_plane | next_rows, 16);
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>((next_plane & 0x3ffff) >> 4) << 16 |
+         static_cast<uint64_t>((next_rows & 0x3ffff) >> 4) << 32;
 }
 
-template <bool COLUMNS>
-void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
+inline void begin_products() { hopper_shim::started_products[threadIdx.x].begun = true; }
+
+inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
+  hopper_shim::start(sums, hopper_shim::product_of(a, b, false, kept));
+}
+
+template <int COUNT>
+void multiply_columns(float (&sums)[COUNT], const unsigned (&a)[4], uint64_t b, bool kept) {
+  hopper_shim::start(sums, hopper_shim::product_of(a, b, true, kept));
+}
+
+template <bool COLUMNS, int COUNT>
+void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
   shim::exchange("wgmma", 0);
   const hopper_shim::Matrix left(a);
-  hopper_shim::Product product{{}, b, kept};
+  hopper_shim::Product product{{}, b, false, kept};
   const int first = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
   if (shim::lane() == 0) left.read(COLUMNS, first, 16);
   for (int half = 0; half < 2; ++half) {
@@ -181,33 +212,39 @@ void multiply_tile(float (&sums)[32], uint64_t a, uint64_t b, bool kept) {
 
 inline void finish_products() {
   shim::exchange("wgmma.wait_group", 0);
-  hopper_shim::Products& mine = hopper_shim::products[threadIdx.x];
-  float* sums = mine.before;
-  for (const hopper_shim::Product& product : mine.list) {
-    const hopper_shim::Matrix right(product.b);
-    if (shim::lane() == 0) right.read(false, 0, 64);
-    for (int n = 0; n < 8; ++n) {
-      for (int j = 0; j < 2; ++j) {
-        float b[16];
-        for (int k = 0; k < 16; ++k) b[k] = right.at(false, 8 * n + shim::lane() % 4 * 2 + j, k);
-        for (int half = 0; half < 2; ++half) {
-          float& sum = sums[4 * n + 2 * half + j];
-          float added = product.kept ? sum : 0;
-          for (int k = 0; k < 16; ++k) added += product.a[half][k] * b[k];
-          sum = added;
+  hopper_shim::Started& mine = hopper_shim::started_products[threadIdx.x];
+  for (hopper_shim::Products& products : mine.all) {
+    for (const hopper_shim::Product& product : products.list) {
+      const hopper_shim::Matrix right(product.b);
+      if (shim::lane() == 0) right.read(product.columns, 0, 2 * products.count);
+      for (int n = 0; n < products.count / 4; ++n) {
+        for (int j = 0; j < 2; ++j) {
+          float b[16];
+          for (int k = 0; k < 16; ++k) b[k] = right.at(product.columns, 8 * n + shim::lane() % 4 * 2 + j, k);
+          for (int half = 0; half < 2; ++half) {
+            float& sum = products.before[4 * n + 2 * half + j];
+            float added = product.kept ? sum : 0;
+            for (int k = 0; k < 16; ++k) added += product.a[half][k] * b[k];
+            sum = added;
+          }
         }
       }
     }
+    std::copy(products.before.begin(), products.before.end(), products.sums);
   }
-  if (!mine.list.empty()) std::memcpy(mine.sums, sums, sizeof mine.before);
-  mine.list.clear();
-  mine.begun = false;
+  mine = {};
 }
 
 inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1, unsigned c0, unsigned c1) {
   sum[0] = c0;
   sum[1] = c1;
   hopper_shim::multiply<16>("mma.m16n8k16.f16", sum, a, {b0, b1});
+}
+
+inline void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
+  sum[0] = c0;
+  sum[1] = c1;
+  hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
 }
 
 inline void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
@@ -225,7 +262,54 @@ inline void store_matrices_trans(unsigned row, const unsigned (&words)[4]) { hop
 inline uint4 load_piece(unsigned place) { return hopper_shim::load<uint4>(place); }
 inline uint2 load_half_piece(unsigned place) { return hopper_shim::load<uint2>(place); }
 inline void clear_piece(unsigned place) { hopper_shim::store(place, uint4{}); }
+inline void store_piece(unsigned place, const uint4& piece) { hopper_shim::store(place, piece); }
+inline void store_half_piece(unsigned place, const uint2& words) { hopper_shim::store(place, words); }
 inline void store_word(unsigned place, unsigned word) { hopper_shim::store(place, word); }
+
+namespace hopper_shim {
+
+// Copies that every thread has started. Until they are waited for NaN is where they write, and they may write at any time.
+struct AsyncCopy {
+  unsigned target, bytes;
+  const void* source;  // null: zeros
+};
+inline std::vector<AsyncCopy>& async_copies() {
+  static struct {
+    unsigned block;
+    std::vector<AsyncCopy> copies;
+  } of_threads[1024];
+  auto& mine = of_threads[threadIdx.x];
+  if (mine.block != shim::block_number) mine.copies.clear();  // of a block that ended in a failure
+  mine.block = shim::block_number;
+  return mine.copies;
+}
+
+}  // namespace hopper_shim
+
+template <int BYTES>
+void start_async_copy(unsigned target, const void* source, bool exists) {
+  using namespace hopper_shim;
+  static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
+  if (target % BYTES || (exists && reinterpret_cast<uintptr_t>(source) % BYTES)) {
+    shim::fail("cp.async: a place is not aligned to what is copied");
+  }
+  must(races::write(this_warp(), threadIdx.x, target, BYTES));
+  std::memset(memory + target, 0xff, BYTES);
+  async_copies().push_back({target, BYTES, exists ? source : nullptr});
+}
+
+inline void wait_for_async_copies() {
+  using namespace hopper_shim;
+  for (const AsyncCopy& copy : async_copies()) {
+    must(races::write(this_warp(), threadIdx.x, copy.target, copy.bytes));
+    if (copy.source) {
+      std::memcpy(memory + copy.target, copy.source, copy.bytes);
+    } else {
+      std::memset(memory + copy.target, 0, copy.bytes);
+    }
+  }
+  async_copies().clear();
+}
 
 inline void publish() { shim::races::fence(threadIdx.x); }
 

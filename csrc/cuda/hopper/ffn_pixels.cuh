@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// gated_ffn on a map: pixels between the map and rows in shared memory. A warp takes a line of the tile, 16 lanes a pixel.
+#pragma once
+
+#include "ffn_layout.cuh"
+#include "stream.cuh"
+
+namespace ditn::cuda::hopper::ffn {
+
+// Images follow each other, in each the rows of tiles, in each the columns.
+struct Tile {
+  int image, row, column;
+};
+
+struct Work {
+  int images, height, width, channels, rows, columns;
+  Tile step;   // the way to a block's next tile
+  bool quads;  // four channels lie at a multiple of their size, in x and in y
+
+  __host__ __device__ Tile tile(int number) const {
+    return {number / (rows * columns), number / columns % rows, number % columns};
+  }
+  __device__ Tile after(const Tile& tile) const {
+    Tile next{tile.image + step.image, tile.row + step.row, tile.column + step.column};
+    if (next.column >= columns) next.column -= columns, ++next.row;
+    if (next.row >= rows) next.row -= rows, ++next.image;
+    return next;
+  }
+};
+
+// This warp's line of a tile, or of `border` pixels more on every side: every second pixel, from a lane's first one on.
+struct Line {
+  int64_t first;    // value of the map, of this lane's channels
+  unsigned exists;  // a bit for each pixel
+
+  __device__ Line(const Work& work, const Tile& tile, int border) {
+    const int y = tile.row * kLines + warp() - border, x = tile.column * kColumns + lane() / 16 - border;
+    first = ((static_cast<int64_t>(tile.image) * work.height + y) * work.width + x) * work.channels + lane() % 16 * 4;
+    const bool line = tile.image < work.images && static_cast<unsigned>(y) < static_cast<unsigned>(work.height);
+    const int count = min((work.width - x + 1) / 2, kSeenColumns / 2);  // with one before the image, if x is -1
+    exists = line && count > 0 ? ((1u << count) - 1) & (x < 0 ? ~1u : ~0u) : 0;
+  }
+};
+
+// Where a lane's four channels of its i-th pixel lie; `line`: of the first one.
+__device__ __forceinline__ unsigned place_of_first_quad() {
+  const int pixel = lane() / 16, quad = lane() % 16;
+  return pixel * kRowBytes + ((quad / 2 ^ pixel) << 4) + quad % 2 * 8;
+}
+__device__ __forceinline__ unsigned place_of_quad(unsigned first, int i) { return (first ^ i % 4 << 5) + i * 2 * kRowBytes; }
+
+// A lane's channels of the pixels of a line; zeros outside the image.
+template <int COUNT>
+__device__ __forceinline__ void load_quads(Quad<__half> (&quads)[COUNT], const __half* x, const Work& work, const Line& line) {
+  const __half* source = read_again(x + line.first);
+  const int left = work.channels - lane() % 16 * 4;
+  const unsigned exists = left > 0 ? line.exists : 0;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    quads[i] = Quad<__half>{};
+    if (!(exists >> i & 1)) continue;
+    const __half* from = source + 2 * i * work.channels;
+    if (work.quads) {
+      quads[i] = fetch_quad(from);
+    } else {
+      __half values[4] = {};
+      for (int k = 0; k < 4 && k < left; ++k) values[k] = from[k];
+      quads[i] = {{__halves2half2(values[0], values[1]), __halves2half2(values[2], values[3])}};
+    }
+  }
+}
+
+// Over the 16 lanes of a pixel.
+__device__ __forceinline__ float pixel_sum(float x) {
+#pragma unroll
+  for (int mask = 1; mask < 16; mask *= 2) x += __shfl_xor_sync(0xffffffff, x, mask);
+  return x;
+}
+
+// What a warp's line of the tile sees.
+class Pixels {
+ public:
+  static constexpr int kCount = kSeenColumns / 2;
+
+  // Pixels outside the image are zeros, and all if there is no such tile.
+  __device__ Pixels(const __half* x, const Work& work, const Tile& tile) : line_(work, tile, 1) { load_quads(quads_, x, work, line_); }
+
+  // Rows of norm(x), and 1 in channel kOne; zeros where there is no pixel. `first`: where this lane's channels of the first lie.
+  template <Norm NORM>
+  __device__ void store(unsigned first, int channels) const {
+    const bool has_one = lane() % 16 == kOne / 4;
+    const unsigned ones = read_again(has_one ? line_.exists : 0);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      Quad<__half> quad = quads_[i];
+      if constexpr (NORM == Norm::kTanh) quad = tanh_of(quad);
+      if constexpr (NORM == Norm::kLayerNorm) quad = layer_norm(quad, channels);
+      uint2 words = word_of(quad);
+      if (NORM == Norm::kLayerNorm && has_one) words.y &= 0xffff;  // else that channel is zero
+      if (ones >> i & 1) words.y |= 0x3c000000;
+      store_half_piece(place_of_quad(first, i), words);
+    }
+  }
+
+ private:
+  // What lies behind the channels has no weights.
+  __device__ static Quad<__half> layer_norm(const Quad<__half>& x, int channels) {
+    const int left = channels - lane() % 16 * 4;  // of this lane
+    const float2 first = __half22float2(x.pairs[0]), second = __half22float2(x.pairs[1]);
+    float values[4] = {first.x, first.y, second.x, second.y};
+    const float share = __fdividef(1.0f, static_cast<float>(channels));
+    const float mean = pixel_sum(values[0] + values[1] + values[2] + values[3]) * share;
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      values[k] -= mean;
+      squares += k < left ? values[k] * values[k] : 0;
+    }
+    const float scale = rsqrtf(pixel_sum(squares) * share + kLayerNormEps);
+    return {{__floats2half2_rn(values[0] * scale, values[1] * scale), __floats2half2_rn(values[2] * scale, values[3] * scale)}};
+  }
+
+  const Line line_;
+  Quad<__half> quads_[kCount];
+};
+
+// y = x + rows of results, of which this lane's channels of the first are at `first`.
+__device__ __forceinline__ void store_results(unsigned first, const __half* x, __half* y, const Work& work, const Tile& tile) {
+  if (warp() >= kLines) return;
+  const Line line(work, tile, 0);
+  Quad<__half> sums[kColumns / 2];
+  load_quads(sums, x, work, line);
+  __half* target = read_again(y + line.first);
+  const int left = work.channels - lane() % 16 * 4;
+  const unsigned exists = left > 0 ? line.exists : 0;
+#pragma unroll
+  for (int i = 0; i < kColumns / 2; ++i) {
+    const uint2 words = load_half_piece(place_of_quad(first, i));
+    const Quad<__half> sum = sum_of({{as_pair(words.x), as_pair(words.y)}}, sums[i]);
+    if (!(exists >> i & 1)) continue;
+    __half* to = target + 2 * i * work.channels;
+    if (work.quads) {
+      write_quad(to, sum);
+    } else {
+      const __half values[4] = {__low2half(sum.pairs[0]), __high2half(sum.pairs[0]), __low2half(sum.pairs[1]), __high2half(sum.pairs[1])};
+      for (int k = 0; k < 4 && k < left; ++k) to[k] = values[k];
+    }
+  }
+}
+
+}  // namespace ditn::cuda::hopper::ffn
