@@ -113,6 +113,9 @@ HOPPER_KERNELS = (
         trips=(1, 13, 4, 1),
         options=_ON_MAP,
     ),
+    # A block of a map of 960x544 takes 8 tiles, in the last loop. In front of it weights are copied and waited for.
+    Kernel("_hopper_conv3x3_kernelILi64ELb0E", "image_tail", 16, 4096, 230920, 184, (1, 1, 8), {"upscale": 4}),
+    Kernel("_hopper_conv3x3_kernelILi48ELb1E", "image_tail", 16, 4096, 212424, 112, (1, 1, 8), {"upscale": 4}),
 )
 
 
