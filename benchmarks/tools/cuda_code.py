@@ -46,7 +46,7 @@ class Kernel:
 
     `halves`: float16 values of the maps that are read and written, per pixel.
     `trips`: how often the loops of a warp's code go round, in the order in which they stand in it.
-    `bands`: whether it runs on chips in BANDS only, or on all others only; None: on all.
+    `bands`: whether it runs on chips in BANDS only, or on all others only; None: on all. `volta` likewise.
     """
 
     symbol: str
@@ -58,6 +58,7 @@ class Kernel:
     trips: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     bands: bool | None = None
+    volta: bool | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +82,9 @@ KERNELS = (
     # Lines in, lines out. 2,760 blocks, since 544 is no multiple of 24.
     Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, 184, (4, 4), _GATE),
     # Lines, 64 outputs by two warps, taps, lines of results, words of them.
-    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, 63, (10 / 8, 1, 9, 1, 8)),
+    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, 63, (10 / 8, 1, 9, 1, 8), volta=True),
+    # Sixteen pixels.
+    Kernel("_image_head_kernel", "image_head", 8, 512, 25760, 63, (4,), volta=False),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, 180, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, 108, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
     # Layers, and in them the slices.
@@ -121,7 +124,8 @@ HOPPER_KERNELS = (
 
 def kernels(capability: int) -> tuple[Kernel, ...]:
     """Those of KERNELS that the network runs on such a chip."""
-    return tuple(one for one in KERNELS if one.bands in (None, capability in BANDS))
+    chip = {"bands": capability in BANDS, "volta": capability == VOLTA}
+    return tuple(one for one in KERNELS if all(getattr(one, name) in (None, chip[name]) for name in chip))
 
 
 def cubin(*flags: str, capability: int, source: Path = SOURCE) -> Path:
