@@ -46,7 +46,7 @@ class Kernel:
 
     `halves`: float16 values of the maps that are read and written, per pixel.
     `trips`: how often the loops of a warp's code go round, in the order in which they stand in it.
-    `bands`: whether it runs on chips in BANDS only, or on all others only; None: on all.
+    `bands`: whether it runs on chips in BANDS only, or on all others only; None: on all. `volta` likewise.
     """
 
     symbol: str
@@ -58,6 +58,7 @@ class Kernel:
     trips: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     bands: bool | None = None
+    volta: bool | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +82,9 @@ KERNELS = (
     # Lines in, lines out. 2,760 blocks, since 544 is no multiple of 24.
     Kernel("_dilated_gate_far_kernelI6__halfLi64E", "dilated_gate", 6, 189, 27648, 184, (4, 4), _GATE),
     # Lines, 64 outputs by two warps, taps, lines of results, words of them.
-    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, 63, (10 / 8, 1, 9, 1, 8)),
+    Kernel("_conv3x3_kernelI6__halfLi16E", "image_head", 8, 128, 27072, 63, (10 / 8, 1, 9, 1, 8), volta=True),
+    # Sixteen pixels.
+    Kernel("_image_head_kernel", "image_head", 8, 512, 25760, 63, (4,), volta=False),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 44352, 180, (10 / 8, 1, 9, 1, 8), {"upscale": 4}),
     Kernel("_conv3x3_kernelI6__halfLi64E", "image_tail", 8, 128, 40256, 108, (10 / 8, 1, 9, 4, 2), {"upscale": 4}),
     # Layers, and in them the slices.
@@ -113,12 +116,16 @@ HOPPER_KERNELS = (
         trips=(1, 13, 4, 1),
         options=_ON_MAP,
     ),
+    # A block of a map of 960x544 takes 8 tiles, in the last loop. In front of it weights are copied and waited for.
+    Kernel("_hopper_conv3x3_kernelILi64ELb0E", "image_tail", 16, 4096, 230920, 184, (1, 1, 8), {"upscale": 4}),
+    Kernel("_hopper_conv3x3_kernelILi48ELb1E", "image_tail", 16, 4096, 212424, 112, (1, 1, 8), {"upscale": 4}),
 )
 
 
 def kernels(capability: int) -> tuple[Kernel, ...]:
     """Those of KERNELS that the network runs on such a chip."""
-    return tuple(one for one in KERNELS if one.bands in (None, capability in BANDS))
+    chip = {"bands": capability in BANDS, "volta": capability == VOLTA}
+    return tuple(one for one in KERNELS if all(getattr(one, name) in (None, chip[name]) for name in chip))
 
 
 def cubin(*flags: str, capability: int, source: Path = SOURCE) -> Path:

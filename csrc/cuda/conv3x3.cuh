@@ -38,14 +38,6 @@ struct Windows {
   __device__ T at(int outer, int depth) const { return line(outer)[depth]; }
 };
 
-// Divides by a multiplication, exactly as long as the number times the divisor is below 2^20.
-struct Divisor {
-  int value;
-  unsigned reciprocal;
-  __host__ __device__ explicit Divisor(int value) : value(value), reciprocal(((1u << 20) + value - 1) / value) {}
-  __device__ int divide(int number) const { return static_cast<int>(number * reciprocal >> 20); }
-};
-
 // How results are stored: output c * upscale^2 + i * upscale + j of a pixel is channel c of the pixel (i, j) of the square
 // that takes its place.
 struct Shuffle {

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "hopper/ffn_map.cuh"
+#include "hopper/image.cuh"
 #include "hopper/pack.cuh"
 #include "hopper/stage.cuh"
 
@@ -22,7 +23,7 @@ bool wanted() {
   return !value || std::string(value) != "0";
 }
 
-constexpr std::string_view kNames[] = {"inner_patch_stage", "gated_ffn"};
+constexpr std::string_view kNames[] = {"inner_patch_stage", "gated_ffn", "image_head", "image_tail"};
 std::atomic<unsigned> on{wanted() ? (1u << std::size(kNames)) - 1 : 0};
 thread_local int most_blocks = 0;
 
@@ -53,6 +54,14 @@ int persistent_blocks(const char* name) {
 
 bool serves_stage(const Shape& shape, int expanded, int patch) {
   return patch == 8 && shape.channels <= kMostChannels && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
+}
+
+bool serves_image_head(const Shape& shape, int outputs) {
+  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageHead);
+}
+
+bool serves_image_tail(const Shape& shape, int outputs) {
+  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageTail);
 }
 
 void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,

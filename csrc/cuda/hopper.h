@@ -7,7 +7,7 @@
 namespace ditn::cuda::hopper {
 
 // The operators that have kernels here; hopper.cu has their names.
-enum class Operator { kInnerPatchStage, kGatedFfn };
+enum class Operator { kInnerPatchStage, kGatedFfn, kImageHead, kImageTail };
 
 // A bit for each of them whose kernels nobody has turned off. They all are from the start where the environment variable
 // DITN_CUDA_HOPPER is 0.
@@ -26,5 +26,12 @@ void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const Attenti
 // Likewise of gated_ffn; patch is 0.
 bool serves_ffn(const Shape&, int expanded, int patch);
 void gated_ffn(Device&, Shape, const __half* x, __half* y, const FfnOf<const __half>&, Norm);
+
+// Whether the same is true of image_head and image_tail of such maps, which the functions below then compute.
+bool serves_image_head(const Shape&, int outputs);
+bool serves_image_tail(const Shape&, int outputs);
+
+void image_head(Device&, Shape, const __half* image, __half* y, const __half* weight, const __half* bias, int outputs);
+void image_tail(Device&, Shape, const __half* x, const __half* skip, __half* y, const TailOf<const __half>&);
 
 }  // namespace ditn::cuda::hopper

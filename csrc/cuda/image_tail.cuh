@@ -2,11 +2,17 @@
 #pragma once
 
 #include "conv3x3.cuh"
+#include "hopper.h"
 
 namespace ditn::cuda {
 
 template <class T>
 void image_tail(Device& device, Shape shape, const T* x, const T* skip, T* y, const TailOf<const T>& w) {
+#ifdef DITN_HOPPER
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    if (hopper::serves_image_tail(shape, w.outputs)) return hopper::image_tail(device, shape, x, skip, y, w);
+  }
+#endif
   constexpr const char* kName = "image_tail";
   Packer<T> packer(device, kName, 9);
   const Weight<T> body = pack_conv3x3(packer, w.body_weight, shape.channels, shape.channels);

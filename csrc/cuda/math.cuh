@@ -117,4 +117,12 @@ __device__ __forceinline__ float inverse_length(float squares) {
   return fminf(rsqrtf(row_sum(squares)), 1.0f / kNormalizeEps);
 }
 
+// Divides by a multiplication, exactly as long as the number times the divisor is below 2^20.
+struct Divisor {
+  int value;
+  unsigned reciprocal;
+  __host__ __device__ explicit Divisor(int value) : value(value), reciprocal(((1u << 20) + value - 1) / value) {}
+  __device__ int divide(int number) const { return static_cast<int>(number * reciprocal >> 20); }
+};
+
 }  // namespace ditn::cuda

@@ -32,10 +32,17 @@ __device__ __forceinline__ uint64_t planes_descriptor(unsigned address, unsigned
 // Before the first product, and whenever registers that products use were written by other instructions.
 __device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
 
+// After products that are to be computed while the warp does something else, and before it waits for them.
+__device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }
+// For those that were committed before the last ones. Even if they have been waited for, the compiler has to be told so again
+// where their sums are used, if that is in the next round of a loop.
+__device__ __forceinline__ void wait_for_earlier_products() { asm volatile("wgmma.wait_group.sync.aligned 1;" : : : "memory"); }
+__device__ __forceinline__ void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory"); }
+
 // Waits for the products that this warp has started.
 __device__ __forceinline__ void finish_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+  commit_products();
+  wait_for_products();
 }
 
 #define DITN_8_IN_PTX "%0, %1, %2, %3, %4, %5, %6, %7"
@@ -182,23 +189,42 @@ __device__ __forceinline__ void store_word(unsigned place, unsigned word) {
   asm volatile("st.shared.b32 [%0], %1;" : : "r"(place), "r"(word) : "memory");
 }
 
-// Starts to copy 4, 8 or 16 bytes from global to shared memory, or to write zeros, where nothing `exists`; as start_copy.
+// Starts to copy 4, 8 or 16 bytes from global to shared memory, or to write zeros, where nothing `exists`; as start_copy. Only
+// where it is `wanted`, without a branch, as with the two below.
 template <int BYTES>
-__device__ __forceinline__ void start_async_copy(unsigned target, const void* source, bool exists) {
+__device__ __forceinline__ void start_async_copy(unsigned target, const void* source, bool exists, bool wanted = true) {
+#define DITN_START(COPY)                                                                                              \
+  asm volatile("{ .reg .pred none, wanted; setp.eq.u32 none, %2, 0; setp.ne.u32 wanted, %3, 0;\n"                     \
+               "@wanted " COPY " [%0], [%1], %4, none; }"                                                             \
+               :                                                                                                      \
+               : "r"(target), "l"(source), "r"(static_cast<unsigned>(exists)), "r"(static_cast<unsigned>(wanted)),    \
+                 "n"(BYTES)                                                                                           \
+               : "memory")
   if constexpr (BYTES == 16) {
-    asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, none; }"
-                 :
-                 : "r"(target), "l"(source), "r"(static_cast<unsigned>(exists))
-                 : "memory");
+    DITN_START("cp.async.cg.shared.global");
   } else {
-    asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.ca.shared.global [%0], [%1], %3, none; }"
-                 :
-                 : "r"(target), "l"(source), "r"(static_cast<unsigned>(exists)), "n"(BYTES)
-                 : "memory");
+    DITN_START("cp.async.ca.shared.global");
   }
+#undef DITN_START
 }
 // Waits for those that this thread has started, which are then as if it had stored what they copied.
 __device__ __forceinline__ void wait_for_async_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
+// Eight bytes of global memory that the kernel does not write, or zeros; and into global memory, where they are wanted.
+__device__ __forceinline__ uint2 fetch_words(const void* source, bool wanted) {
+  uint2 words;
+  asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0;\n"
+               "@wanted ld.global.nc.v2.u32 {%0, %1}, [%2]; }"
+               : "=&r"(words.x), "=&r"(words.y)
+               : "l"(source), "r"(static_cast<unsigned>(wanted)));
+  return words;
+}
+__device__ __forceinline__ void write_words(void* target, const uint2& words, bool wanted) {
+  asm volatile("{ .reg .pred wanted; setp.ne.u32 wanted, %3, 0; @wanted st.global.v2.u32 [%0], {%1, %2}; }"
+               :
+               : "l"(target), "r"(words.x), "r"(words.y), "r"(static_cast<unsigned>(wanted))
+               : "memory");
+}
 
 // What this thread has stored in shared memory becomes visible to wgmma, once the threads have met.
 __device__ __forceinline__ void publish() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }

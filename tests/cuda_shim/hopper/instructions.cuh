@@ -210,7 +210,12 @@ void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
   hopper_shim::start(sums, product);
 }
 
-inline void finish_products() {
+inline void commit_products() {}
+
+// Groups are not told apart: sums that have not been waited for stay as they are, NaN.
+inline void wait_for_earlier_products() { shim::exchange("wgmma.wait_group 1", 0); }
+
+inline void wait_for_products() {
   shim::exchange("wgmma.wait_group", 0);
   hopper_shim::Started& mine = hopper_shim::started_products[threadIdx.x];
   for (hopper_shim::Products& products : mine.all) {
@@ -233,6 +238,11 @@ inline void finish_products() {
     std::copy(products.before.begin(), products.before.end(), products.sums);
   }
   mine = {};
+}
+
+inline void finish_products() {
+  commit_products();
+  wait_for_products();
 }
 
 inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1, unsigned c0, unsigned c1) {
@@ -287,8 +297,9 @@ inline std::vector<AsyncCopy>& async_copies() {
 }  // namespace hopper_shim
 
 template <int BYTES>
-void start_async_copy(unsigned target, const void* source, bool exists) {
+void start_async_copy(unsigned target, const void* source, bool exists, bool wanted = true) {
   using namespace hopper_shim;
+  if (!wanted) return;
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
   if (target % BYTES || (exists && reinterpret_cast<uintptr_t>(source) % BYTES)) {
     shim::fail("cp.async: a place is not aligned to what is copied");
@@ -309,6 +320,11 @@ inline void wait_for_async_copies() {
     }
   }
   async_copies().clear();
+}
+
+inline uint2 fetch_words(const void* source, bool wanted) { return wanted ? *static_cast<const uint2*>(source) : uint2{}; }
+inline void write_words(void* target, const uint2& words, bool wanted) {
+  if (wanted) *static_cast<uint2*>(target) = words;
 }
 
 inline void publish() { shim::races::fence(threadIdx.x); }
