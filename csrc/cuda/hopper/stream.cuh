@@ -64,10 +64,11 @@ class Stream {
  public:
   // Zeros for a pixel that does not exist.
   __device__ Stream(const __half* source, int row, int channels, bool pairs, bool upper, bool lower) {
+    const __half* const sources[2] = {source + column(), source + column() + row};
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int c = 8 * (i / 2) + column();
-      const __half* from = source + i % 2 * row + c;
+      const __half* from = sources[i % 2] + 8 * (i / 2);
       words_[i / 4][i % 4] = 0;
       if (!(i % 2 ? lower : upper) || c >= channels) continue;
       words_[i / 4][i % 4] = pairs ? __ldg(reinterpret_cast<const unsigned*>(from))
@@ -76,10 +77,11 @@ class Stream {
   }
 
   __device__ void store(__half* target, int row, int channels, bool pairs, bool upper = true, bool lower = true) const {
+    __half* const targets[2] = {target + column(), target + column() + row};
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int c = 8 * (i / 2) + column();
-      __half* to = target + i % 2 * row + c;
+      __half* to = targets[i % 2] + 8 * (i / 2);
       if (!(i % 2 ? lower : upper) || c >= channels) continue;
       if (pairs) {
         *reinterpret_cast<unsigned*>(to) = words_[i / 4][i % 4];
