@@ -17,6 +17,39 @@ __device__ __forceinline__ void fill_results(unsigned results, int channels) {
   }
 }
 
+// x += W_out (g * (W_mix far + b_mix)) + b_out of 64 pixels by a warpgroup. far, weights: descriptors, of a tile [channel][pixel] and
+// of the first of three. Each product has sums of its own: where they were shared, ptxas 13.0 lost one (docs/kernel-notes.md).
+template <Norm NORM>
+__device__ __forceinline__ void gate_pixels(Stream& x, uint64_t far, uint64_t weights, int channels) {
+  Factor u, gated;
+  {
+    float sums[32];
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) multiply_tile<true>(sums, far + k * kNextRows, weights + kMix / 16 + k * kNextColumns, k != 0);
+    finish_products();
+    round_sums(gated, sums);
+  }
+  x.normalize<NORM>(u, channels);
+  {
+    float sums[32];
+    begin_products();
+    start_product(sums, u, weights + kGate / 16);
+    finish_products();
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      unsigned& word = gated[i / 4][i % 4];
+      word = bits_of(__hmul2(as_pair(halves(sums[2 * i], sums[2 * i + 1])), as_pair(word)));
+    }
+  }
+  set_one(gated);
+  float sums[32];
+  begin_products();
+  start_product(sums, gated, weights + kOut / 16);
+  finish_products();
+  x.add(sums);
+}
+
 // `weights`: those behind the first kernel's. Grid: as many blocks as run at once, which take the map's tiles in turn.
 template <Norm NORM>
 __global__ void __launch_bounds__(kFarThreads, 1)
@@ -85,6 +118,7 @@ __global__ void __launch_bounds__(kFarThreads, 1)
 
     const Tile next = tile.next(tiles);
     start_tile(next);
+    __syncwarp();
     const int line = tile.row * kFarLines + warpgroup * 8 + warp % 4 * 2;
 #pragma unroll 1
     for (int phase = 0; phase < kPhases; ++phase) {
@@ -93,36 +127,7 @@ __global__ void __launch_bounds__(kFarThreads, 1)
       const int64_t pixel = gate.pixel(tile.image, line, column);
       const int row = gate.width * gate.channels;
       Stream stream(x + pixel, row, gate.channels, gate.pairs, upper, lower);
-      const uint64_t far = tile_descriptor(results + (warpgroup * kPhases + phase) * kTileBytes);
-      Factor mixed, u;
-      {
-        float sums[32];
-        begin_products();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) multiply_tile<true>(sums, far + k * kNextRows, of_weight + kMix / 16 + k * kNextColumns, k != 0);
-        finish_products();
-        round_sums(mixed, sums);
-      }
-      stream.normalize<NORM>(u, gate.channels);
-      {
-        float sums[32];
-        begin_products();
-        start_product(sums, u, of_weight + kGate / 16);
-        finish_products();
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-          unsigned& word = mixed[i / 4][i % 4];
-          word = bits_of(__hmul2(as_pair(halves(sums[2 * i], sums[2 * i + 1])), as_pair(word)));
-        }
-      }
-      set_one(mixed);
-      {
-        float sums[32];
-        begin_products();
-        start_product(sums, mixed, of_weight + kOut / 16);
-        finish_products();
-        stream.add(sums);
-      }
+      gate_pixels<NORM>(stream, tile_descriptor(results + (warpgroup * kPhases + phase) * kTileBytes), of_weight, gate.channels);
       stream.store(y + pixel, row, gate.channels, gate.pairs, upper, lower);
     }
     tile = next;
