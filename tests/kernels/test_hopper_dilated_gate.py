@@ -94,6 +94,19 @@ def test_what_it_cannot_is_left_to_the_others() -> None:
     check(kernels, args)
 
 
+@needs_gcc
+def test_weights_that_stay_packed() -> None:
+    kernels, args = HostKernels(800, hopper=True), arguments("none", C=8, H=1, W=1)
+    kernels.library.keep_packed_weights(True)
+    try:
+        results = [kernels(OP, args) for _ in range(2)]
+        assert len(kernels.launches()) == 2
+        assert torch.equal(*results)
+        check(kernels, args)
+    finally:
+        kernels.library.keep_packed_weights(False)
+
+
 def bands(taps: np.ndarray) -> np.ndarray:
     """[line, x', x]: the factor b of mma.m16n8k16 as lanes put it together from one table of 8 places (taps.cuh): of
     d = 2 (l % 4) - l / 4 they hold the pairs at d, if d >= -1, or else at d + 8, which is the same place modulo 8 (PTX
