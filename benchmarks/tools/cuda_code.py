@@ -119,6 +119,30 @@ HOPPER_KERNELS = (
     # A block of a map of 960x544 takes 8 tiles, in the last loop. In front of it weights are copied and waited for.
     Kernel("_hopper_conv3x3_kernelILi64ELb0E", "image_tail", 16, 4096, 230920, 184, (1, 1, 8), {"upscale": 4}),
     Kernel("_hopper_conv3x3_kernelILi48ELb1E", "image_tail", 16, 4096, 212424, 112, (1, 1, 8), {"upscale": 4}),
+    # Tiles, whose loop holds those over the lines that are seen, the channels, and what an empty tile clears (no round:
+    # such tiles are few). There are 41 x 34 that are not empty for a map of 960x544.
+    Kernel(
+        "_hopper_gate_near_kernelILNS_4NormE1E",
+        "dilated_gate",
+        warps=8,
+        pixels=375,
+        shared=107528,
+        halves=120,
+        trips=(1, 1, 5, 7.5, 0, 1),
+        options=_GATE,
+    ),
+    # Before the tiles what never changes in shared memory is stored, by one of two loops, and copies are started, each
+    # in a loop of one round. Among the tiles' loops are those over channels and phases. Half of the warps start none.
+    Kernel(
+        "_hopper_gate_far_kernelILNS_4NormE1E",
+        "dilated_gate",
+        warps=16,
+        pixels=768,
+        shared=216200,
+        halves=180,
+        trips=(1, 3, 0, 1, 1, 1, 1, 1, 1, 7.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 3, 1, 1),
+        options=_GATE,
+    ),
 )
 
 

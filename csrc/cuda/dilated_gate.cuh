@@ -4,8 +4,9 @@
 #pragma once
 
 #include "depthwise.cuh"
-#include "pack.cuh"
+#include "hopper.h"
 #include "lines.cuh"
+#include "pack.cuh"
 
 namespace ditn::cuda {
 
@@ -249,6 +250,11 @@ void launch_dilated_gate(Device& device, Shape shape, const T* x, T* y, const Ga
 
 template <class T>
 void dilated_gate(Device& device, Shape shape, const T* x, T* y, const GateOf<const T>& w, Norm norm) {
+#ifdef DITN_HOPPER
+  if constexpr (sizeof(T) == sizeof(__half)) {
+    if (hopper::serves_gate(shape)) return hopper::dilated_gate(device, shape, x, y, w, norm);
+  }
+#endif
   if (shape.channels <= 64) return launch_dilated_gate<T, 64>(device, shape, x, y, w, norm);
   launch_dilated_gate<T, 128>(device, shape, x, y, w, norm);
 }

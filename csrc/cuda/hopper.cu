@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "hopper/ffn_map.cuh"
+#include "hopper/gate.cuh"
 #include "hopper/image.cuh"
 #include "hopper/pack.cuh"
 #include "hopper/stage.cuh"
@@ -23,7 +24,7 @@ bool wanted() {
   return !value || std::string(value) != "0";
 }
 
-constexpr std::string_view kNames[] = {"inner_patch_stage", "gated_ffn", "image_head", "image_tail"};
+constexpr std::string_view kNames[] = {"inner_patch_stage", "gated_ffn", "image_head", "image_tail", "dilated_gate"};
 std::atomic<unsigned> on{wanted() ? (1u << std::size(kNames)) - 1 : 0};
 thread_local int most_blocks = 0;
 
@@ -93,6 +94,12 @@ bool serves_ffn(const Shape& shape, int expanded, int patch) {
 
 void gated_ffn(Device& device, Shape shape, const __half* x, __half* y, const FfnOf<const __half>& weights, Norm norm) {
   ffn::gated_ffn(device, "gated_ffn", shape, x, y, weights, norm);
+}
+
+bool serves_gate(const Shape& shape) { return shape.channels <= kMostChannels && serves(Operator::kDilatedGate); }
+
+void dilated_gate(Device& device, Shape shape, const __half* x, __half* y, const GateOf<const __half>& weights, Norm norm) {
+  gate::dilated_gate(device, "dilated_gate", shape, x, y, weights, norm);
 }
 
 }  // namespace ditn::cuda::hopper

@@ -7,7 +7,7 @@
 namespace ditn::cuda::hopper {
 
 // The operators that have kernels here; hopper.cu has their names.
-enum class Operator { kInnerPatchStage, kGatedFfn, kImageHead, kImageTail };
+enum class Operator { kInnerPatchStage, kGatedFfn, kImageHead, kImageTail, kDilatedGate };
 
 // A bit for each of them whose kernels nobody has turned off. They all are from the start where the environment variable
 // DITN_CUDA_HOPPER is 0.
@@ -26,6 +26,10 @@ void inner_patch_stage(Device&, Shape, const __half* x, __half* y, const Attenti
 // Likewise of gated_ffn; patch is 0.
 bool serves_ffn(const Shape&, int expanded, int patch);
 void gated_ffn(Device&, Shape, const __half* x, __half* y, const FfnOf<const __half>&, Norm);
+
+// Likewise of dilated_gate.
+bool serves_gate(const Shape&);
+void dilated_gate(Device&, Shape, const __half* x, __half* y, const GateOf<const __half>&, Norm);
 
 // Whether the same is true of image_head and image_tail of such maps, which the functions below then compute.
 bool serves_image_head(const Shape&, int outputs);

@@ -256,7 +256,19 @@ __device__ __forceinline__ void start_bulk_copy(unsigned target, const void* sou
                : "r"(target), "l"(source), "r"(bytes), "r"(arrival)
                : "memory");
 }
-// Waits for the copy that was started on it as the `number`-th, counted from 0; the one before must have been waited for.
+// The same of two runs of so many bytes, which come to lie one behind the other.
+__device__ __forceinline__ void start_two_bulk_copies(unsigned target, const void* first, const void* second, unsigned bytes,
+                                                      unsigned arrival) {
+  publish();
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(arrival), "r"(2 * bytes) : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%2], %4, [%5];\n"
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%1], [%3], %4, [%5];"
+      :
+      : "r"(target), "r"(target + bytes), "l"(first), "l"(second), "r"(bytes), "r"(arrival)
+      : "memory");
+}
+// Waits for what was started on it as the `number`-th, counted from 0; the one before must have been waited for.
 __device__ __forceinline__ void wait_for_arrival(unsigned arrival, unsigned number) {
   unsigned arrived = 0;
   while (!arrived) {

@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
   for (int first_patch = blockIdx.x * kPatches; first_patch < stage.patches; first_patch += gridDim.x * kPatches) {
     const bool last = stage.patches - first_patch <= static_cast<int>(gridDim.x) * kPatches;
     const int patch = first_patch + warpgroup;
-    Stream stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, patch < stage.patches);
+    const bool exists = patch < stage.patches;
+    Stream stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, exists, exists);
 #pragma unroll 1
     for (int layer = 0; layer < stage.layers; ++layer, ++number) {
       const float scale = __half2float(__ldg(temperature + layer));

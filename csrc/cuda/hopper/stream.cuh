@@ -19,11 +19,15 @@ __device__ __forceinline__ unsigned halves(float first, float second) { return b
 // The same in all lanes of a warp, which lets the compiler keep what comes of it in registers that they share.
 __device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffff, x, 0); }
 
-// Channel kOne of a row of a factor becomes 1.
-__device__ __forceinline__ void set_one(Factor& factor) {
+// Channel kOne of a row of a factor becomes 1, or 0 where there is no such pixel: `upper` is about row row(), `lower` about the
+// one 8 below.
+__device__ __forceinline__ void set_one(Factor& factor, bool upper = true, bool lower = true) {
   const bool mine = column() == kOne % 8 - 1;
 #pragma unroll
-  for (int i = 2; i < 4; ++i) factor[3][i] = mine ? (factor[3][i] & 0xffff) | 0x3c000000 : factor[3][i];
+  for (int i = 2; i < 4; ++i) {
+    const unsigned one = (i == 2 ? upper : lower) ? 0x3c000000 : 0;
+    factor[3][i] = mine ? (factor[3][i] & 0xffff) | one : factor[3][i];
+  }
 }
 
 // Sums of a product as a factor, after scaling the rows.
@@ -54,29 +58,31 @@ __device__ __forceinline__ void start_product(float (&sums)[32], uint64_t a, uin
   for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, a + k * kNextColumns, b + k * kNextColumns, k != 0);
 }
 
-// x [64 pixels][64 channels] of a patch, as a factor: of it warp w of the warpgroup has the pixels 16 w on, which are two lines.
-// Channels behind the last are zeros.
+// x [64 pixels][64 channels], as a factor: of it warp w of the warpgroup has the pixels 16 w on. A lane has two, `row` values
+// apart, which exist or not (`upper`, `lower`). Channels behind the last are zeros.
 class Stream {
  public:
-  // Zeros, if there is no such patch.
-  __device__ Stream(const __half* source, int row, int channels, bool pairs, bool exists) {
+  // Zeros for a pixel that does not exist.
+  __device__ Stream(const __half* source, int row, int channels, bool pairs, bool upper, bool lower) {
+    const __half* const sources[2] = {source + column(), source + column() + row};
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int c = 8 * (i / 2) + column();
-      const __half* from = source + i % 2 * row + c;
+      const __half* from = sources[i % 2] + 8 * (i / 2);
       words_[i / 4][i % 4] = 0;
-      if (!exists || c >= channels) continue;
+      if (!(i % 2 ? lower : upper) || c >= channels) continue;
       words_[i / 4][i % 4] = pairs ? __ldg(reinterpret_cast<const unsigned*>(from))
                                    : bits_of(__halves2half2(from[0], c + 1 < channels ? from[1] : __half(0.0f)));
     }
   }
 
-  __device__ void store(__half* target, int row, int channels, bool pairs) const {
+  __device__ void store(__half* target, int row, int channels, bool pairs, bool upper = true, bool lower = true) const {
+    __half* const targets[2] = {target + column(), target + column() + row};
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const int c = 8 * (i / 2) + column();
-      __half* to = target + i % 2 * row + c;
-      if (c >= channels) continue;
+      __half* to = targets[i % 2] + 8 * (i / 2);
+      if (!(i % 2 ? lower : upper) || c >= channels) continue;
       if (pairs) {
         *reinterpret_cast<unsigned*>(to) = words_[i / 4][i % 4];
       } else {
@@ -87,9 +93,9 @@ class Stream {
     }
   }
 
-  // u = norm(x), and 1 in channel kOne.
+  // u = norm(x), and 1 in channel kOne; all of it 0 for a pixel that does not exist.
   template <Norm NORM>
-  __device__ void normalize(Factor& u, int channels) const {
+  __device__ void normalize(Factor& u, int channels, bool upper = true, bool lower = true) const {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const __half2 x = as_pair(words_[i / 4][i % 4]);
@@ -99,7 +105,7 @@ class Stream {
 #pragma unroll
       for (int half = 0; half < 2; ++half) layer_norm(u, channels, half);
     }
-    set_one(u);
+    set_one(u, upper, lower);
   }
 
   __device__ void add(const float (&sums)[32]) {

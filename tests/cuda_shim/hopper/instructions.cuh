@@ -336,11 +336,13 @@ inline void meet(int barrier, int threads) {
 
 namespace hopper_shim {
 
-struct Arrival {
-  unsigned phase = 0;
-  bool pending = false;
+struct BulkCopy {
   unsigned target, bytes;
   const void* source;
+};
+struct Arrival {
+  unsigned phase = 0;
+  std::vector<BulkCopy> pending;
   races::Clock done;
 };
 inline std::map<unsigned, Arrival> arrivals;
@@ -365,15 +367,30 @@ inline void prepare_arrival(unsigned arrival) {
   hopper_shim::arrivals[arrival] = {};
 }
 
-inline void start_bulk_copy(unsigned target, const void* source, unsigned bytes, unsigned arrival) {
-  using namespace hopper_shim;
-  if (target % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) shim::fail("cp.async.bulk: not a multiple of 16 bytes");
+namespace hopper_shim {
+
+// All that is waited for on an mbarrier at once.
+inline void start_bulk_copies(unsigned arrival, std::initializer_list<BulkCopy> copies) {
   publish();
   Arrival& one = arrivals.at(arrival);
-  if (one.pending) shim::fail("cp.async.bulk: the copy before has not been waited for");
-  one = {one.phase, true, target, bytes, source, {}};
-  must(races::copy(this_warp(), target, bytes, one.done));
-  std::memset(memory + target, 0xff, bytes);
+  if (!one.pending.empty()) shim::fail("cp.async.bulk: the copy before has not been waited for");
+  one.pending = copies;
+  for (const BulkCopy& copy : copies) {
+    if (copy.target % 16 || copy.bytes % 16 || reinterpret_cast<uintptr_t>(copy.source) % 16) {
+      shim::fail("cp.async.bulk: not a multiple of 16 bytes");
+    }
+    must(races::copy(this_warp(), copy.target, copy.bytes, one.done));
+    std::memset(memory + copy.target, 0xff, copy.bytes);
+  }
+}
+
+}  // namespace hopper_shim
+
+inline void start_bulk_copy(unsigned target, const void* source, unsigned bytes, unsigned arrival) {
+  hopper_shim::start_bulk_copies(arrival, {{target, bytes, source}});
+}
+inline void start_two_bulk_copies(unsigned target, const void* first, const void* second, unsigned bytes, unsigned arrival) {
+  hopper_shim::start_bulk_copies(arrival, {{target, bytes, first}, {target + bytes, bytes, second}});
 }
 
 inline void wait_for_arrival(unsigned arrival, unsigned number) {
@@ -382,9 +399,9 @@ inline void wait_for_arrival(unsigned arrival, unsigned number) {
   // "mbarrier.try_wait.parity": true once the phase of this parity is complete, hence while the current one has the other.
   while (one.phase % 2 == number % 2) {
     shim::poll();
-    if (!one.pending) continue;
-    std::memcpy(memory + one.target, one.source, one.bytes);
-    one.pending = false;
+    if (one.pending.empty()) continue;
+    for (const BulkCopy& copy : one.pending) std::memcpy(memory + copy.target, copy.source, copy.bytes);
+    one.pending.clear();
     ++one.phase;
   }
   races::acquire(this_warp(), one.done);

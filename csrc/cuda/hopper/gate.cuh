@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// dilated_gate for up to 63 channels: two kernels, as in ../dilated_gate.cuh, with all that is multiplied on tensor cores.
+#pragma once
+
+#include <algorithm>
+
+#include "../hopper.h"
+#include "gate_far.cuh"
+#include "gate_near.cuh"
+
+namespace ditn::cuda::hopper::gate {
+
+inline int parts(int whole, int size) { return (whole + size - 1) / size; }
+
+template <Norm NORM>
+void run(Device& device, const char* name, int64_t images, const __half* x, __half* y, unsigned char* near,
+         const unsigned char* weights, const Gate& gate) {
+  const auto launch_tiles = [&](auto kernel, int rows, int columns, int at_once, unsigned threads, size_t shared,
+                                const auto&... arguments) {
+    const unsigned blocks = std::min(blocks_for(images * rows * columns, 1, name), static_cast<unsigned>(at_once));
+    const Tiles tiles(static_cast<int>(images), rows, columns, blocks);
+    launch(device, name, kernel, dim3(blocks), threads, shared, arguments..., gate, tiles);
+  };
+  const int most = persistent_blocks(name);
+  launch_tiles(_hopper_gate_near_kernel<NORM>, gate.lines / kNearLines, gate.chunks, 2 * most, kNearThreads, kNearShared, x, near,
+               weights);
+  launch_tiles(_hopper_gate_far_kernel<NORM>, parts(gate.height, kFarLines), parts(gate.width, kChunk), most, kFarThreads,
+               kFarShared, x, near, y, weights + kNearWeights);
+}
+
+inline void dilated_gate(Device& device, const char* name, const Shape& shape, const __half* x, __half* y,
+                         const GateOf<const __half>& w, Norm norm) {
+  auto* weights = static_cast<unsigned char*>(device.allocate_weights(kWeights));
+  constexpr unsigned kThreads = 256, kHalves = kWeights / 2;
+  if (!device.has_weights()) {
+    launch(device, name, _pack_gate_kernel, dim3((kHalves + kThreads - 1) / kThreads), kThreads, 0,
+           reinterpret_cast<__half*>(weights), GatePacking{w, shape.channels});
+  }
+  if (shape.batch * shape.height * shape.width == 0) return;
+  const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
+  const Gate gate{{shape, kFarLines}, shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
+  auto* near = static_cast<unsigned char*>(device.allocate(gate.place(shape.batch, 0, 0, 0)));
+  if (norm == Norm::kTanh) return run<Norm::kTanh>(device, name, shape.batch, x, y, near, weights, gate);
+  if (norm == Norm::kLayerNorm) return run<Norm::kLayerNorm>(device, name, shape.batch, x, y, near, weights, gate);
+  run<Norm::kNone>(device, name, shape.batch, x, y, near, weights, gate);
+}
+
+}  // namespace ditn::cuda::hopper::gate

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// dilated_gate: what lies where in shared memory, and its weights. The map between its kernels: phased.cuh.
+#pragma once
+
+#include "layout.cuh"
+#include "phased.cuh"
+
+namespace ditn::cuda::hopper::gate {
+
+// The first kernel makes kNearLines lines of a chunk at a time. It sees two columns and two lines more on every side: 28 columns,
+// as four blocks of 8 with zeros behind them. a = W_a u + b_a lies as [channel][block][line][8]; of a channel all lines of a
+// block are in different banks, and the pieces of 16 bytes at the same place of eight channels. The last one is zeros.
+constexpr int kNearLines = 16, kNearThreads = 256;
+constexpr int kSeenLines = kNearLines + 4, kSeenColumns = kChunk + 4, kBlocks = 4;
+constexpr int kBlockBytes = kSeenLines * 16, kZeroPiece = kBlocks * kBlockBytes, kPlaneBytes = kZeroPiece + 16;
+constexpr int kNearTable = kTileBytes, kNearWeights = kNearTable + kSide * kWideTable;
+constexpr int kPlanesAt = kNearWeights, kNearArrivalAt = kPlanesAt + kSide * kPlaneBytes;
+constexpr int kNearShared = kNearArrivalAt + 8;
+static_assert(2 * (kNearShared + 1024) <= 228 << 10);
+
+// The second kernel makes kFarLines lines of 24 columns at a time. A pair of warps has two slots, each for what the results of
+// a channel see: kFarSeen lines of a chunk and of the next one. What comes of it lies as tiles [channel][8 lines of 8 columns of
+// a phase], a tile for each 8 lines and phase.
+constexpr int kFarLines = 32, kFarThreads = 512, kPairs = kFarThreads / 64;
+constexpr int kFarSeen = kFarLines + 2 * kBefore, kChunkOfSlot = kFarSeen * kPhasedLine, kSlotBytes = 2 * kChunkOfSlot;
+constexpr int kMix = 0, kGate = kTileBytes, kOut = 2 * kTileBytes, kFarTable = 3 * kTileBytes;
+constexpr int kFarWeights = kFarTable + kSide * kWideTable;
+constexpr int kFarTiles = kFarLines / 8 * kPhases;
+constexpr int kResultsAt = kFarWeights, kSlotsAt = kResultsAt + kFarTiles * kTileBytes;
+constexpr int kFarArrivalsAt = kSlotsAt + 2 * kPairs * kSlotBytes;  // of the slots, and of the weights
+constexpr int kFarShared = kFarArrivalsAt + (2 * kPairs + 1) * 8;
+static_assert(kResultsAt % 1024 == 0 && kFarShared <= 227 << 10);
+
+constexpr int kWeights = kNearWeights + kFarWeights;
+
+struct Gate : PhasedMap {
+  bool pairs;  // two channels lie at a multiple of four bytes, in x and in y
+};
+
+// The tiles of a map: images follow each other, in each the rows of tiles, in each the columns. Blocks take them in turn, and go
+// from one to their next without dividing.
+struct Tiles {
+  int images, rows, columns;
+  int next_image, next_row, next_column;  // what comes to a tile's numbers, before rows and columns are full
+
+  Tiles(int images, int rows, int columns, int blocks)
+      : images(images), rows(rows), columns(columns), next_image(blocks / (rows * columns)), next_row(blocks / columns % rows),
+        next_column(blocks % columns) {}
+};
+
+struct Tile {
+  int image, row, column;
+
+  // The block's first.
+  __device__ static Tile first(const Tiles& tiles) {
+    const int block = blockIdx.x;
+    return {block / (tiles.rows * tiles.columns), block / tiles.columns % tiles.rows, block % tiles.columns};
+  }
+  // That of this block after this one; there is none if its image does not exist.
+  __device__ Tile next(const Tiles& tiles) const {
+    Tile found{image + tiles.next_image, row + tiles.next_row, column + tiles.next_column};
+    if (found.column >= tiles.columns) {
+      found.column -= tiles.columns;
+      ++found.row;
+    }
+    if (found.row >= tiles.rows) {
+      found.row -= tiles.rows;
+      ++found.image;
+    }
+    return found;
+  }
+};
+
+// Weights as the kernels have them in shared memory.
+struct GatePacking {
+  GateOf<const __half> weights;
+  int channels;
+
+  // The i-th half, the first kernel's before the second's.
+  __device__ __half at(int i) const {
+    const bool far = i >= kNearWeights / 2;
+    i -= far ? kNearWeights / 2 : 0;
+    const int tables = (far ? kFarTable : kNearTable) / 2;
+    if (i >= tables) return of_table(far, (i - tables) / (kWideTable / 2), (i - tables) % (kWideTable / 2));
+    // Of a tile; see tile_descriptor.
+    const int part = i / (kTileBytes / 2), row = i % (kTileBytes / 2) / kSide, column = (i / 8 % 8 ^ row % 8) * 8 + i % 8;
+    const int c = channels;
+    if (!far) return of_weight(weights.in_weight, weights.in_bias, 2 * c, row, column);
+    if (part == 0) return of_weight(weights.mix_weight, weights.mix_bias, c, row, column);
+    if (part == 1) return of_weight(weights.in_weight + c, weights.in_bias + c, 2 * c, row, column);
+    return of_weight(weights.out_weight, weights.out_bias, c, row, column);
+  }
+
+ private:
+  // Of a weight [channels][stride], whose bias stands for input kOne.
+  __device__ __half of_weight(const __half* weight, const __half* bias, int stride, int output, int input) const {
+    if (output >= channels) return __half(0.0f);
+    if (input == kOne) return bias[output];
+    return input < channels ? weight[input * stride + output] : __half(0.0f);
+  }
+  __device__ __half of_table(bool far, int channel, int i) const {
+    if (channel >= channels) return __half(0.0f);
+    const int taps = far ? 7 : 5;
+    const __half* source = (far ? weights.dw7_weight : weights.dw5_weight) + channel;
+    const __half bias = (far ? weights.dw7_bias : weights.dw5_bias)[channel];
+    return half_of_table(i, taps, bias, [&](int line, int column) { return source[(line * taps + column) * channels]; });
+  }
+};
+
+// Grid: a thread per half.
+__global__ void _pack_gate_kernel(__half* target, GatePacking packing) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < kWeights / 2) target[i] = packing.at(i);
+}
+
+}  // namespace ditn::cuda::hopper::gate
