@@ -12,7 +12,6 @@
 #include "hopper/ffn_map.cuh"
 #include "hopper/gate.cuh"
 #include "hopper/image.cuh"
-#include "hopper/pack.cuh"
 #include "hopper/stage.cuh"
 
 namespace ditn::cuda::hopper {
@@ -57,35 +56,9 @@ bool serves_stage(const Shape& shape, int expanded, int patch) {
   return patch == 8 && shape.channels <= kMostChannels && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
 }
 
-bool serves_image_head(const Shape& shape, int outputs) {
-  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageHead);
-}
-
-bool serves_image_tail(const Shape& shape, int outputs) {
-  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageTail);
-}
-
 void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
                        const FfnOf<const __half>& ffn, int layers, Norm norm) {
-  constexpr const char* kName = "inner_patch_stage";
-  auto* weights = static_cast<__half*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
-  constexpr unsigned kThreads = 256, kHalves = kLayerBytes / 2;
-  if (!device.has_weights()) {
-    launch(device, kName, _pack_stage_kernel, dim3((kHalves + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
-           Packing{attention, ffn, shape.channels});
-  }
-  const int64_t columns = shape.width / 8, patches = shape.batch * (shape.height / 8) * columns;
-  const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
-  const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
-                    shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
-  const dim3 blocks(std::min(blocks_for(patches, kPatches, kName), static_cast<unsigned>(persistent_blocks(kName))));
-  const auto run = [&](auto kernel) {
-    launch(device, kName, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
-           attention.temperature, stage);
-  };
-  if (norm == Norm::kTanh) return run(_hopper_stage_kernel<Norm::kTanh>);
-  if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<Norm::kLayerNorm>);
-  run(_hopper_stage_kernel<Norm::kNone>);
+  stage::inner_patch_stage(device, "inner_patch_stage", shape, x, y, attention, ffn, layers, norm);
 }
 
 bool serves_ffn(const Shape& shape, int expanded, int patch) {
@@ -100,6 +73,14 @@ bool serves_gate(const Shape& shape) { return shape.channels <= kMostChannels &&
 
 void dilated_gate(Device& device, Shape shape, const __half* x, __half* y, const GateOf<const __half>& weights, Norm norm) {
   gate::dilated_gate(device, "dilated_gate", shape, x, y, weights, norm);
+}
+
+bool serves_image_head(const Shape& shape, int outputs) {
+  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageHead);
+}
+
+bool serves_image_tail(const Shape& shape, int outputs) {
+  return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageTail);
 }
 
 }  // namespace ditn::cuda::hopper

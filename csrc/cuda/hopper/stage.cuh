@@ -4,8 +4,12 @@
 // of the FFN during attention, by a bulk copy that the last warpgroup starts which has done with them.
 #pragma once
 
+#include <algorithm>
+
+#include "../hopper.h"
 #include "attention.cuh"
 #include "feed_forward.cuh"
+#include "pack.cuh"
 
 namespace ditn::cuda::hopper {
 
@@ -95,5 +99,31 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
     if (again < stage.patches) stream.store(y + stage.place(again), stage.row(), stage.channels, stage.pairs);
   }
 }
+
+namespace stage {
+
+inline void inner_patch_stage(Device& device, const char* name, const Shape& shape, const __half* x, __half* y,
+                              const AttentionOf<const __half>& attention, const FfnOf<const __half>& ffn, int layers, Norm norm) {
+  auto* weights = static_cast<__half*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
+  constexpr unsigned kThreads = 256, kHalves = kLayerBytes / 2;
+  if (!device.has_weights()) {
+    launch(device, name, _pack_stage_kernel, dim3((kHalves + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
+           Packing{attention, ffn, shape.channels});
+  }
+  const int64_t columns = shape.width / 8, patches = shape.batch * (shape.height / 8) * columns;
+  const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
+  const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
+                    shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
+  const dim3 blocks(std::min(blocks_for(patches, kPatches, name), static_cast<unsigned>(persistent_blocks(name))));
+  const auto run = [&](auto kernel) {
+    launch(device, name, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
+           attention.temperature, stage);
+  };
+  if (norm == Norm::kTanh) return run(_hopper_stage_kernel<Norm::kTanh>);
+  if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<Norm::kLayerNorm>);
+  run(_hopper_stage_kernel<Norm::kNone>);
+}
+
+}  // namespace stage
 
 }  // namespace ditn::cuda::hopper
