@@ -77,17 +77,17 @@ def depthwise(
     line, column = tile_pixels(tl.arange(0, BLOCKS), TILE_H, TILE_W, COLUMNS)
     window_ptrs = scratch_ptr + ((line * (TILE_W + 2) + column) * (2 * SLICE))[:, None] + tl.arange(0, SLICE)[None, :]
     bias = zeros_of_sum(BLOCKS, SLICE, sum_dtype) + tl.load(bias_ptr + e, e < E, 0.0)[None, :].to(sum_dtype)
-    sums = ()
+    sums: tl.tuple = ()
     for _ in tl.static_range(LINES * COLUMNS):
         sums += (bias,)
-    taps = ()
+    taps: tl.tuple = ()
     for j in tl.static_range(COLUMNS + 2):
         for i in tl.static_range(3):
             if j < 3:
                 taps += (tl.load(weight_ptr + (3 * i + j) * 2 * E + e, e < E, 0.0)[None, :],)
         for i in tl.static_range(LINES + 2):
             seen = tl.load(window_ptrs + (i * (TILE_W + 2) + j) * (2 * SLICE))
-            added = ()
+            added: tl.tuple = ()
             for place in tl.static_range(LINES * COLUMNS):
                 added += (with_tap(sums[place], seen, taps, i - place // COLUMNS, j - place % COLUMNS),)
             sums = added
@@ -170,7 +170,7 @@ def feed_forward(
         tl.debug_barrier()
         gates = depthwise(scratch_ptr, dw_weight_ptr, dw_bias_ptr, e, E, TILE_H, TILE_W, COLUMNS)
         values = depthwise(scratch_ptr + SLICE, dw_weight_ptr + E, dw_bias_ptr + E, e, E, TILE_H, TILE_W, COLUMNS)
-        mixed = ()
+        mixed: tl.tuple = ()
         for place in tl.static_range(LINES * COLUMNS):
             mixed += (gated(gates[place], values[place], dtype),)
         mixed = stacked(mixed)  # [PIXELS, SLICE]

@@ -73,12 +73,12 @@ def depthwise_of_rows(
     BLOCK_W: tl.constexpr = column.shape[0]
     C_PAD: tl.constexpr = channel.shape[0]
     bias = tl.load(bias_ptr + channel, channel < C, 0.0).to(sum_dtype)[None, :]
-    sums = ()
+    sums: tl.tuple = ()
     for _ in tl.static_range(ROWS):
         sums += (zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias,)
     window_ptrs = map_ptr + column[:, None] * C_PAD + channel[None, :]
     for j in tl.static_range(SIZE):
-        taps = ()
+        taps: tl.tuple = ()
         for i in tl.static_range(SIZE):
             taps += (tl.load(weight_ptr + (i * SIZE + j) * C + channel, channel < C)[None, :],)
         row_stride = opaque(stride) * (DILATION * C_PAD)
@@ -86,7 +86,7 @@ def depthwise_of_rows(
         for i in tl.static_range(SIZE + ROWS - 1):
             seen = tl.load(row_ptrs + j * (DILATION * C_PAD))
             row_ptrs += row_stride
-            added = ()
+            added: tl.tuple = ()
             for row in tl.static_range(ROWS):
                 if i >= row and i < row + SIZE:
                     added += (multiply_add(seen, taps[i - row], sums[row]),)
@@ -95,7 +95,7 @@ def depthwise_of_rows(
             sums = added
     # From channel C on the weights were whatever lay there.
     inside = (channel < C)[None, :]
-    found = ()
+    found: tl.tuple = ()
     for row in tl.static_range(ROWS):
         found += (tl.where(inside, sums[row], 0.0),)
     return found

@@ -248,8 +248,8 @@ def forward(x: Tensor, weights: GateWeights, norm: str) -> Tensor:
     x = dense(x)
     y = torch.empty_like(x)
     weights = contiguous(weights)
-    # A float32 product is three, and takes longer than to read g.
-    with_g = x.dtype == torch.float32
+    # A float32 product is three, and takes longer than to read g; three weights of 128 channels have no room.
+    with_g = x.dtype == torch.float32 or side > 64
     a, g = branches(x, weights, norm, with_g=with_g)
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
