@@ -52,6 +52,42 @@ def _dilated_gate_frame_fwd_kernel(a_ptr, near_ptr, H, W, near_rows, C_PAD: tl.c
 
 
 @triton.jit
+def depthwise_of_two_rows(
+    map_ptr,
+    stride,
+    column,
+    channel,
+    weight_ptr,
+    bias_ptr,
+    C: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+):
+    """`depthwise_of_rows` of two rows, with taps loaded where they are used: what has no registers for four rows, such
+    as float32, has none to keep a column of taps either."""
+    sum_dtype: tl.constexpr = tl.float16 if map_ptr.dtype.element_ty == tl.float16 else tl.float32
+    BLOCK_W: tl.constexpr = column.shape[0]
+    C_PAD: tl.constexpr = channel.shape[0]
+    bias = tl.load(bias_ptr + channel, channel < C, 0.0).to(sum_dtype)[None, :]
+    upper = zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias
+    lower = zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias
+    pointers = map_ptr + column[:, None] * C_PAD + channel[None, :]
+    weight_ptrs = weight_ptr + channel
+    for i in tl.static_range(SIZE + 1):
+        for j in tl.static_range(SIZE):
+            tap = tl.load(pointers + j * (DILATION * C_PAD))
+            if i < SIZE:
+                upper = multiply_add(tap, tl.load(weight_ptrs + (i * SIZE + j) * C, channel < C)[None, :], upper)
+            if i > 0:
+                weight = tl.load(weight_ptrs + ((i - 1) * SIZE + j) * C, channel < C)
+                lower = multiply_add(tap, weight[None, :], lower)
+        pointers += stride * (DILATION * C_PAD)
+    # From channel C on the weights were whatever lay there.
+    inside = (channel < C)[None, :]
+    return tl.where(inside, upper, 0.0), tl.where(inside, lower, 0.0)
+
+
+@triton.jit
 def depthwise_of_rows(
     map_ptr,
     stride,
@@ -69,6 +105,8 @@ def depthwise_of_rows(
 
     Two float16 values are added in one instruction, so float16 sums stay float16; other dtypes are summed in float32.
     """
+    if ROWS == 2:
+        return depthwise_of_two_rows(map_ptr, stride, column, channel, weight_ptr, bias_ptr, C, SIZE, DILATION)
     sum_dtype: tl.constexpr = tl.float16 if map_ptr.dtype.element_ty == tl.float16 else tl.float32
     BLOCK_W: tl.constexpr = column.shape[0]
     C_PAD: tl.constexpr = channel.shape[0]

@@ -20,7 +20,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     NEAR,
     clear_frames,
     depthwise,
-    depthwise_of_rows,
+    depthwise_of_two_rows,
     framed,
     rows_apart,
     tiles_of_rows,
@@ -89,8 +89,8 @@ def _dilated_gate_out_bwd_kernel(
         left = segment * BLOCK_W
         framed = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
         nearest = tl.minimum(column, W - 1 - left)
-        upper, lower = depthwise_of_rows(
-            near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION, 2
+        upper, lower = depthwise_of_two_rows(
+            near_ptr + framed * C_PAD, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
         )
         if dtype == tl.float32:
             upper = layout_barrier(upper)  # else 112 bytes of stack on sm_90
