@@ -122,7 +122,9 @@ def _gated_ffn_fwd_kernel(
         )
         pixel = tl.arange(0, TILE_H * TILE_W)
         pixel = opaque(pixel) if IS_LARGE else pixel
-        pixel_y, pixel_x = tile_pixels(pixel, TILE_H, TILE_W, columns_of_block(TILE_H * TILE_W, SLICE))
+        pixel_y, pixel_x = tile_pixels(
+            pixel, TILE_H, TILE_W, columns_of_block(TILE_H * TILE_W, SLICE, x_ptr.dtype.element_ty)
+        )
         inside = (channel < C)[None, :]
         if HALO:
             inside &= ((pixel_y < H - top) & (pixel_x < W - left))[:, None]

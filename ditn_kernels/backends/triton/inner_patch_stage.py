@@ -57,7 +57,7 @@ def _inner_patch_stage_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
-    COLUMNS: tl.constexpr = columns_of_block(PIXELS, SLICE)
+    COLUMNS: tl.constexpr = columns_of_block(PIXELS, SLICE, dtype)
     channel = tl.arange(0, C_PAD)
     pixel = tl.arange(0, PIXELS)
     pixel_y, pixel_x = tile_pixels(
