@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, padded
 from ditn_kernels.backends.triton._loops import Loops
-from ditn_kernels.backends.triton._math import multiply_add, rounded, zeros_of_sum
+from ditn_kernels.backends.triton._math import multiply_add, opaque, rounded, zeros_of_sum
 
 CANDIDATES = {
     "dilated_gate_frame_fwd": {"BLOCK_W": (16, 32)},
-    "dilated_gate_near_fwd": {"BLOCK_W": (16, 32, 64, 128)},
+    "dilated_gate_near_fwd": {"BLOCK_W": (16, 32, 64, 128), "ROWS": (2, 4)},
 }
+MOST_ROWS = 4  # of a tile
 NEAR = tl.constexpr(2)  # the frame of `a`: what the 5x5 sees
 FAR = tl.constexpr(9)  # the frame of the 5x5's result: what the dilated 7x7 sees
 DILATION = tl.constexpr(3)
@@ -62,11 +63,8 @@ def depthwise_of_two_rows(
     SIZE: tl.constexpr,
     DILATION: tl.constexpr,
 ):
-    """dw(map) + b [BLOCK_W, C_PAD] for a row and for the row DILATION below it, which share all rows of taps but one
-    each. `map_ptr` is the pixel under the first tap, `stride` the pixels in a row of the map.
-
-    Two float16 values are added in one instruction, so float16 sums stay float16; other dtypes are summed in float32.
-    """
+    """`depthwise_of_rows` of two rows, with taps loaded where they are used: what has no registers for four rows, such
+    as float32, has none to keep a column of taps either."""
     sum_dtype: tl.constexpr = tl.float16 if map_ptr.dtype.element_ty == tl.float16 else tl.float32
     BLOCK_W: tl.constexpr = column.shape[0]
     C_PAD: tl.constexpr = channel.shape[0]
@@ -90,12 +88,64 @@ def depthwise_of_two_rows(
 
 
 @triton.jit
-def rows_apart(tile, H, segments, APART: tl.constexpr):
-    """The image, row and segment of a tile of two rows: this one and the one APART below it, if there is one."""
+def depthwise_of_rows(
+    map_ptr,
+    stride,
+    column,
+    channel,
+    weight_ptr,
+    bias_ptr,
+    C: tl.constexpr,
+    SIZE: tl.constexpr,
+    DILATION: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """dw(map) + b, each [BLOCK_W, C_PAD], of ROWS rows that are DILATION apart: they share what they see of the map.
+    `map_ptr` is the pixel under the first tap, `stride` the pixels in a row of the map.
+
+    Two float16 values are added in one instruction, so float16 sums stay float16; other dtypes are summed in float32.
+    """
+    if ROWS == 2:
+        return depthwise_of_two_rows(map_ptr, stride, column, channel, weight_ptr, bias_ptr, C, SIZE, DILATION)
+    sum_dtype: tl.constexpr = tl.float16 if map_ptr.dtype.element_ty == tl.float16 else tl.float32
+    BLOCK_W: tl.constexpr = column.shape[0]
+    C_PAD: tl.constexpr = channel.shape[0]
+    bias = tl.load(bias_ptr + channel, channel < C, 0.0).to(sum_dtype)[None, :]
+    sums: tl.tuple = ()
+    for _ in tl.static_range(ROWS):
+        sums += (zeros_of_sum(BLOCK_W, C_PAD, sum_dtype) + bias,)
+    window_ptrs = map_ptr + column[:, None] * C_PAD + channel[None, :]
+    for j in tl.static_range(SIZE):
+        taps: tl.tuple = ()
+        for i in tl.static_range(SIZE):
+            taps += (tl.load(weight_ptr + (i * SIZE + j) * C + channel, channel < C)[None, :],)
+        row_stride = opaque(stride) * (DILATION * C_PAD)
+        row_ptrs = window_ptrs
+        for i in tl.static_range(SIZE + ROWS - 1):
+            seen = tl.load(row_ptrs + j * (DILATION * C_PAD))
+            row_ptrs += row_stride
+            added: tl.tuple = ()
+            for row in tl.static_range(ROWS):
+                if i >= row and i < row + SIZE:
+                    added += (multiply_add(seen, taps[i - row], sums[row]),)
+                else:
+                    added += (sums[row],)
+            sums = added
+    # From channel C on the weights were whatever lay there.
+    inside = (channel < C)[None, :]
+    found: tl.tuple = ()
+    for row in tl.static_range(ROWS):
+        found += (tl.where(inside, sums[row], 0.0),)
+    return found
+
+
+@triton.jit
+def rows_apart(tile, H, segments, APART: tl.constexpr, ROWS: tl.constexpr):
+    """The image, first row and segment of a tile of ROWS rows that are APART from one another, where they exist."""
     line = tile // segments
-    lines = tl.cdiv(H, 2 * APART) * APART  # per image
+    lines = tl.cdiv(H, ROWS * APART) * APART  # per image
     line_of_image = line % lines
-    return line // lines, line_of_image // APART * (2 * APART) + line_of_image % APART, tile % segments
+    return line // lines, line_of_image // APART * (ROWS * APART) + line_of_image % APART, tile % segments
 
 
 @triton.jit
@@ -113,30 +163,30 @@ def _dilated_gate_near_fwd_kernel(
     DILATION: tl.constexpr,
     FRAME: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """dw(map) + b, into a frame; forward near = dw5x5(a).
 
-    Grid: one program per piece of two rows, DILATION apart.
+    Grid: one program per piece of ROWS rows, DILATION apart.
     """
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     SEEN: tl.constexpr = SIZE // 2 * DILATION  # the map's own frame
     channel = tl.arange(0, C_PAD)
-    image, y, segment = rows_apart(tl.program_id(0), H, segments, DILATION)
+    image, y, segment = rows_apart(tl.program_id(0), H, segments, DILATION, ROWS)
     left = segment * BLOCK_W
     column = tl.arange(0, BLOCK_W)
     map_columns = W + 2 * SEEN
     map_pixel = (image.to(tl.int64) * (H + 2 * SEEN) + y) * map_columns + left
     map_ptr += map_pixel * C_PAD
     nearest = tl.minimum(column, W - 1 - left)
-    upper, lower = depthwise_of_two_rows(
-        map_ptr, map_columns, nearest, channel, weight_ptr, bias_ptr, C, SIZE, DILATION
-    )
+    found = depthwise_of_rows(map_ptr, map_columns, nearest, channel, weight_ptr, bias_ptr, C, SIZE, DILATION, ROWS)
     columns = W + 2 * FRAME
     pixel = (image.to(tl.int64) * (H + 2 * FRAME) + y + FRAME) * columns + left + FRAME
     pointers = y_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :]
     inside = (column < W - left)[:, None]
-    tl.store(pointers, rounded(upper, dtype), inside & (y < H))
-    tl.store(pointers + DILATION * columns * C_PAD, rounded(lower, dtype), inside & (y + DILATION < H))
+    for row in tl.static_range(ROWS):
+        below = row * DILATION
+        tl.store(pointers + below * columns * C_PAD, rounded(found[row], dtype), inside & (y + below < H))
 
 
 def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor, *, dilation: int, frame: int) -> None:
@@ -146,7 +196,7 @@ def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor
     launcher = KernelLauncher(_dilated_gate_near_fwd_kernel, x, channels=side)
     segments = cdiv(width, launcher.blocks["BLOCK_W"])
     launcher.launch(
-        batch * cdiv(height, 2 * dilation) * dilation * segments,
+        tiles_of_rows(batch, height, segments, dilation, launcher.blocks["ROWS"]),
         source,
         weight.contiguous(),
         bias.contiguous(),
@@ -162,6 +212,11 @@ def depthwise(x: Tensor, source: Tensor, weight: Tensor, bias: Tensor, y: Tensor
     )
 
 
+def tiles_of_rows(batch: int, height: int, segments: int, apart: int, rows: int) -> int:
+    """How many tiles `rows_apart` tells from one another."""
+    return batch * cdiv(height, rows * apart) * apart * segments
+
+
 def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
     """Zeros into the frames of a map in a frame of NEAR and of one in a frame of FAR, of the shape of x."""
     batch, channels, height, width = x.shape
@@ -171,10 +226,10 @@ def clear_frames(x: Tensor, a: Tensor, near: Tensor) -> None:
 
 
 def framed(x: Tensor, frame: int, dilation: int) -> Tensor:
-    """Memory for a map of the shape of x in a frame. Of the last image's pairs of rows, `dilation` apart, both may lie
-    below the image: they read memory past the frame, and their results are not stored."""
+    """Memory for a map of the shape of x in a frame. Of the last image's tiles of rows, `dilation` apart, all rows may
+    lie below the image: they read memory past the frame, and their results are not stored."""
     batch, channels, height, width = x.shape
-    rows = batch * (height + 2 * frame) + 2 * dilation - 1 if batch else 0
+    rows = batch * (height + 2 * frame) + MOST_ROWS * dilation - 1 if batch else 0
     return x.new_empty(rows * (width + 2 * frame) * padded(channels))
 
 

@@ -20,8 +20,8 @@ _FFN = replace(_BOTH, max_channels_backward_of={torch.float32: 64})
 # Enough for x8 in colour: 192. Its gradients would spill (counted: 400 bytes and more in float32).
 _TAIL = replace(_LAYER, max_outputs=256, max_outputs_backward=128)
 # A stage keeps a whole patch in registers, for which float32 and more than 64 channels are too wide. It runs only if it
-# is forced: four layers, one after the other, take fewer cycles, in float16 (counted) 47,300 on sm_90, where the stage
-# takes 50,100, and 40,200 on sm_100 instead of 52,900. On an H200 former kernels took 1,916 us and 2,106. Where matrix
+# is forced: four layers, one after the other, take fewer cycles, in float16 (counted) 43,500 on sm_90, where the stage
+# takes 46,400, and 36,200 on sm_100 instead of 49,800. On an H200 former kernels took 1,916 us and 2,106. Where matrix
 # instructions take no factor from shared memory, the stage is worse still.
 _STAGE = replace(
     _FORWARD,

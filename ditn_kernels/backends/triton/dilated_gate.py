@@ -2,10 +2,14 @@
 """dilated_gate in Triton: three kernels with two maps between them (`_framed_maps.py`).
 
 The 7x7 with dilation 3 sees 9 pixels to every side, the 5x5 before it 2 more: a tile that computed its surroundings
-itself would spend most of its work on them. So `a` and the result of the 5x5 go to memory.
+itself would spend most of its work on them. So `a` and the result of the 5x5 go to memory. g does not, where to compute
+it from x, which is read for the sum in any case, takes less than to write and read it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import triton
@@ -19,15 +23,17 @@ from ditn_kernels.backends.triton._framed_maps import (
     NEAR,
     clear_frames,
     depthwise,
-    depthwise_of_two_rows,
+    depthwise_of_rows,
     framed,
     rows_apart,
+    tiles_of_rows,
 )
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
     dot,
     dot_by_slices,
+    layout_barrier,
     load_square,
     load_vector,
     multiply_add,
@@ -38,7 +44,7 @@ from ditn_kernels.ops.dilated_gate import GateWeights
 
 CANDIDATES = _framed_maps.CANDIDATES | {
     "dilated_gate_in_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
-    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128), "SLICE": (0, 16, 32)},
+    "dilated_gate_out_fwd": {"BLOCK_W": (16, 32, 64, 128), "ROWS": (2, 4), "SLICE": (0, 16, 32)},
 }
 
 
@@ -57,7 +63,7 @@ def pointwise(
     weight,
     weight_ptr,
     stride,
-    bias,
+    sums,
     tile_ptr,
     depth,
     column,
@@ -66,10 +72,10 @@ def pointwise(
     SLICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """u W + b of u [BLOCK_W, C_PAD], with the resident weight; or by slices from memory, of the weight and of u, which
-    goes into the program's scratch tile."""
+    """sums + u W of u [BLOCK_W, C_PAD], with the resident weight; or by slices from memory, of the weight and of u,
+    which goes into the program's scratch tile. `sums` may be a bias [1, C_PAD]."""
     C_PAD: tl.constexpr = channel.shape[0]
-    sums = tl.broadcast_to(bias[None, :], u.shape)
+    sums = tl.broadcast_to(sums, u.shape)
     if SLICE:
         tl.debug_barrier()
         tl.store(tile_ptr + column[:, None] * C_PAD + channel[None, :], u)
@@ -94,12 +100,13 @@ def _dilated_gate_in_fwd_kernel(
     tiles,
     C: tl.constexpr,
     C_PAD: tl.constexpr,
+    WITH_G: tl.constexpr,
     BLOCK_W: tl.constexpr,
     SLICE: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """a, g = W_in norm(x) + b_in; a into its frame.
+    """a, g = W_in norm(x) + b_in; a into its frame. g only if it is read: WITH_G.
 
     Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of a row.
     """
@@ -107,8 +114,8 @@ def _dilated_gate_in_fwd_kernel(
     channel = tl.arange(0, C_PAD)
     a_weight = resident_weight(in_weight_ptr, 2 * C, channel, C, SLICE)
     g_weight = resident_weight(in_weight_ptr + C, 2 * C, channel, C, SLICE)
-    a_bias = load_vector(in_bias_ptr, channel, C)
-    g_bias = load_vector(in_bias_ptr + C, channel, C)
+    a_bias = load_vector(in_bias_ptr, channel, C)[None, :]
+    g_bias = load_vector(in_bias_ptr + C, channel, C)[None, :]
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         row = tile // segments
@@ -124,51 +131,10 @@ def _dilated_gate_in_fwd_kernel(
         framed_row = (row // H).to(tl.int64) * (H + 2 * NEAR) + row % H + NEAR
         a_pixel = framed_row * (W + 2 * NEAR) + left + NEAR
         tl.store(a_ptr + a_pixel * C_PAD + padded_offset, rounded(a, dtype), inside[:, None])
-        g = pointwise(
-            u, g_weight, in_weight_ptr + C, 2 * C, g_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
-        )
-        tl.store(g_ptr + pixel * C_PAD + padded_offset, rounded(g, dtype), inside[:, None])
-
-
-@triton.jit
-def _gate(
-    far,
-    x_ptr,
-    g_ptr,
-    y_ptr,
-    pixel,
-    column,
-    channel,
-    inside,
-    mix_weight,
-    mix_weight_ptr,
-    mix_bias,
-    out_weight,
-    out_weight_ptr,
-    out_bias,
-    tile_ptr,
-    depth,
-    C: tl.constexpr,
-    SLICE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """x + W_out (g * (W_mix far + b_mix)) + b_out of one piece of a row."""
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
-    C_PAD: tl.constexpr = channel.shape[0]
-    zero = tl.zeros((column.shape[0], C_PAD), tl.float32)
-    far = rounded(far, dtype)
-    mixed = pointwise(
-        far, mix_weight, mix_weight_ptr, C, mix_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
-    )
-    g = tl.load(g_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :], inside, 0.0)
-    gated = multiply_add(g, rounded(mixed, dtype), zero.to(dtype))
-    out = pointwise(
-        gated, out_weight, out_weight_ptr, C, out_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION
-    )
-    offset = pixel * C + column[:, None] * C + channel[None, :]
-    inside &= (channel < C)[None, :]
-    out += tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
-    tl.store(y_ptr + offset, rounded(out, dtype), inside)
+        if WITH_G:
+            weight_ptr = in_weight_ptr + C
+            g = pointwise(u, g_weight, weight_ptr, 2 * C, g_bias, tile_ptr, depth, column, channel, C, SLICE, PRECISION)
+            tl.store(g_ptr + pixel * C_PAD + padded_offset, rounded(g, dtype), inside[:, None])
 
 
 @triton.jit
@@ -176,6 +142,8 @@ def _dilated_gate_out_fwd_kernel(
     x_ptr,
     near_ptr,
     g_ptr,
+    in_weight_ptr,
+    in_bias_ptr,
     dw7_weight_ptr,
     dw7_bias_ptr,
     mix_weight_ptr,
@@ -192,56 +160,86 @@ def _dilated_gate_out_fwd_kernel(
     C: tl.constexpr,
     C_PAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
     SLICE: tl.constexpr,
+    WITH_G: tl.constexpr,
+    NORM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3.
+    """x + W_out (g * (W_mix dw7x7(near) + b_mix)) + b_out, the 7x7 with dilation 3. g is read, or computed from x.
 
-    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of two rows, three rows apart.
+    Grid: persistent: program p takes tiles p, p + programs, ... A tile is a piece of ROWS rows, DILATION apart.
     """
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     channel = tl.arange(0, C_PAD)
     column = tl.arange(0, BLOCK_W)
+    g_weight = 0 if WITH_G else resident_weight(in_weight_ptr + C, 2 * C, channel, C, SLICE)
     mix_weight = resident_weight(mix_weight_ptr, C, channel, C, SLICE)
-    mix_bias = load_vector(mix_bias_ptr, channel, C)
     out_weight = resident_weight(out_weight_ptr, C, channel, C, SLICE)
-    out_bias = load_vector(out_bias_ptr, channel, C)
     tile_ptr = scratch_ptr + tl.program_id(0) * (BLOCK_W * C_PAD)
     columns = W + 2 * FAR
+    zero = tl.zeros((BLOCK_W, C_PAD), dtype)
     # One stage: with more the pipeline would put every tap into shared memory.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
-        image, y, segment = rows_apart(tile, H, segments, DILATION)
+        image, y, segment = rows_apart(tile, H, segments, DILATION, ROWS)
         left = segment * BLOCK_W
         near_pixel = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
         nearest = tl.minimum(column, W - 1 - left)
         corner = near_ptr + near_pixel * C_PAD
-        upper, lower = depthwise_of_two_rows(
-            corner, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION
-        )
-        pixel = (image.to(tl.int64) * H + y) * W + left
-        inside = (column < W - left)[:, None]
-        for is_lower in tl.static_range(2):
-            far = lower if is_lower else upper
-            _gate(
-                far,
-                x_ptr,
-                g_ptr,
-                y_ptr,
-                pixel + is_lower * DILATION * W,
-                column,
-                channel,
-                inside & (y + is_lower * DILATION < H),
+        far = depthwise_of_rows(corner, columns, nearest, channel, dw7_weight_ptr, dw7_bias_ptr, C, 7, DILATION, ROWS)
+        inside = (column < W - left)[:, None] & (channel < C)[None, :]
+        offset = column[:, None] * C + channel[None, :]
+        for row in tl.static_range(ROWS):
+            below = row * DILATION
+            mixed = pointwise(
+                rounded(far[row], dtype),
                 mix_weight,
                 mix_weight_ptr,
-                mix_bias,
-                out_weight,
-                out_weight_ptr,
-                out_bias,
+                C,
+                load_vector(mix_bias_ptr, channel, C)[None, :],
                 tile_ptr,
                 depth,
+                column,
+                channel,
                 C,
                 SLICE,
                 PRECISION,
             )
+            pixel = (image.to(tl.int64) * H + y + below) * W + left
+            shown = inside & (y + below < H)
+            x = tl.load(x_ptr + pixel * C + offset, shown, 0.0)
+            if WITH_G:
+                g = tl.load(g_ptr + pixel * C_PAD + column[:, None] * C_PAD + channel[None, :], shown, 0.0)
+            else:
+                g = pointwise(
+                    layout_barrier(normalize(x, channel, C, NORM)),
+                    g_weight,
+                    in_weight_ptr + C,
+                    2 * C,
+                    load_vector(in_bias_ptr + C, channel, C)[None, :],
+                    tile_ptr,
+                    depth,
+                    column,
+                    channel,
+                    C,
+                    SLICE,
+                    PRECISION,
+                )
+            out = pointwise(
+                multiply_add(rounded(g, dtype), rounded(mixed, dtype), zero),
+                out_weight,
+                out_weight_ptr,
+                C,
+                x.to(tl.float32) + load_vector(out_bias_ptr, channel, C)[None, :],
+                tile_ptr,
+                depth,
+                column,
+                channel,
+                C,
+                SLICE,
+                PRECISION,
+            )
+            tl.store(y_ptr + pixel * C + offset, rounded(out, dtype), shown)
 
 
 def forward(x: Tensor, weights: GateWeights, norm: str) -> Tensor:
@@ -250,34 +248,37 @@ def forward(x: Tensor, weights: GateWeights, norm: str) -> Tensor:
     x = dense(x)
     y = torch.empty_like(x)
     weights = contiguous(weights)
-    a, g = branches(x, weights, norm)
+    # A float32 product is three, and takes longer than to read g; three weights of 128 channels have no room.
+    with_g = x.dtype == torch.float32 or side > 64
+    a, g = branches(x, weights, norm, with_g=with_g)
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
     depthwise(x, a, weights.dw5_weight, weights.dw5_bias, near, dilation=1, frame=FAR.value)
     launcher = KernelLauncher(_dilated_gate_out_fwd_kernel, x, channels=side)
     segments = cdiv(width, launcher.blocks["BLOCK_W"])
-    tiles = batch * cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    tiles = tiles_of_rows(batch, height, segments, DILATION.value, launcher.blocks["ROWS"])
     programs = launcher.programs(tiles)
     scratch = scratch_tiles(launcher, programs, x, side)
     far_and_out = weights[GateWeights._fields.index("dw7_weight") :]
-    args = (x, near, g, *far_and_out, y, scratch, height, width, side, segments, tiles)
-    launcher.launch(programs, *args, C=channels, C_PAD=side)
+    given = (x, near, g, weights.in_weight, weights.in_bias, *far_and_out, y, scratch)
+    integers = (height, width, side, segments, tiles)
+    launcher.launch(programs, *given, *integers, C=channels, C_PAD=side, WITH_G=with_g, NORM=norm)
     return y
 
 
-def branches(x: Tensor, weights: GateWeights, norm: str) -> tuple[Tensor, Tensor]:
-    """The maps a, in a frame that is not cleared, and g."""
+def branches(x: Tensor, weights: GateWeights, norm: str, *, with_g: bool) -> tuple[Tensor, Tensor]:
+    """The maps a, in a frame that is not cleared, and g, which is empty if it is not asked for (`with_g`)."""
     batch, channels, height, width = x.shape
     side = padded(channels)
     a = framed(x, NEAR.value, 1)
-    g = x.new_empty(batch, height, width, side)
+    g = x.new_empty((batch, height, width, side) if with_g else 0)
     launcher = KernelLauncher(_dilated_gate_in_fwd_kernel, x, channels=side)
     segments = cdiv(width, launcher.blocks["BLOCK_W"])
     tiles = batch * height * segments
     programs = launcher.programs(tiles)
     scratch = scratch_tiles(launcher, programs, x, side)
     args = (x, weights.in_weight, weights.in_bias, a, g, scratch, height, width, side, segments, tiles)
-    launcher.launch(programs, *args, C=channels, C_PAD=side, NORM=norm)
+    launcher.launch(programs, *args, C=channels, C_PAD=side, WITH_G=with_g, NORM=norm)
     return a, g
 
 
@@ -286,7 +287,12 @@ def scratch_tiles(launcher: KernelLauncher, programs: int, like: Tensor, side: i
     return like.new_empty(programs * launcher.blocks["BLOCK_W"] * side if launcher.blocks["SLICE"] else 0)
 
 
+def _products(given: Mapping[str, Any], count: int) -> Loops:
+    """Of so many products, by slices or not."""
+    return Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * count)
+
+
 LOOPS = {
-    "dilated_gate_in_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 2),
-    "dilated_gate_out_fwd": lambda given: Loops(given["tiles"], (slices(given["C_PAD"], given["SLICE"]),) * 4),
+    "dilated_gate_in_fwd": lambda given: _products(given, 1 + given["WITH_G"]),
+    "dilated_gate_out_fwd": lambda given: _products(given, given["ROWS"] * (3 - given["WITH_G"])),
 }

@@ -23,6 +23,7 @@ from ditn_kernels.backends.triton._framed_maps import (
     depthwise_of_two_rows,
     framed,
     rows_apart,
+    tiles_of_rows,
 )
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, next_power_of_2, padded
 from ditn_kernels.backends.triton._loops import Loops
@@ -84,7 +85,7 @@ def _dilated_gate_out_bwd_kernel(
     zero = tl.zeros((BLOCK_W, C_PAD), tl.float32)
     square = tl.zeros((C_PAD, C_PAD), tl.float32)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
-        image, y, segment = rows_apart(tile, H, segments, DILATION)
+        image, y, segment = rows_apart(tile, H, segments, DILATION, 2)
         left = segment * BLOCK_W
         framed = (image.to(tl.int64) * (H + 2 * FAR) + y) * columns + left
         nearest = tl.minimum(column, W - 1 - left)
@@ -235,7 +236,7 @@ def backward(grad: Tensor, x: Tensor, weights: GateWeights, norm: str) -> tuple[
 
     weights = contiguous(weights)
     in_weight, in_bias, dw5_weight, dw5_bias, dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight, out_bias = weights
-    a, g = dilated_gate.branches(x, weights, norm)
+    a, g = dilated_gate.branches(x, weights, norm, with_g=True)
     near = framed(x, FAR.value, DILATION.value)
     clear_frames(x, a, near)
     depthwise(x, a, dw5_weight, dw5_bias, near, dilation=1, frame=FAR.value)
@@ -246,7 +247,7 @@ def backward(grad: Tensor, x: Tensor, weights: GateWeights, norm: str) -> tuple[
     dg = torch.empty_like(g)
     launcher = KernelLauncher(_dilated_gate_out_bwd_kernel, x, channels=side)
     segments = cdiv(width, launcher.blocks["BLOCK_W"])
-    tiles = batch * cdiv(height, 2 * DILATION.value) * DILATION.value * segments
+    tiles = tiles_of_rows(batch, height, segments, DILATION.value, 2)
     programs = launcher.programs(tiles)
     partials = PartialGradients(programs, mix_weight, mix_bias, out_weight, out_bias)
     given = (dw7_weight, dw7_bias, mix_weight, mix_bias, out_weight)

@@ -11,7 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward, tile_pixels
+from ditn_kernels.backends.triton._feed_forward import (
+    clear_border,
+    columns_of_block,
+    feed_forward,
+    tile_pixels,
+)
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, next_power_of_2, padded
 from ditn_kernels.backends.triton._loops import Loops, slices
 from ditn_kernels.backends.triton._math import (
@@ -117,7 +122,9 @@ def _gated_ffn_fwd_kernel(
         )
         pixel = tl.arange(0, TILE_H * TILE_W)
         pixel = opaque(pixel) if IS_LARGE else pixel
-        pixel_y, pixel_x = tile_pixels(pixel, TILE_H, TILE_W)
+        pixel_y, pixel_x = tile_pixels(
+            pixel, TILE_H, TILE_W, columns_of_block(TILE_H * TILE_W, SLICE, x_ptr.dtype.element_ty)
+        )
         inside = (channel < C)[None, :]
         if HALO:
             inside &= ((pixel_y < H - top) & (pixel_x < W - left))[:, None]

@@ -9,7 +9,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ditn_kernels.backends.triton._attention import attend, project, softmax_of_cosines
-from ditn_kernels.backends.triton._feed_forward import clear_border, feed_forward, tile_pixels
+from ditn_kernels.backends.triton._feed_forward import (
+    clear_border,
+    columns_of_block,
+    feed_forward,
+    tile_pixels,
+)
 from ditn_kernels.backends.triton._launch import KernelLauncher, cdiv, contiguous, dense, padded
 from ditn_kernels.backends.triton._loops import Loops
 from ditn_kernels.backends.triton._math import dot, load_square, load_vector, normalize, opaque, rounded
@@ -52,9 +57,12 @@ def _inner_patch_stage_fwd_kernel(
     """
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     PIXELS: tl.constexpr = PATCH * PATCH
+    COLUMNS: tl.constexpr = columns_of_block(PIXELS, SLICE, dtype)
     channel = tl.arange(0, C_PAD)
     pixel = tl.arange(0, PIXELS)
-    pixel_y, pixel_x = tile_pixels(pixel, PATCH, PATCH)  # attention, between channels, takes pixels in any order
+    pixel_y, pixel_x = tile_pixels(
+        pixel, PATCH, PATCH, COLUMNS
+    )  # attention, between channels, takes pixels in any order
     slot = (pixel_y + 1) * (PATCH + 2) + pixel_x + 1
     inside = (channel < C)[None, :]
     scratch_ptr += tl.program_id(0) * ((PATCH + 2) * (PATCH + 2) * 2 * SLICE)
@@ -108,7 +116,7 @@ def _inner_patch_stage_fwd_kernel(
                 PRECISION,
             )
             x = rounded(x.to(tl.float32) + change, dtype)
-        here_y, here_x = tile_pixels(opaque(pixel), PATCH, PATCH)
+        here_y, here_x = tile_pixels(opaque(pixel), PATCH, PATCH, COLUMNS)
         offset = corner + ((here_y * W + here_x) * C)[:, None] + channel[None, :]
         tl.store(y_ptr + offset, x, inside)
 
