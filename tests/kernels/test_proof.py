@@ -245,7 +245,7 @@ def test_a_verdict_is_found_again(proving, trials, monkeypatch) -> None:
     explain(OP, *OP.inputs(Sample("larger", {**SMALL.axes, "B": 2, "H": 9})).values())
     assert len(trials) == len(verdicts(proving)) == 3
     monkeypatch.setattr(_proof, "_faults", {})
-    monkeypatch.setattr(type(BACKENDS["triton"]), "identity", lambda self, device: {"assembler": "another"})
+    monkeypatch.setattr(type(BACKENDS["triton"]), "identity", lambda self, op, device: {"assembler": "another"})
     explain(OP, *small())
     assert len(trials) == 4
 
