@@ -9,8 +9,8 @@ namespace ditn::cuda::hopper {
 // The operators that have kernels here; hopper.cu has their names.
 enum class Operator { kInnerPatchStage, kGatedFfn, kImageHead, kImageTail, kDilatedGate };
 
-// A bit for each of them whose kernels nobody has turned off. They all are from the start where the environment variable
-// DITN_CUDA_HOPPER is 0.
+// A bit for each of them whose kernels nobody has turned off. Where the environment variable DITN_CUDA_HOPPER is 0, all are off
+// from the start.
 unsigned which_are_on();
 
 // How many blocks a persistent kernel has at most: one for each multiprocessor, unless this thread was told otherwise.
