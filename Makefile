@@ -11,6 +11,7 @@ SHARED_OUT := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # On a machine with a GPU its own python runs, from the source tree: no environment, no network.
 ON_GPU := PYTHONPATH=. $(PYTHON)
+MINUTES ?= 15
 
 # CUDA C++ compiles without a GPU and with any build of torch.
 BUILD = $(if $(shell command -v nvcc),cuda,auto)
@@ -61,9 +62,9 @@ docs-test: .venv/developed .venv/with-ray  ## every command of docs/deployment.m
 sanitize:  ## the C++ kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	csrc/sanitize.sh
 
-gpu:  ## on a GPU, with its own python: all that is to be asked of it, in a quarter of an hour; STAGES="networks training" takes some
+gpu:  ## on a GPU, with its own python: all that is to be asked of it, in a quarter of an hour; STAGES="networks training" takes some, MINUTES=9 less time
 	@$(ON_GPU) -c 'import torch, triton, pytest' || { echo 'PYTHON=$(PYTHON) lacks what is missing above: make gpu PYTHON=...' >&2; exit 1; }
-	$(ON_GPU) -m benchmarks.gpu_session --stages $(STAGES)
+	$(ON_GPU) -m benchmarks.gpu_session --minutes $(MINUTES) --stages $(STAGES)
 
 gpu-build:  ## on a GPU: the compiled libraries, into the source tree; CUDA C++ if nvcc is there
 	DITN_BUILD=$(BUILD) $(ON_GPU) setup.py --quiet build_ext --inplace

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is to be asked of a GPU, in a quarter of an hour: `make gpu`, or `make gpu STAGES="networks training"`.
 
-    python -m benchmarks.gpu_session [--stages correctness networks] [--jobs 16]
+    python -m benchmarks.gpu_session [--stages correctness networks] [--minutes 9] [--jobs 16]
 
 Each stage is a process of its own, with a time limit and an output file, `benchmarks/results/<gpu>/<stage>.txt`. One
-that takes too long is stopped with all that it started, and the next begins, as it does after one that fails. The
-summary at the end is also in `summary.txt`. Exit code 1 if a stage failed. In order:
+that takes too long is stopped with all that it started, and the next begins, as it does after one that fails. When the
+time of all is up, the stage that runs is stopped and no other begins. The summary at the end is also in `summary.txt`.
+Exit code 1 if a stage failed or was not begun. In order:
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Result:
-    """How a stage ended: "ok", "failed (exit code 1)" or "stopped after 90 s"."""
+    """How a stage ended: "ok", "failed (exit code 1)", "stopped after 90 s" or "not begun, time is up"."""
 
     stage: str
     verdict: str
@@ -87,12 +89,19 @@ def stages(jobs: int, folder: Path) -> dict[str, Stage]:
     }
 
 
-def run_all(chosen: Mapping[str, Stage], folder: Path, say: Callable[[str], None] = print) -> list[Result]:
-    """Every stage, whatever has become of those before."""
+def run_all(
+    chosen: Mapping[str, Stage], folder: Path, say: Callable[[str], None] = print, *, seconds: float = math.inf
+) -> list[Result]:
+    """Every stage, whatever has become of those before, as far as `seconds` for all of them allow."""
     results = []
+    end = time.monotonic() + seconds
     for number, (name, stage) in enumerate(chosen.items(), 1):
-        say(f"[{number}/{len(chosen)}] {name}: {stage.about} (at most {stage.seconds} s)")
-        results.append(run(name, stage, folder / f"{name}.txt"))
+        limit = int(min(stage.seconds, end - time.monotonic()))
+        say(f"[{number}/{len(chosen)}] {name}: {stage.about} (at most {max(limit, 0)} s)")
+        if limit > 0:
+            results.append(run(name, replace(stage, seconds=limit), folder / f"{name}.txt"))
+        else:
+            results.append(Result(name, "not begun, time is up", 0.0, ()))
         say(f"    {results[-1].verdict}, {results[-1].seconds:.0f} s")
     return results
 
@@ -147,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # No `choices`: with them an empty list, which `make gpu` gives, would be an error.
     parser.add_argument("--stages", nargs="*", default=[], metavar="STAGE", help="which, instead of all")
+    parser.add_argument("--minutes", type=float, default=15, help="for all stages together (%(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once (%(default)s)")
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.stages if name not in known]:
@@ -154,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu.require_gpu()
     folder = gpu.results_folder()
     ready = stages(args.jobs, folder)
-    results = run_all({name: stage for name, stage in ready.items() if name in (args.stages or ready)}, folder)
+    chosen = {name: stage for name, stage in ready.items() if name in (args.stages or ready)}
+    results = run_all(chosen, folder, seconds=60 * args.minutes)
     text = summary(results)
     (folder / "summary.txt").write_text(f"{text}\n", encoding="utf-8")
     print("", text, f"outputs are in {folder.relative_to(PROJECT)}", sep="\n")

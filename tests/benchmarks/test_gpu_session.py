@@ -62,6 +62,24 @@ def test_stages_stand_for_themselves(tmp_path) -> None:
     assert alive.stat().st_size == size > 0, "what a stage has started outlives it"
 
 
+def test_when_time_is_up_no_stage_begins(tmp_path) -> None:
+    """The one that runs is stopped at the end of all, before its own limit; nothing runs behind it."""
+    chosen = {
+        "quick": stage("print('here')"),
+        "long": stage("import time; print('began'); time.sleep(60)"),
+        "late": stage("print('too late')"),
+    }
+    began = time.monotonic()
+    results = run_all(chosen, tmp_path, lambda line: None, seconds=3.5)
+    assert time.monotonic() - began < 10
+    verdicts = [result.verdict for result in results]
+    assert verdicts[0] == "ok"
+    assert verdicts[1].startswith("stopped after")
+    assert verdicts[2] == "not begun, time is up"
+    assert not results[2].ok
+    assert not (tmp_path / "late.txt").exists()
+
+
 def test_the_summary_is_one_screen() -> None:
     known = gpu_session.stages(16, Path("results"))
     results = [Result(name, "stopped after 420 s", 420.0, ("x" * 300,) * one.shown) for name, one in known.items()]
