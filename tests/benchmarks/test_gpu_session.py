@@ -70,7 +70,7 @@ def test_when_time_is_up_no_stage_begins(tmp_path) -> None:
         "late": stage("print('too late')"),
     }
     began = time.monotonic()
-    results = run_all(chosen, tmp_path, lambda line: None, seconds=3.5)
+    results = run_all(chosen, tmp_path, lambda line: None, seconds=1.9)
     assert time.monotonic() - began < 10
     verdicts = [result.verdict for result in results]
     assert verdicts[0] == "ok"
