@@ -32,7 +32,7 @@ ROOMS = {
     ],
     "inference": [
         *("options", "tiles", "memory", "plan", "capture", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
-        *("compression", "judge", "chooser", "upscaler"),
+        *("compression", "recompression", "judge", "chooser", "upscaler"),
     ],
     "video": ["layout", "colour", "source", "film", "pictures", "encoding", "joining", "stream", "work"],
     "training": [

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ditn.imaging.arrays import Pixels, Samples
 from ditn.inference.compression import Grid, Marks, Plane, dct_basis, jpeg_grid, mosquito_noise, webp_grid
+from ditn.inference.recompression import Resaved, resaved
 from ditn.model.variants import Kind
 
 # Of an image with more pixels than the tiles hold, at most so many tiles are looked at; a multiple of 8 to a side.
@@ -25,7 +26,8 @@ _RANGE = {"uint8": 1.0, "uint16": 257.0}
 
 _MIN_BLOCKS = 6  # to see a grid in
 _FEW_BLOCKS = 16  # with fewer, clipped ones are better than none
-_JPEG_STEP = 0.45  # of quality 50's: between quality 75 (0.5) and 80 (0.4), above which compression is hardly seen
+_JPEG_QUALITY = 77  # above which compression is hardly seen
+_RESAVED = 0.8  # of the change at a finer quality; 1.0 and more of what was no JPEG
 _WEBP_STEP = 24.0  # levels: about quality 60
 _SPECKLE, _MIN_AROUND = 0.08, 100  # share of the pixels around drawn edges; pixels to see it on
 # Levels of luma; 6.5 come from 9 to 10 in each colour, from where on denoising gains more than it takes.
@@ -48,6 +50,7 @@ class Measurements:
     """What was seen, before anything is made of it.
 
     jpeg, webp    the most likely grids of each
+    resaved       what saving it as JPEG changes, on the likely grid or on that of the image's corner
     around, speckle  pixels near drawn edges on pure black or white, and the share that is mosquito noise
     noise         standard deviation of luma's high frequencies in the quietest blocks, in levels
     coarse_noise  that of the middle frequencies there: the same for white noise, more for texture and for noise that
@@ -59,6 +62,7 @@ class Measurements:
     """
 
     jpeg: Grid
+    resaved: Resaved
     webp: Grid
     around: float
     speckle: float
@@ -107,10 +111,11 @@ def judge(pixels: Samples) -> Judgement:
 
 
 def _verdict(seen: Measurements) -> tuple[Kind, str]:
-    jpeg, webp = seen.jpeg, seen.webp
-    was_jpeg = _is_seen(jpeg)
-    if was_jpeg and jpeg.step >= _JPEG_STEP:
-        return "photo", f"JPEG of quality {jpeg.quality} or so: blocks of 8x8 at offset {jpeg.offset}"
+    webp = seen.webp
+    jpeg = _saved_as_jpeg(seen)
+    was_jpeg = jpeg is not None
+    if jpeg and jpeg[0] <= _JPEG_QUALITY:
+        return "photo", f"JPEG of quality {jpeg[0]} or so: {jpeg[1]}"
     if not was_jpeg and _is_seen(webp) and webp.step >= _WEBP_STEP:
         return "photo", f"WebP: blocks of 4x4 at offset {webp.offset}, in steps of {webp.step:.0f} levels"
     if seen.around >= _MIN_AROUND and seen.speckle >= _SPECKLE:
@@ -123,11 +128,20 @@ def _verdict(seen: Measurements) -> tuple[Kind, str]:
             return "photo", f"noise of about {coarse:.0f} levels that was {'compressed' if was_jpeg else 'smoothed'}"
         if seen.sharpness <= _BLUR and seen.contrasts >= _CONTRASTS:
             return "photo", f"blurred, or enlarged before: edges hold {-seen.sharpness:.0f} dB less of high frequencies"
-    if was_jpeg:
-        return "clean", f"clean: JPEG of quality {jpeg.quality} or so, which is fine enough"
+    if jpeg:
+        return "clean", f"clean: JPEG of quality {jpeg[0]} or so, which is fine enough"
     if _is_seen(webp) and webp.step >= _WEBP_STEP / 4:
         return "clean", f"clean: WebP in steps of {webp.step:.0f} levels, which is fine enough"
     return "clean", "clean"
+
+
+def _saved_as_jpeg(seen: Measurements) -> tuple[int, str] | None:
+    """The quality, and how it shows."""
+    again, grid = seen.resaved, seen.jpeg
+    shows = f"blocks of 8x8 at offset {grid.offset}" if _is_seen(grid) else "saved at that again, it hardly changes"
+    if again.ratio <= _RESAVED:
+        return again.quality, shows
+    return (grid.quality, shows) if _is_seen(grid) else None
 
 
 def _is_seen(grid: Grid) -> bool:
@@ -145,12 +159,15 @@ def measure(pixels: Samples) -> Measurements:
     if jpeg.blocks < _FEW_BLOCKS:
         coded = [tile.luma for tile in busy]
         jpeg = jpeg_grid(coded)
+    whole = [tile.luma for tile in busy]
+    again = min((resaved(whole, offset) for offset in {jpeg.offset, (0, 0)}), key=lambda one: one.ratio)
     counts = np.array([mosquito_noise(tile.luma) for tile in busy]).reshape(-1, 2).sum(0)
     noise, coarse_noise = _noise(energies)
     sharpness, contrasts = _sharpness(energies)
     luma = np.concatenate([tile.luma[np.isfinite(tile.luma)] for tile in tiles])
     return Measurements(
         jpeg,
+        again,
         webp_grid(coded),
         float(counts[0]),
         float(counts[1] / max(counts[0], 1)),

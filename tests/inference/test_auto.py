@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import ditn
 from benchmarks import auto
@@ -18,6 +18,7 @@ from benchmarks.harness.degraded import DEGRADATIONS, drawings, encoded, resized
 from ditn.commands.cli import main
 from ditn.inference import chooser
 from ditn.inference.judge import judge
+from ditn.inference.recompression import NOTHING, resaved
 
 DRAWINGS = drawings(np.random.default_rng(0))
 
@@ -85,11 +86,52 @@ def test_blur_is_found(clean) -> None:
 
 
 def test_speckle_around_compressed_text_is_found() -> None:
+    """Where neither grid nor quality can be made out: cropped, and enlarged since."""
     text = DRAWINGS["text 16"]
     assert judge(text).reason == "clean"
-    found = judge(jpeg(text, 60))
-    assert found.kind == "photo"
-    assert "mosquito noise" in found.reason
+    for found in (judge(jpeg(text, 60)[2:, 3:]), judge(resized(jpeg(text, 60), 1.5))):
+        assert found.kind == "photo"
+        assert "mosquito noise" in found.reason
+
+
+def page(size: int, ink: int) -> np.ndarray:
+    """A page full of text on white paper, 300x200, as made from one four times as large."""
+    image = Image.new("L", (1200, 800), 255)
+    draw = ImageDraw.Draw(image)
+    for line in range(0, 800, 5 * size):
+        text = "Pack my box with five dozen liquor jugs, 0123456789"[line % 40 :]
+        draw.text((4 * size, line), text, ink, ImageFont.load_default(4 * size))
+    return np.asarray(image.resize((300, 200), Image.Resampling.BICUBIC).convert("RGB"))
+
+
+@pytest.mark.parametrize("quality", [28, 45, 60, 75, 84])
+@pytest.mark.parametrize(("size", "ink"), [(8, 0), (11, 90), (20, 40)])
+def test_the_quality_of_a_page_is_found_though_its_paper_is_clipped(size: int, ink: int, quality: int) -> None:
+    text = page(size, ink)
+    assert judge(text).reason == "clean"
+    found = judge(jpeg(text, quality))
+    # Every fourth quality is tried.
+    assert found.measurements.resaved.quality == pytest.approx(quality, abs=4)
+    if quality <= 75:
+        assert found.reason.startswith(f"JPEG of quality {found.measurements.resaved.quality} or so")
+        assert found.kind == "photo"
+
+
+def test_saving_again_is_tried_on_the_grid_it_is_told() -> None:
+    compressed = jpeg(page(11, 0), 60)[2:, 3:, 0].astype(np.float32)
+    assert resaved([compressed], (5, 6)).quality == 60
+    assert resaved([compressed], (5, 6)).ratio < 0.6
+    assert resaved([compressed], (0, 0)) == resaved([compressed[:20, :20]], (5, 6)) == resaved([], (0, 0)) == NOTHING
+    compressed[::8, ::8] = np.nan
+    assert resaved([compressed], (5, 6)) == NOTHING
+
+
+def test_saving_again_says_nothing_of_ramps() -> None:
+    """Each of their blocks is moved by a fraction of a level, at some quality by chance much less than at others."""
+    for direction in np.linspace(0, np.pi / 2, 7):
+        y, x = np.indices((240, 240), np.float32) / 240
+        ramp = (255 * (x * np.cos(direction) + y * np.sin(direction)) / 1.5).round()
+        assert resaved([ramp], (0, 0)) == NOTHING
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
