@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a photograph between the lens and the web: blur, resizing, noise and JPEG, twice.
+"""What happens to a picture between the lens and the reader.
 
-The degradation of Real-ESRGAN (Wang, Xie, Dong, Shan, ICCV workshops 2021, sections 3.1 to 3.4 and its published
-training options), from which a network learns to undo more than an interpolation.
+One half were sharp, were made smaller and saved, perhaps twice: what chats and web sites do. The other half went
+through the degradation of Real-ESRGAN (Wang, Xie, Dong, Shan, ICCV workshops 2021, sections 3.1 to 3.4 and its
+published training options): blur, resizing, noise and JPEG, twice. A network that is trained on the latter alone takes
+every picture for a blurred one, and does worse than an interpolation to a JPEG that was sharp.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from ditn.imaging.arrays import Pixels8
@@ -42,22 +45,72 @@ class _Round:
 
 _FIRST = _Round(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
 _SECOND = _Round(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
-_JPEG_QUALITY = (30, 95)
+_QUALITY = (30, 95)
+
+# Of the pictures that were sharp: the share of all, and of them those that were saved at another size before, are a
+# little soft, have grain. Few are WebP, most JPEGs have colour at half the resolution.
+_SHARP_SHARE, _TWICE_SHARE, _SOFT_SHARE, _GRAIN_SHARE = 0.5, 0.4, 0.3, 0.3
+_WEBP_SHARE, _SUBSAMPLED_SHARE = 0.1, 0.7
+_FILTERS = (Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+# Gaussian blur in pixels of the result, grain in 8-bit levels, the other size in units of the result's.
+_SOFT, _GRAIN, _OTHER_SIZE = (0.2, 0.6), (1.0, 8.0), (0.75, 2.0)
 
 
 def photo(high: Pixels8, scale: int, random: Random) -> Pixels8:
     """A degraded image [H / s, W / s, 3] of an image [H, W, 3], both uint8 RGB; a function of the image and `random`.
 
-    The second round ends in a resize to the result's size with a sinc filter (ringing), and in JPEG, in either order.
     Raises ValueError if the sides are not multiples of `scale`.
     """
     height, width = high.shape[:2]
     if height % scale or width % scale:
         raise ValueError(f"an image of {width}x{height} is no multiple of the scale {scale}")
     size = (height // scale, width // scale)
+    return (_shared if random.random() < _SHARP_SHARE else _worn)(high, size, random)
+
+
+def _shared(high: Pixels8, size: tuple[int, int], random: Random) -> Pixels8:
+    """Made smaller by one of the usual filters and saved; some were saved at another size before."""
+    image = Image.fromarray(high)
+    if random.random() < _SOFT_SHARE:
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(*_SOFT) * high.shape[0] / size[0]))
+    if random.random() < _TWICE_SHARE:
+        factor = random.uniform(*_OTHER_SIZE)
+        image = _saved(
+            _fitted(image, (max(1, round(size[0] * factor)), max(1, round(size[1] * factor))), random), random
+        )
+    pixels = np.asarray(_fitted(image, size, random))
+    if random.random() < _GRAIN_SHARE:
+        grain = random.standard_normal(pixels.shape) * random.uniform(*_GRAIN)
+        pixels = (pixels + grain).clip(0, 255).round().astype(np.uint8)
+    return np.asarray(_saved(Image.fromarray(pixels), random))
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], random: Random) -> Image.Image:
+    return image.resize((size[1], size[0]), _FILTERS[random.integers(len(_FILTERS))])
+
+
+def _saved(image: Image.Image, random: Random) -> Image.Image:
+    """As JPEG, or WebP, and read again."""
+    quality = int(random.integers(_QUALITY[0], _QUALITY[1] + 1))
+    if random.random() < _WEBP_SHARE:
+        return _read_again(image, format="webp", quality=quality)
+    subsampling = "4:2:0" if random.random() < _SUBSAMPLED_SHARE else "4:4:4"
+    return _read_again(image, format="jpeg", quality=quality, subsampling=subsampling)
+
+
+def _read_again(image: Image.Image, **options: Any) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, **options)
+    with Image.open(file) as decoded:
+        return decoded.convert("RGB")
+
+
+def _worn(high: Pixels8, size: tuple[int, int], random: Random) -> Pixels8:
+    """Real-ESRGAN's two rounds. The second ends in a resize to the result's size with a sinc filter (ringing), and in
+    JPEG, in either order."""
     image = torch.tensor(high).permute(2, 0, 1)[None].to(torch.float32) / 255
     image = _blurred(image, _FIRST, random)
-    image = _resized(image, _size((height, width), _FIRST, random), random)
+    image = _resized(image, _size((high.shape[0], high.shape[1]), _FIRST, random), random)
     image = _jpeg(_noisy(image, _FIRST, random), random)
     image = _blurred(image, _SECOND, random)
     image = _resized(image, _size(size, _SECOND, random), random)
@@ -165,11 +218,9 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _jpeg(image: Tensor, random: Random) -> Tensor:
-    file = io.BytesIO()
-    quality = int(random.integers(_JPEG_QUALITY[0], _JPEG_QUALITY[1] + 1))
-    Image.fromarray(_to_bytes(image)).save(file, "jpeg", quality=quality)
-    with Image.open(file) as decoded:
-        return torch.tensor(np.asarray(decoded)).permute(2, 0, 1)[None].to(torch.float32) / 255
+    quality = int(random.integers(_QUALITY[0], _QUALITY[1] + 1))
+    decoded = np.asarray(_read_again(Image.fromarray(_to_bytes(image)), format="jpeg", quality=quality))
+    return torch.tensor(decoded).permute(2, 0, 1)[None].to(torch.float32) / 255
 
 
 def _to_bytes(image: Tensor) -> Pixels8:
