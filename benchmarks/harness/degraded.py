@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ditn.imaging.resize import crop_to_multiple
-from ditn.training.degradation import photo
+from ditn.training.degradation import worn
 
 Pixels = npt.NDArray[np.uint8]
 Random = np.random.Generator
@@ -66,8 +66,8 @@ DEGRADATIONS: dict[str, Degrade] = {
     **{f"JPEG {q}, resized by {f}": _resized_jpeg(q, f) for q in (50, 75) for f in (0.5, 0.75, 1.5, 2)},
     **{f"WebP {q}": _webp(q) for q in (30, 50, 75, 90)},
     **{f"noise of {s} levels": _noise(s) for s in (3, 5, 10, 15, 20)},
-    # All of these at random, as the photo models were trained.
-    "blurred, noisy, JPEG": lambda p, random: photo(crop_to_multiple(p, 2), 2, random),
+    # All of these at random, as half of what the photo models were trained on.
+    "blurred, noisy, JPEG": lambda p, random: worn(crop_to_multiple(p, 2), 2, random),
     **{f"blur of {s} pixels": _blur(s) for s in (0.5, 1, 2)},
 }
 

@@ -26,7 +26,7 @@ def quality(project: Path) -> str:
     blocks = [_scores(project, [row for row in rows if row not in photos])]
     if photos:
         blocks += [
-            "The low-resolution images blurred, noisy and compressed (`--degradation photo`):",
+            "The low-resolution images saved as JPEGs, half of them blurred and noisy, too (`--degradation photo`):",
             _scores(project, photos),
         ]
     return "\n\n".join(blocks)

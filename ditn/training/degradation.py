@@ -57,22 +57,20 @@ _SOFT, _GRAIN, _OTHER_SIZE = (0.2, 0.6), (1.0, 8.0), (0.75, 2.0)
 
 
 def photo(high: Pixels8, scale: int, random: Random) -> Pixels8:
-    """A degraded image [H / s, W / s, 3] of an image [H, W, 3], both uint8 RGB; a function of the image and `random`.
+    """A degraded image [H / s, W / s, 3] of an image [H, W, 3], both uint8 RGB, `shared` or `worn`; a function of the
+    image and `random`.
 
     Raises ValueError if the sides are not multiples of `scale`.
     """
-    height, width = high.shape[:2]
-    if height % scale or width % scale:
-        raise ValueError(f"an image of {width}x{height} is no multiple of the scale {scale}")
-    size = (height // scale, width // scale)
-    return (_shared if random.random() < _SHARP_SHARE else _worn)(high, size, random)
+    return (shared if random.random() < _SHARP_SHARE else worn)(high, scale, random)
 
 
-def _shared(high: Pixels8, size: tuple[int, int], random: Random) -> Pixels8:
-    """Made smaller by one of the usual filters and saved; some were saved at another size before."""
+def shared(high: Pixels8, scale: int, random: Random) -> Pixels8:
+    """As `photo`: made smaller by one of the usual filters and saved; some were saved at another size before."""
+    size = _smaller(high, scale)
     image = Image.fromarray(high)
     if random.random() < _SOFT_SHARE:
-        image = image.filter(ImageFilter.GaussianBlur(random.uniform(*_SOFT) * high.shape[0] / size[0]))
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(*_SOFT) * scale))
     if random.random() < _TWICE_SHARE:
         factor = random.uniform(*_OTHER_SIZE)
         image = _saved(
@@ -105,9 +103,10 @@ def _read_again(image: Image.Image, **options: Any) -> Image.Image:
         return decoded.convert("RGB")
 
 
-def _worn(high: Pixels8, size: tuple[int, int], random: Random) -> Pixels8:
-    """Real-ESRGAN's two rounds. The second ends in a resize to the result's size with a sinc filter (ringing), and in
-    JPEG, in either order."""
+def worn(high: Pixels8, scale: int, random: Random) -> Pixels8:
+    """As `photo`: Real-ESRGAN's two rounds. The second ends in a resize to the result's size with a sinc filter
+    (ringing), and in JPEG, in either order."""
+    size = _smaller(high, scale)
     image = torch.tensor(high).permute(2, 0, 1)[None].to(torch.float32) / 255
     image = _blurred(image, _FIRST, random)
     image = _resized(image, _size((high.shape[0], high.shape[1]), _FIRST, random), random)
@@ -122,6 +121,13 @@ def _worn(high: Pixels8, size: tuple[int, int], random: Random) -> Pixels8:
         image = _filtered(_resized(_jpeg(image, random), size, random), ringing)
     pixels: Pixels8 = _to_bytes(image)
     return pixels
+
+
+def _smaller(high: Pixels8, scale: int) -> tuple[int, int]:
+    height, width = high.shape[:2]
+    if height % scale or width % scale:
+        raise ValueError(f"an image of {width}x{height} is no multiple of the scale {scale}")
+    return height // scale, width // scale
 
 
 def _size(size: tuple[int, int], ranges: _Round, random: Random) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ditn.training import degradation
-from ditn.training.degradation import blur_kernel, photo, sinc_kernel
+from ditn.training.degradation import blur_kernel, photo, shared, sinc_kernel, worn
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_picture_that_is_only_made_smaller_and_saved(picture: np.ndarray, monk
     file = io.BytesIO()
     Image.fromarray(np.floor(means + 0.5).astype(np.uint8)).save(file, "jpeg", quality=60, subsampling=0)
     expected = np.asarray(Image.open(file)).astype(int)
-    result = degradation._shared(picture, (24, 24), np.random.default_rng(0)).astype(int)
+    result = shared(picture, 4, np.random.default_rng(0)).astype(int)
     assert np.abs(result - expected).mean() < 0.1  # Pillow rounds some means the other way
 
 
@@ -125,5 +125,6 @@ def test_noise_has_its_strength() -> None:
 
 
 def test_refuses_other_sizes(picture: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="96x95 is no multiple of the scale 4"):
-        photo(picture[:95], 4, np.random.default_rng(0))
+    for degraded in (photo, shared, worn):
+        with pytest.raises(ValueError, match="96x95 is no multiple of the scale 4"):
+            degraded(picture[:95], 4, np.random.default_rng(0))
