@@ -13,5 +13,5 @@ def choose_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used: {reason} Try cpu, or cuda where there is a GPU") from error
+        raise ValueError(f"device {name!r} cannot be used: {reason}; try cpu, or cuda where there is a GPU") from error
     return device

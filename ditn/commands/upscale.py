@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         plan = Plan(film.jobs_of(args), []) if films else plan_jobs(args, Path(scratch))
         if args.dry_run:
             for job in plan.jobs:
-                print(f"{job.input}" + (f" -> {job.output}" if job.status == "planned" else f": {job.reason}"))
+                if job.status != "failed":  # of which `tell` speaks
+                    print(f"{job.input}" + (f" -> {job.output}" if job.status == "planned" else f": {job.reason}"))
         undertaking = _Undertaking(plan, args, films=films)
         try:
             if not args.dry_run:

@@ -7,6 +7,7 @@ lacks go through Pillow. Metadata, of which libvips keeps some and changes some,
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -62,8 +63,8 @@ class Page:
 
 def page_count(path: Path) -> int:
     """Pages of a multi-page TIFF, else 1. Raises ImageError for what cannot be read and for animations."""
-    kind = containers.kind(path)
     header, _ = _header(path)
+    kind = containers.kind(path)
     pages = int(header.get("n-pages")) if header is not None and header.get_typeof("n-pages") else 1
     if pages > 1 and kind != "tiff":
         raise ImageError(
@@ -158,7 +159,10 @@ def _header(path: Path, page: int = 0, access: str = "random") -> tuple[pyvips.I
     """An image by libvips, or None and Pillow's name of the format."""
     import pyvips
 
-    if path.stat().st_size == 0:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe is to wait for whoever writes into it
+        raise ImageError("is a pipe or a device, and files are read more than once; give it as -, standard input")
+    if status.st_size == 0:
         raise ImageError("is empty")
     if path.suffix.lower() in _RAW:
         raise ImageError("is a camera's raw file: develop it first, to 16-bit TIFF")

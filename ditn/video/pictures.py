@@ -131,7 +131,7 @@ def is_animated(path: Path) -> bool:
     """Whether a file is a GIF, WebP or PNG of several frames, by what it begins with."""
     from PIL import Image
 
-    if path.suffix.lower() not in ANIMATED:
+    if path.suffix.lower() not in ANIMATED or not path.is_file():
         return False
     try:
         with path.open("rb") as file, warnings.catch_warnings():

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -105,6 +107,16 @@ def test_bad_files_do_not_stop_a_folder(folder, weights, tmp_path, capsys) -> No
         "cut.jpg": "failed",
         "missing.png": "failed",
     }
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, weights, tmp_path, capsys) -> None:
+    os.mkfifo(folder / "pipe.png")
+    signal.alarm(60)  # which ends this process, should it wait
+    assert upscale(weights, folder, "-o", tmp_path / "out") == 1
+    assert upscale(weights, folder / "pipe.png", "-o", tmp_path / "one.png") == 1
+    signal.alarm(0)
+    assert capsys.readouterr().err.count("pipe.png: is a pipe or a device") == 2
+    assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
 
 
 @pytest.mark.parametrize("place", ["ditn.commands.jobs.page_count", "ditn.commands.pictures.read"])
@@ -218,6 +230,9 @@ def test_dry_run_does_nothing(folder, weights, tmp_path, capsys) -> None:
     assert upscale(weights, folder, "-o", tmp_path / "out", "--dry-run") == 0
     assert f"{folder / 'a.png'} -> {tmp_path / 'out' / 'a.png'}" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+    assert upscale(weights, folder / "missing.png", "-o", tmp_path / "b.png", "--dry-run") == 1
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("missing.png") == 1
 
 
 @pytest.mark.parametrize(
