@@ -17,6 +17,7 @@ from ditn_kernels._op import Op
 from ditn_kernels._prepared import Prepared, is_plain
 from ditn_kernels._proving import Proof, prove
 from ditn_kernels._records import layers, map_tensors
+from ditn_kernels._transforms import is_transforming
 from ditn_kernels.backends.triton._compiling import Compilation, compilations
 from ditn_kernels.ops import (
     REGISTRY,
@@ -63,6 +64,7 @@ __all__ = [
     "inner_patch_attention",
     "inner_patch_stage",
     "is_plain",
+    "is_transforming",
     "layer_norm2d",
     "layers",
     "lower_to_native",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ditn_kernels import _axes, _records
 from ditn_kernels._support import Support
+from ditn_kernels._transforms import in_forward_mode, refuse_tangents
 from ditn_kernels.backends import BACKENDS
 
 NORMS = ("tanh", "layernorm", "none")
@@ -88,8 +89,11 @@ class Op:
 
     def __call__(self, *args: Any, backend: str | None = None, **options: Any) -> Tensor:
         by_name = dict(pair for name, value in options.items() for pair in self._flat(name, value))
+        flat = list(_records.flatten(args))
+        if in_forward_mode():
+            refuse_tangents(self.name, [*flat, *by_name.values()])
         overload = getattr(torch.ops.ditn, self.name).default
-        result: Tensor = overload(*_records.flatten(args), **by_name, backend=backend)
+        result: Tensor = overload(*flat, **by_name, backend=backend)
         return result
 
     def reference(self, *args: Any, **options: Any) -> Tensor:

@@ -14,6 +14,7 @@ from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import DECOMPOSED, conditions, select
 from ditn_kernels._op import Op
 from ditn_kernels._records import flatten
+from ditn_kernels._transforms import is_transforming
 from ditn_kernels.backends import BACKENDS
 
 # Decisions that are kept, of a few hundred bytes each: a server meets images of any size.
@@ -95,7 +96,7 @@ def is_plain(tensors: tuple[Tensor, ...]) -> bool:
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
         and not torch.is_autocast_enabled(tensors[0].device.type)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_transforming()
         and torch._C._get_tracing_state() is None
         and not torch.compiler.is_compiling()
     )

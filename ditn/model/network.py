@@ -18,7 +18,7 @@ from ditn.model.config import DITNConfig
 from ditn.model.folding import ConvWeights
 from ditn.model.layers import UFONE, Bind, Step, UFONEWeights, conv2d, fused, unfused
 from ditn.model.variants import VARIANTS
-from ditn_kernels import Prepared, TailWeights, image_head, image_tail, map_tensors
+from ditn_kernels import Prepared, TailWeights, image_head, image_tail, is_transforming, map_tensors
 
 
 class ModelWeights(NamedTuple):
@@ -48,10 +48,11 @@ class DITN(nn.Module):
     fused=True runs the operators of `ditn_kernels` by the fastest backend that can; fused=False runs their plain
     PyTorch definitions, of which autograd can take derivatives of any order. State-dict keys are the published ones.
 
-    The operators' weights are folded from the parameters (see `folding`): on every call while a gradient is wanted,
-    otherwise once, in float64 on the CPU, and again after a parameter has changed. A write that hides from PyTorch's
-    version counter, such as one through `.data`, needs `refold()` afterwards. A graph made by `torch.compile` holds
-    the folded weights as constants until `refold()`, `load_state_dict`, `train()`, `eval()` or `to()`.
+    The operators' weights are folded from the parameters (see `folding`): on every call while a gradient is wanted or
+    torch.func is at work, otherwise once, in float64 on the CPU, and again after a parameter has changed. A write that
+    hides from PyTorch's version counter, such as one through `.data`, needs `refold()` afterwards. A graph made by
+    `torch.compile` holds the folded weights as constants until `refold()`, `load_state_dict`, `train()`, `eval()` or
+    `to()`.
 
     Raises ValueError or TypeError that names the value, for a bad field, shape or dtype.
     """
@@ -113,6 +114,9 @@ class DITN(nn.Module):
         if torch.compiler.is_exporting():
             # Export traces stand-ins for the parameters, whose versions say nothing.
             return self._constants or self.fold()
+        if not torch.compiler.is_compiling() and is_transforming():
+            # The parameters may have tangents, and what is made of them now is of no use later.
+            return self.fold()
         return self._folded_again_if_changed(self._generation)
 
     def program(self) -> Program:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import ditn_kernels
 from benchmarks.oracle import published
@@ -326,6 +327,22 @@ def test_vmap_is_refused_clearly() -> None:
         images = torch.stack([args[0], args[0]])
         with pytest.raises(NotImplementedError, match=f"{op.name} cannot be mapped by torch.func.vmap"):
             torch.func.vmap(lambda x, op=op, args=args, options=options: op(x, *args[1:], **options))(images)
+
+
+@pytest.mark.parametrize("op", REGISTRY.values(), ids=lambda op: op.name)
+def test_forward_mode_is_refused_clearly(op) -> None:
+    """The tangent would be dropped without a word: of the result none would be left, or zero."""
+    args, options = arguments(op, op.samples[1], torch.float64)
+
+    def of(x: Tensor) -> Tensor:
+        return op(x, *args[1:], **options)
+
+    with pytest.raises(NotImplementedError, match=f"{op.name} has no derivative in forward mode"):
+        torch.func.jvp(of, (args[0],), (args[0],))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="fused=False"):
+        of(forward_ad.make_dual(args[0], args[0]))
+    with forward_ad.dual_level():  # without a tangent, nothing is to be refused
+        torch.testing.assert_close(of(args[0]), op.reference(*args, **options))
 
 
 def test_stage_gives_gradients_through_its_layers() -> None:

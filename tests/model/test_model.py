@@ -397,6 +397,35 @@ def test_other_weights_for_one_call() -> None:
     assert torch.equal(model(image), before)
 
 
+@pytest.mark.parametrize("of", ["image", "weights"])
+def test_derivatives_in_forward_mode(of: str) -> None:
+    """In the image and in the weights, of a model that is called for the first time, against central differences of the
+    published formula; the fused operators refuse what they would lose, and nothing of it stays with the model."""
+    model, image = small(fused=False).double(), torch.rand(1, 3, 8, 8).double()
+    given = dict(model.named_parameters())
+    along = {key: torch.randn_like(value) for key, value in given.items()}
+
+    def at(step: float | Tensor, network) -> Tensor:
+        if of == "image":
+            return network(given, image * (1 + step))
+        return network({key: value + step * along[key] for key, value in given.items()}, image)
+
+    def ours(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (x,))
+
+    step, zero, one = 1e-5, torch.zeros(()).double(), torch.ones(()).double()
+    expected = (at(step, published.network) - at(-step, published.network)) / (2 * step)
+    _, tangent = torch.func.jvp(lambda t: at(t, ours), (zero,), (one,))
+    torch.testing.assert_close(tangent, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(image), published.network(given, image), rtol=1e-8, atol=1e-8)
+
+    model = small().double()
+    for _ in range(2):  # afresh, and with its weights folded
+        with pytest.raises(NotImplementedError, match="has no derivative in forward mode"):
+            torch.func.jvp(lambda t: at(t, ours), (zero,), (one,))
+        model(image)
+
+
 def test_a_forked_process_has_its_own_weights() -> None:
     script = """
 import os, sys, torch, ditn
