@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import warnings
 from typing import TYPE_CHECKING, Any, overload
@@ -80,6 +81,8 @@ class Upscaler:
         guard: Guard = "repair",
     ) -> None:
         names = of_scale(scale) if model == AUTO else None
+        if not isinstance(model, DITN | str | os.PathLike):
+            raise TypeError(f"expected a DITN, the name of weights or a file of them, got {type(model).__name__}")
         if not isinstance(model, DITN):
             model = load(names["clean"] if names else model, device=device or "cpu", dtype=dtype or torch.float32)
             device = dtype = None
@@ -107,18 +110,20 @@ class Upscaler:
         graphs = can_record(self.device) if cuda_graph is None else cuda_graph
         self._graphs = GraphPool(max_memory) if graphs else None
         self._use(model)
-        self._chooser = names and Chooser(names, lambda name: self._for(None if name == names["clean"] else name))
+        # No lambda here or below: an Upscaler can be pickled.
+        self._chooser = names and Chooser(names, functools.partial(self._for, names["clean"]))
 
     def _use(self, model: DITN) -> None:
         self.model = model
         run = CudaGraphRunner(model, pool=self._graphs) if self._graphs else model
-        self._run = (lambda x: average_orientations(run, x)) if self._self_ensemble else run
+        self._run = functools.partial(average_orientations, run) if self._self_ensemble else run
 
-    def _for(self, name: str | None) -> Upscaler:
-        """This Upscaler for one model, its own or the one of this name. All record into one pool of memory."""
+    def _for(self, own: str, name: str) -> Upscaler:
+        """This Upscaler, whose own model is that of the first name, for that of the other. All record into one pool of
+        memory."""
         one = copy.copy(self)
         one._chooser = None
-        if name:
+        if name != own:
             one._use(load(name, device=self.device, dtype=self.dtype))
         return one
 

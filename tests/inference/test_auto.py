@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,17 @@ def test_auto_takes_the_model_that_suits(clean) -> None:
     batch = torch.from_numpy(np.stack([small, compressed])).permute(0, 3, 1, 2).float() / 255
     singly = torch.cat([upscaler(one[None]) for one in batch])
     torch.testing.assert_close(upscaler(batch), singly, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda upscaler: pickle.loads(pickle.dumps(upscaler))])
+def test_a_copy_stands_for_itself(clean, copied) -> None:
+    """For another process, or beside the first, which may change."""
+    first, small = ditn.Upscaler("auto", scale=4, self_ensemble=True), clean[40:56, 50:74]
+    expected = ditn.Upscaler("ditn-tiny-x4", self_ensemble=True)(small)
+    second = copied(first)
+    first.model.sft.weight.zero_()
+    np.testing.assert_array_equal(second(small), expected)
+    assert second.suited(jpeg(clean, 50))[1].model == "ditn-real-photo-x4"
 
 
 def test_options_reach_both_models(clean) -> None:

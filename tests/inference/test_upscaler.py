@@ -327,6 +327,8 @@ def test_wrong_arguments_are_named() -> None:
         upscaler(np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(TypeError, match="got str"):
         upscaler("photo.png")
+    with pytest.raises(TypeError, match="expected a DITN, the name of weights or a file of them, got Conv2d"):
+        ditn.Upscaler(torch.nn.Conv2d(3, 3, 1))
 
 
 def test_the_callers_model_is_left_alone() -> None:
