@@ -25,6 +25,7 @@ BICUBIC, ALL = "bicubic", "all"
 def upscale(parser: argparse.ArgumentParser) -> None:
     from ditn.imaging.files import (
         MAX_PIXELS,
+        QUALITY,
         SUFFIXES,
     )  # and numpy, which the other commands' answers need not wait for
 
@@ -57,7 +58,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
         help="of the output (default: OUTPUT's or the input's; png from standard input)",
     )
     add("--suffix", default="", help="added to each output's name, before the dot")
-    add("--quality", type=int, default=92, help="of JPEG and WebP, 1 to 100 (%(default)s)")
+    add("--quality", type=int, help=f"of JPEG and WebP, 1 to 100 (default: {QUALITY}; a lossless WebP stays lossless)")
     add(
         "--guard",
         choices=GUARDS,
@@ -123,7 +124,7 @@ def check(args: argparse.Namespace) -> None:
     """Raises ValueError for arguments that contradict each other or that nothing could be done with."""
     if args.command != "upscale":
         return
-    if not 1 <= args.quality <= 100:
+    if args.quality is not None and not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}, must be 1 to 100")
     if args.scale is not None and not 0 < args.scale < math.inf:
         raise ValueError(f"--scale is {args.scale}, must be a positive number")

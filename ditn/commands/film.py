@@ -20,6 +20,7 @@ from ditn.commands.jobs import STREAM, Job, Plan, check_outputs
 from ditn.commands.names import place_of
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
+from ditn.imaging.files import QUALITY
 from ditn.inference.upscaler import Upscaler
 from ditn.video.colour import BT2020
 from ditn.video.encoding import CONTAINERS, choose
@@ -209,7 +210,7 @@ def prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[Wo
     job.input_size, job.output_size = (source.width, source.height), (width, height)
     job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
     job.notes += source.notes
-    work = Work(source, job.target, (width, height), plan, encoding, quality=args.quality, reuse=args.reuse)
+    work = Work(source, job.target, (width, height), plan, encoding, quality=args.quality or QUALITY, reuse=args.reuse)
     weights = Path(job.model)
     options = {
         "version": version("ditn-kernels"),
@@ -220,7 +221,7 @@ def prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[Wo
             name: getattr(args, name)
             for name in ("backend", "flavor", "guard", "self_ensemble", "tile", "time", "rate")
         },
-        "quality": args.quality,
+        "quality": args.quality or QUALITY,
     }
     return work, upscaler, {name: str(value) for name, value in options.items()}
 

@@ -51,6 +51,12 @@ def read(path: Path, header: pyvips.Image, *, page: int = 0) -> Metadata:
         return Metadata(dropped=(f"metadata, of which something is damaged ({error})",))
 
 
+def is_lossless_webp(path: Path) -> bool:
+    """Whether a file is a WebP that lost nothing."""
+    with path.open("rb") as file:
+        return webp.is_webp(file.read(12)) and webp.is_lossless(file)
+
+
 def write(path: Path, metadata: Metadata, size: tuple[int, int]) -> list[str]:
     """Give a file that an encoder has just written, of an image of size (width, height), these metadata in place of its
     own. Returns what is not in the file then, in words."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+QUALITY = 92  # of JPEG and WebP, 1 to 100
 # Read and written, or read only. HEIC as libvips has been built: the wheel's has no decoder and says so.
 READABLE = (
     *SUFFIXES,
@@ -39,10 +40,11 @@ MAX_PIXELS = 2**28  # 268 megapixels: beyond any camera, below what a forged hea
 @dataclass
 class Described:
     """What a file tells beside a page's pixels, and `turned`, whether these lay on their side or mirrored in it.
-    `notes` says what was changed on the way in, for the report."""
+    `lossless`: it is a WebP that lost nothing. `notes` says what was changed on the way in, for the report."""
 
     metadata: Metadata
     turned: bool = False
+    lossless: bool = False
     notes: list[str] = field(default_factory=list)
 
     def enlarged(self, before: tuple[int, int], after: tuple[int, int], *, gray: bool, suffix: str) -> Metadata:
@@ -122,7 +124,7 @@ def open_page(
         metadata = replace(metadata, profile=b"")
     if bits := by_pillow.lost_bits(image):
         notes.append(f"read in 8 of its {bits} bits")
-    return image, Described(metadata, turned, notes)
+    return image, Described(metadata, turned, containers.is_lossless_webp(path), notes)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ditn.imaging import containers
 from ditn.imaging.arrays import ImageError
 from ditn.imaging.atomic import atomic_write
 from ditn.imaging.colour import interpretation
-from ditn.imaging.files import Page, reason
+from ditn.imaging.files import QUALITY, Page, reason
 from ditn.imaging.resample import resampled
 
 if TYPE_CHECKING:
@@ -49,17 +49,21 @@ def write_raw(
     page: Page,
     *,
     size: tuple[int, int],
-    quality: int,
+    quality: int | None,
 ) -> list[str]:
     """Encode a file of raw samples [H, W, bands] as the image at `path`, resampled to `size` (width, height) if that
-    differs, with the metadata of `page`. Returns what of these is not in the file, in words.
+    differs, with the metadata of `page`. Returns what of these is not in the file, in words. `quality` is JPEG's and
+    WebP's, 1 to 100; None for QUALITY, or for a WebP that loses nothing where `page` is of such a one.
 
     Streams from disk to disk, and `path` is whole or not there. Raises ImageError with libvips' reason.
     """
     import pyvips
 
     suffix = path.suffix.lower()
-    options: dict[str, Any] = {"Q": quality} if suffix in (".jpg", ".jpeg", ".webp") else {}
+    options: dict[str, Any] = {"Q": quality or QUALITY} if suffix in (".jpg", ".jpeg", ".webp") else {}
+    if suffix == ".webp" and quality is None and page.described.lossless:
+        # `exact`: what is transparent has its colours, too.
+        options = {"lossless": True, "exact": True}
     height, width = page.pixels.shape[:2]
     metadata = page.described.enlarged((width, height), size, gray=shape[2] <= 2, suffix=suffix)
     try:

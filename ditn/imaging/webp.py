@@ -20,6 +20,11 @@ def is_webp(head: bytes) -> bool:
     return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
 
 
+def is_lossless(file: BinaryIO) -> bool:
+    """Whether a WebP's pixels are coded so that none is changed."""
+    return next((kind == b"VP8L" for kind, _ in _chunks(file) if kind in (b"VP8 ", b"VP8L")), False)
+
+
 def read(file: BinaryIO) -> Metadata:
     """The metadata of a WebP. Raises ValueError or struct.error for a damaged one."""
     parts = {kind: data for kind, data in _chunks(file) if kind not in _PIXELS}

@@ -21,6 +21,7 @@ import numpy as np
 
 from ditn.imaging.arrays import Pixels
 from ditn.imaging.atomic import atomic_write
+from ditn.imaging.files import QUALITY
 from ditn.inference.guard import Finding
 from ditn.inference.plan import TilePlan
 from ditn.inference.tiles import Region
@@ -47,7 +48,7 @@ class Work:
     size: tuple[int, int]
     plan: TilePlan
     encoding: Encoding | None
-    quality: int = 92
+    quality: int = QUALITY
     reuse: bool = False
 
     @property

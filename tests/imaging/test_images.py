@@ -83,6 +83,20 @@ def test_8_bit_pictures_stay_gray_or_colour(tmp_path, weights, upscale, suffix: 
         np.testing.assert_array_equal(values, expected(given, weights))
 
 
+@pytest.mark.parametrize("bands", [3, 4])
+def test_a_lossless_webp_stays_lossless(tmp_path, weights, upscale, bands: int) -> None:
+    """Sample by sample, hidden colours included, unless a quality is asked for. RFC 9649: the chunk of pixels is called
+    VP8L if they are lossless."""
+    source = tmp_path / "a.webp"
+    Image.fromarray(smooth(13, 18, bands)).save(source, lossless=True, exact=True)
+    outputs = [upscale(source), upscale(source, "--quality", "80", to="b.webp")]
+    with Image.open(outputs[0]) as result:
+        np.testing.assert_array_equal(np.asarray(result), expected(smooth(13, 18, bands), weights))
+    assert [b"VP8L" in path.read_bytes()[:64] for path in outputs] == [True, False]
+    Image.fromarray(smooth(13, 18, bands)).save(source)
+    assert b"VP8L" not in upscale(source, to="c.webp").read_bytes()[:64]
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("bands", [1, 2, 3, 4])
 def test_16_bit_pictures_keep_depth_and_alpha(tmp_path, weights, upscale, suffix: str, bands: int) -> None:
