@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -250,17 +250,19 @@ def write_animation(path: Path, source: Source, frames: Sequence[tuple[int, Path
     first, *others = (file for _, file in frames)
     with atomic_write(path) as temporary:
         form = {".gif": "GIF", ".webp": "WEBP"}.get(suffix, "PNG")
-        if form == "GIF":
-            options["disposal"] = 2 if source.layout.startswith("rgba") else 0
+        prepared = _as_it_is
+        if form == "GIF" and source.layout.startswith("rgba"):
+            options["disposal"], prepared = 2, _without_soft_edges
         with Image.open(first) as image:
-            image.save(temporary, form, append_images=_Opened(others), **options)
+            prepared(image).save(temporary, form, append_images=_Opened(others, prepared), **options)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """The images of files, opened one after the other, as often as they are asked for."""
+    """The images of files, opened and prepared one after the other, as often as they are asked for."""
 
     files: Sequence[Path]
+    prepared: Callable[[Image], Image]
 
     def __iter__(self) -> Iterator[Image]:
         from PIL import Image
@@ -268,4 +270,18 @@ class _Opened:
         for file in self.files:
             with Image.open(file) as image:
                 image.load()
-                yield image
+                yield self.prepared(image)
+
+
+def _as_it_is(image: Image) -> Image:
+    return image
+
+
+def _without_soft_edges(image: Image) -> Image:
+    """Every pixel visible or not: Pillow makes whatever is not wholly transparent opaque, and haze becomes specks."""
+    from PIL import Image
+
+    pixels = np.array(image.convert("RGBA"))
+    pixels[pixels[..., 3] < 128] = 0
+    pixels[..., 3] = np.where(pixels[..., 3], 255, 0)
+    return Image.fromarray(pixels)

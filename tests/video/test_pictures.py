@@ -89,6 +89,18 @@ def test_gif_and_webp_keep_frames_times_and_loops(tmp_path, given: str, suffix: 
         assert np.abs(pixels[24, 8::16, :3].astype(int) - middles).max() <= 24
 
 
+def test_soft_edges_are_halved_in_gif(tmp_path, weights) -> None:
+    """GIF has visible pixels and others: those that cover less than half are not seen, instead of seen in full."""
+    source = animated(tmp_path / "a.png", alpha=True)
+    assert run(source, tmp_path / "large.gif", weights) == 0
+    found, *_ = read(tmp_path / "large.gif")
+    assert len(found) == len(DURATIONS)
+    for number, pixels in enumerate(found):
+        covered = without_guard(small())(frame(number, alpha=True))[..., 3] / 255
+        assert ((covered > 0) & (covered < 0.5)).any()
+        np.testing.assert_array_equal(pixels[..., 3], np.where(covered > 0.5, 255, 0))
+
+
 def test_an_animation_becomes_a_film_in_its_own_times(tmp_path, weights) -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     assert run(animated(tmp_path / "a.gif"), tmp_path / "large.mp4", weights) == 0
