@@ -56,6 +56,10 @@ def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup
             print(f"start: {trainer.origin}")
         name = f"{recipe.model} x{recipe.upscale}"
         print(f"{name}: {len(images)} images, {len(held_out)} held out, from step {trainer.step}")
+        if small := images.too_small(recipe.patch):
+            side = recipe.patch * recipe.upscale
+            more = f" and {len(small) - 1} more" if len(small) > 1 else ""
+            print(f"not used, since a patch of {side}x{side} pixels does not fit into them: {rest[small[0]]}{more}")
     finished = train(
         trainer,
         validation,

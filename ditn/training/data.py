@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -85,7 +86,7 @@ class PairedImages(Sequence[Pair]):
     of a whole image, always the same.
 
     The cache's name holds a digest of the files' names, sizes and times and of the scale, so a changed folder gets a
-    new cache. `cache` is its file: uint8, 3 bytes per pixel. A file that cannot be read raises an error that names it.
+    new cache. `cache` is its file: uint8, 3 bytes per pixel. Files that cannot be read raise an error that names all.
     """
 
     def __init__(self, paths: Sequence[Path], scale: int, cache: Path, degradation: str = "bicubic") -> None:
@@ -97,11 +98,10 @@ class PairedImages(Sequence[Pair]):
             cache.mkdir(parents=True, exist_ok=True)
             self._decode(paths)
         self._shapes: list[tuple[int, list[int], list[int]]] = json.loads(self._index.read_text())
-        areas = np.cumsum([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
-        self._areas = areas / areas[-1]
+        self._shares: dict[int, NDArray[np.float64]] = {}
 
     def _decode(self, paths: Sequence[Path]) -> None:
-        shapes, offset = [], 0
+        shapes, offset, failures = [], 0, []
         # Two runs that begin at once may share the folder: each writes a file of its own, and both files are the same.
         with atomic_write(self.cache) as temporary, temporary.open("wb") as file:
             for path in paths:
@@ -109,16 +109,23 @@ class PairedImages(Sequence[Pair]):
                     high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
                     low = downscale(high, self.scale)
                 except (OSError, ValueError) as error:
-                    raise ValueError(f"{path} cannot be used for training: {error}") from error
+                    failures.append(f"{path} cannot be used for training: {error}")
+                    continue
                 file.write(np.ascontiguousarray(high).tobytes() + low.tobytes())
                 shapes.append((offset, high.shape, low.shape))
                 offset += high.size + low.size
+            if failures:
+                raise ValueError("\n".join(failures))
         # The index comes last and at once: where it is, the cache is whole.
         with atomic_write(self._index) as temporary:
             temporary.write_text(json.dumps(shapes))
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+    def too_small(self, patch: int) -> list[int]:
+        """The numbers of the images into which no square of `patch` low-resolution pixels fits. They give no crops."""
+        return [number for number, (_, _, low) in enumerate(self._shapes) if min(low[:2]) < patch]
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         high, low = (one.pixels for one in self._cached(index))
@@ -148,8 +155,8 @@ class PairedImages(Sequence[Pair]):
         by code instead of cut from an image (see `ditn.training.drawn`). `part` takes some of them.
 
         A function of seed and step alone, so a run that is resumed, or has other workers, sees what an unbroken one
-        would have seen. Images are chosen in proportion to their pixels. Raises ValueError if an image is smaller than
-        the patch.
+        would have seen. Images are chosen in proportion to their pixels, but for those that are `too_small`. Raises
+        ValueError if all are.
         """
         pairs = self.crops(step, seed=seed, size=size, patch=patch, shuffle=shuffle, drawn=drawn, part=part)
         lows, highs = zip(*((low.copied(), high.copied()) for low, high in pairs), strict=True)
@@ -171,12 +178,22 @@ class PairedImages(Sequence[Pair]):
 
     def _square(self, random: np.random.Generator, patch: int) -> tuple[_Cached, _Cached, int, int]:
         """Some image, low and high, and the corner of a square of `patch` low-resolution pixels in it."""
-        high, low = self._cached(int(np.searchsorted(self._areas, random.random(), side="right")))
+        high, low = self._cached(int(np.searchsorted(self._shares_up_to(patch), random.random(), side="right")))
         height, width = low.pixels.shape[:2]
-        if min(height, width) < patch:
-            raise ValueError(f"a patch of {patch} does not fit a low-resolution image of {width}x{height}")
         top, left = (int(random.integers(side - patch + 1)) for side in (height, width))
         return low, high, top, left
+
+    def _shares_up_to(self, patch: int) -> NDArray[np.float64]:
+        """Of the pixels of all images that are not too small, the share that each and those before it have."""
+        if patch not in self._shares:
+            areas = np.array([low[0] * low[1] for _, _, low in self._shapes], dtype=np.float64)
+            areas[self.too_small(patch)] = 0
+            if not areas.any():
+                raise ValueError(
+                    f"a patch of {patch} low-resolution pixels does not fit into any of the {len(self)} images"
+                )
+            self._shares[patch] = np.cumsum(areas) / areas.sum()
+        return self._shares[patch]
 
     def _crop(self, random: np.random.Generator, patch: int, shuffle: bool, drawn: float) -> tuple[Crop, Crop]:
         if drawn and random.random() < drawn:

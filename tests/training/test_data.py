@@ -173,12 +173,27 @@ def test_refuses(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images"):
         list_images([tmp_path / "empty"])
     images = PairedImages(list_images([folder]), 4, tmp_path)
-    with pytest.raises(ValueError, match="patch of 32 does not fit"):
+    with pytest.raises(ValueError, match="patch of 32 low-resolution pixels does not fit into any of the 2 images"):
         images.batch(0, seed=0, size=8, patch=32)
-    (folder / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be used"):
+    for name in ("broken.png", "0.jpg"):
+        (folder / name).write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"0\.jpg cannot be used(.|\n)*broken\.png cannot be used"):
         PairedImages(list_images([folder]), 4, tmp_path / "other")
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_images_smaller_than_the_patch_give_no_crops(folder: Path, tmp_path: Path) -> None:
+    """The others give those that they give without them, whatever the step."""
+    without = PairedImages(list_images([folder]), 4, tmp_path / "cache")
+    for name in ("0.png", "ab.png", "z.png"):  # before, between and behind the others
+        Image.new("RGB", (300, 60), "red").save(folder / name)
+    images = PairedImages(list_images([folder]), 4, tmp_path / "cache")
+    assert (without.too_small(20), images.too_small(20), images.too_small(15)) == ([], [0, 2, 4], [])
+    for step in range(20):
+        for crops, others in zip(
+            *(one.batch(step, seed=1, size=4, patch=20) for one in (images, without)), strict=True
+        ):
+            assert torch.equal(crops, others)
 
 
 def test_tensors_and_pixels() -> None:
