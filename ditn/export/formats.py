@@ -5,9 +5,11 @@ file is run."""
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
@@ -102,7 +104,7 @@ def _write_graph(job: Job, network: nn.Module, path: Path) -> None:
     options: dict[str, Any] = {"input_names": ["image"], "output_names": ["enlarged"], "verbose": False}
     # One file: by default the weights would lie beside it.
     options |= {"external_data": False, "opset_version": job.opset}
-    with redirect_stdout(StringIO()):
+    with _quietly():
         torch.onnx.export(job.trace(network), (), str(path), dynamo=True, **options)
     graph = onnx.load(path)
     _name_sizes(graph.graph)
@@ -111,6 +113,21 @@ def _write_graph(job: Job, network: nn.Module, path: Path) -> None:
     onnx.helper.set_model_props(graph, dict(job.facts))
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what PyTorch's exporter says of itself: its progress, deprecated parts, packages that no graph of ours
+    needs. Its errors are raised all the same."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _name_sizes(graph: Any) -> None:
