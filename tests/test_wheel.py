@@ -91,7 +91,7 @@ def test_on_a_machine_without_compiler_the_cpu_runs(installed, tmp_path) -> None
     # A sum of 120 products in float32, and the rounding of its result.
     assert found["error"] < 120 * torch.finfo(torch.float32).eps
     if torch.version.cuda is None:
-        assert found["cuda"][0] == "needs a PyTorch with CUDA, this one is a build without"
+        assert found["cuda"][0] == "needs a PyTorch with CUDA (this one is a build without)"
 
 
 def test_it_loads_without_a_driver_into_any_torch(installed, tmp_path) -> None:

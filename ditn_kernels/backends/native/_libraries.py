@@ -40,7 +40,7 @@ def why_no_cuda() -> str | None:
     if reason := why_missing():
         return reason
     if torch.version.cuda is None:
-        return "needs a PyTorch with CUDA, this one is a build without"
+        return "needs a PyTorch with CUDA (this one is a build without)"
     library = FOLDER / "_C_cuda.so"
     if not library.exists():
         return str(build_info().get("cuda", {}).get("reason", "is not built: `setup.py` did not find CUDA"))
