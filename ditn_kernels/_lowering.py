@@ -78,12 +78,15 @@ def _register_fakes() -> None:
 
 
 def _fake(op: Op) -> Callable[..., Tensor]:
+    """The result's shape by the operator's own definition. The compiled library takes maps as [B, H, W, C] and a norm
+    as a number; the definition takes [B, C, H, W] and a name, on which no shape depends."""
+
     def fake(*args: Any) -> Tensor:
-        maps = [is_map(axes) for axes in op.axes.values()]
-        tensors = [t.permute(0, 3, 1, 2) if is_map else t for is_map, t in zip(maps, args, strict=False)]
-        named = op.named([*tensors, *args[len(tensors) :]])
+        axes = list(op.axes.values())
+        tensors = [t.permute(0, 3, 1, 2) if is_map(a) else t for a, t in zip(axes, args, strict=False)]
+        named = op.named([*tensors, *args[len(axes) :]])
         if "norm" in named:
-            named["norm"] = "none"  # a code here; shapes do not depend on it
+            named["norm"] = "none"
         batch, channels, height, width = op.output_shape(op.check(named), named)
         return args[0].new_empty(batch, height, width, channels)  # type: ignore[no-any-return]
 

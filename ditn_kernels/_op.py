@@ -113,14 +113,13 @@ class Op:
 
         Raises TypeError for arguments that are missing, too many, given twice or unknown.
         """
-        values = list(_records.flatten(args))
-        names = [*self.axes, *self.options]
-        found: dict[str, Any] = {**dict.fromkeys(self.axes, _MISSING), **self.options}
-        found.update(zip(names, values, strict=False))
+        names, values = [*self.axes, *self.options], list(_records.flatten(args))
+        by_place = dict(zip(names, values, strict=False))
         by_name = dict(pair for name, value in (options or {}).items() for pair in self._flat(name, value))
-        found |= by_name
-        twice = not by_name.keys().isdisjoint(names[: len(values)])
-        if twice or max(len(values), len(found)) > len(names) or any(value is _MISSING for value in found.values()):
+        found: dict[str, Any] = {**dict.fromkeys(self.axes, _MISSING), **self.options, **by_place, **by_name}
+        too_many, unknown = len(values) > len(names), len(found) > len(names)
+        twice = not by_name.keys().isdisjoint(by_place)
+        if too_many or unknown or twice or any(value is _MISSING for value in found.values()):
             given = [f"{len(values)} by place", *by_name]
             raise TypeError(f"{self.name} takes {len(names)} arguments, {', '.join(names)}; got {', '.join(given)}")
         return found

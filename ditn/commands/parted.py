@@ -45,8 +45,11 @@ class Parted(Generic[P]):
     def __init__(
         self, kind: Kind[P], job: Job, args: argparse.Namespace, cost: float, ended: Callable[[Job], None]
     ) -> None:
-        self._kind, self._job, self._arguments, self._cost, self._tell = kind, job, (job, args), cost, ended
-        self._begun, self._left, self._share = time.perf_counter(), 0, 1.0
+        self._kind, self._job, self._cost, self._tell = kind, job, cost, ended
+        self._arguments = job, args  # of each of `kind`'s functions, the first two
+        self._begun = time.perf_counter()
+        # Known once it is planned: the parts that are not done yet, and an item's share of the run's progress.
+        self._left, self._share = 0, 1.0
 
     def first(self) -> Step:
         """What there is to do before anything else can be."""
