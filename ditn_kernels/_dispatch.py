@@ -65,8 +65,10 @@ def reasons_unproved(op: Op, backend: str, args: Mapping[str, Any], *, backward:
     support = op.backends.get(backend)
     if support is None:
         return [f"has no {op.name} kernel"]
-    device = next(iter(args.values())).device
-    return BACKENDS[backend].missing(op, device, backward=backward) + support.why_not(args, backward=backward)
+    x = next(iter(args.values()))
+    return BACKENDS[backend].missing(op, x.device, backward=backward, dtype=x.dtype) + support.why_not(
+        args, backward=backward
+    )
 
 
 def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backward: bool = False) -> str:

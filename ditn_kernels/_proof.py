@@ -40,8 +40,8 @@ class Provable(Protocol):
     def identity(self, op: Op, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
-        """Once the operator's kernel was found wrong: whether there is another one, which serves from now on."""
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
+        """Once an operator's kernel was found wrong in a dtype: whether there is another, which serves from now on."""
 
 
 class LostContextError(RuntimeError):
@@ -64,9 +64,14 @@ class Call:
         return found
 
     @property
+    def dtype(self) -> torch.dtype:
+        found: torch.dtype = next(iter(self.args.values())).dtype
+        return found
+
+    @property
     def title(self) -> str:
-        dtype = str(next(iter(self.args.values())).dtype).removeprefix("torch.")
-        return f"{self.op.name} {'backward' if self.backward else 'forward'} in {dtype} by {self.name}"
+        direction = "backward" if self.backward else "forward"
+        return f"{self.op.name} {direction} in {str(self.dtype).removeprefix('torch.')} by {self.name}"
 
     def facts(self, identity: Mapping[str, str]) -> _verdicts.Facts:
         """All that the verdict depends on."""
@@ -77,7 +82,7 @@ class Call:
             "operator": self.op.name,
             "direction": "backward" if self.backward else "forward",
             "backend": self.name,
-            "dtype": str(x.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
             **axes,
             **options,
             **_machine(x.device),
@@ -162,7 +167,7 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
         if lost:
             raise LostContextError(f"{message}. The GPU is lost to this process; a new one will run without the kernel")
         warnings.warn(message, RuntimeWarning, stacklevel=4)
-        if call.backend.fall_back(call.op, call.device):
+        if call.backend.fall_back(call.op, call.device, call.dtype):
             # What was found of the operator's kernel before is not about the other one.
             for known in [known for known in _faults if known[:2] == (call.op.name, call.name)]:
                 del _faults[known]

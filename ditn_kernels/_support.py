@@ -18,8 +18,10 @@ class Support:
     `min_capability` is a CUDA compute capability, (8, 0) for Ampere; gradients may need a newer chip,
     `min_capability_backward`. Chips from `before_capability` on cannot run it. `backward` are the dtypes that have
     gradients; `max_channels_backward_of` limits the channels of gradients in single dtypes. `max_outputs` limits the
-    length of the operator's last bias, and `max_outputs_backward` that of gradients, if that is less. `auto`: what it
-    may be chosen for automatically, without being forced, if that is less.
+    length of the operator's last bias, and `max_outputs_backward` that of gradients, if that is less; `max_expanded`
+    the hidden channels, which are the rows of its last weight. `forward_in`: what the forward can run in further
+    dtypes, by kernels of their own. `auto`: what it may be chosen for automatically, without being forced, if that is
+    less.
     """
 
     devices: tuple[str, ...] = ()
@@ -33,6 +35,8 @@ class Support:
     max_channels_backward_of: Mapping[torch.dtype, int] = field(default_factory=dict)
     max_outputs: int | None = None
     max_outputs_backward: int | None = None
+    max_expanded: int | None = None
+    forward_in: Mapping[torch.dtype, Support] = field(default_factory=dict)
     auto: Support | None = None
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
@@ -46,6 +50,8 @@ class Support:
 
     def has_kernel(self, dtype: torch.dtype, capability: tuple[int, int], *, backward: bool) -> bool:
         """Whether any kernel computes this dtype on such a GPU."""
+        if dtype in self.forward_in and not backward:
+            return self.forward_in[dtype].has_kernel(dtype, capability, backward=False)
         dtypes = self.backward if backward else self.dtypes
         on_gpus = not self.devices or "cuda" in self.devices
         known = dtype in dtypes or not (dtypes or backward)
@@ -54,6 +60,8 @@ class Support:
     def why_not(self, args: Mapping[str, Any], *, backward: bool) -> list[str]:
         """Every reason why these arguments cannot run here; empty if they can."""
         x = next(iter(args.values()))
+        if x.dtype in self.forward_in and not backward:
+            return self.forward_in[x.dtype].why_not(args, backward=False)
         dtypes = self.backward if backward else self.dtypes
         reasons = []
         if self.devices and x.device.type not in self.devices:
@@ -68,11 +76,14 @@ class Support:
         most = limits.get(x.dtype, self.max_channels)
         if most is not None and x.shape[1] > most:
             reasons.append(f"takes at most {most} channels, the input has {x.shape[1]}")
-        outputs = [arg for arg in args.values() if isinstance(arg, Tensor)][-1].shape[-1]
+        tensors = [arg for arg in args.values() if isinstance(arg, Tensor)]
+        outputs = tensors[-1].shape[-1]
         most = (backward and self.max_outputs_backward) or self.max_outputs
         if most is not None and outputs > most:
             verb = "differentiates" if backward else "makes"
             reasons.append(f"{verb} at most {most} outputs per pixel, asked for {outputs}")
+        if self.max_expanded is not None and (expanded := tensors[-2].shape[-2]) > self.max_expanded:
+            reasons.append(f"takes at most {self.max_expanded} hidden channels, asked for {expanded}")
         patch_size = args.get("patch_size")
         if self.patch_sizes and patch_size is not None and patch_size not in self.patch_sizes:
             reasons.append(f"takes patch sizes {', '.join(map(str, self.patch_sizes))}, asked for {patch_size}")

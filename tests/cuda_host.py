@@ -44,6 +44,7 @@ FLAGS = [
 SANITIZE = ["-O1", "-g", "-Wno-clobbered", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 _NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
 assert set(_NORM_CODES) == set(NORMS)
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 class _Shape(ctypes.Structure):
@@ -106,8 +107,8 @@ class HostKernels:
         pointers = (ctypes.c_void_p * (len(tensors) + 1))(*(tensor.data_ptr() for tensor in (*tensors, result)))
         function = getattr(self.library, op.name)
         function.restype = ctypes.c_char_p
-        half = ctypes.c_bool(result.dtype == torch.float16)
-        error = function(half, ctypes.byref(shape), pointers, *self._numbers(op, args))
+        type_ = ctypes.c_int64(_TYPES[result.dtype])
+        error = function(type_, ctypes.byref(shape), pointers, *self._numbers(op, args))
         if error is not None:
             raise RuntimeError(error.decode())
         return result.permute(0, 3, 1, 2)
@@ -138,8 +139,9 @@ def main() -> None:
     hopper = HostKernels(int(sys.argv[1]), sanitized=True, hopper=True)
     for op in REGISTRY.values():
         if hopper.library.ditn_cuda_hopper_is_on(op.name.encode()):
-            hopper(op, op.inputs(op.samples[1], dtype=torch.float16))
-            print(op.name, "sm_90a")
+            for dtype in (torch.float16, torch.bfloat16):
+                hopper(op, op.inputs(op.samples[1], dtype=dtype))
+                print(op.name, "sm_90a", dtype)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
     assert_as_good(result[:, :, -BEYOND:], exact, plain, op.atol_of_max[torch.float16], f"{op.name} dx")
 
 
-@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "on"), [(torch.float16, True), (torch.float16, False), (torch.bfloat16, True)], ids=str
+)
 @pytest.mark.parametrize(
     ("op", "sample"),
     [
@@ -105,19 +107,21 @@ def test_backward_beyond_two_to_the_31(op: Op, backend: str) -> None:
         if sample.axes["B"]
     ],
 )
-def test_kernels_for_hopper_and_for_all_chips(op: Op, sample: Sample, on: bool) -> None:
+def test_kernels_for_hopper_and_for_all_chips(op: Op, sample: Sample, dtype: torch.dtype, on: bool) -> None:
     """On a map on which persistent blocks take several pieces: right, and the same bits each time."""
     device = torch.device("cuda")
     if not _hopper.serves(op.name, device):
         pytest.skip("needs a GPU of compute capability 9.0 and the library's kernels of this operator for it")
-    args = cases.inputs(op, cases.enlarged(sample, 544, 960), dtype=torch.float16, device="cuda")
+    args = cases.inputs(op, cases.enlarged(sample, 544, 960), dtype=dtype, device="cuda")
+    if reasons := reasons_against(op, "cuda", args):
+        pytest.skip(", ".join(reasons))
     exact, plain = (
-        op.reference(*(value.to(dtype) if torch.is_tensor(value) else value for value in args.values()))
-        for dtype in (torch.float64, torch.float16)
+        op.reference(*(value.to(of) if torch.is_tensor(value) else value for value in args.values()))
+        for of in (torch.float64, dtype)
     )
     with nullcontext() if on else _hopper.without([op.name], device):
         results = [op(*args.values(), backend="cuda") for _ in range(20)]
-    assert_as_good(results[0], exact, plain, op.atol_of_max[torch.float16], op.name)
+    assert_as_good(results[0], exact, plain, op.atol_of_max[dtype], op.name)
     assert all(torch.equal(results[0], one) for one in results)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.report.results import NOT_MEASURED, Content, folder, load_if_there
+from benchmarks.tools import estimate
 from ditn_kernels import REGISTRY
 from ditn_kernels._support import Support
 
@@ -26,7 +27,14 @@ def _dtypes(support: Support | None, *, differentiable: bool) -> str:
     if support is None:
         return "its layers"
     forward, backward = (", ".join(_SHORT[dtype] for dtype in some) for some in (support.dtypes, support.backward))
+    forward += "".join(f", {_SHORT[dtype]} on {_chips(some)}" for dtype, some in support.forward_in.items())
     return f"{forward}; gradients {backward or 'by `torch`'}" if differentiable else forward
+
+
+def _chips(support: Support) -> str:
+    """Those that it is limited to, by their compute capability."""
+    chips = [chip for chip in estimate.CHIPS if not support.why_not_on(divmod(chip, 10), backward=False)]
+    return ", ".join(f"sm_{chip}" for chip in chips)
 
 
 _SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

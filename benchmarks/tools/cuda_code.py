@@ -3,9 +3,9 @@
 
     counts = count(capability=80)
 
-For DITN-Real's layers in float16. As for Triton's kernels (sass.py), an instruction counts as often as the loops
-around it go round, and the code's loops have to be as many as KERNELS names. Cubins are kept in build/cuda, under a
-hash of the sources.
+For DITN-Real's layers in float16, by the kernels for sm_90a in bfloat16, too. As for Triton's kernels (sass.py), an
+instruction counts as often as the loops around it go round, and the code's loops have to be as many as KERNELS names.
+Cubins are kept in build/cuda, under a hash of the sources.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.harness.outputs import PROJECT
 from benchmarks.tools import sass
@@ -97,7 +99,7 @@ KERNELS = (
 # copied, and behind it stands the wait for them.
 HOPPER_KERNELS = (
     Kernel(
-        "_hopper_stage_kernelILNS_4NormE1E",
+        "_hopper_stage_kernelI6__halfLNS_4NormE1E",
         "inner_patch_stage",
         warps=16,
         pixels=256,
@@ -107,7 +109,7 @@ HOPPER_KERNELS = (
         options=_IN_PATCHES,
     ),
     Kernel(
-        "_hopper_map_ffn_kernelILNS_4NormE1E",
+        "_hopper_map_ffn_kernelI6__halfLNS_4NormE1E",
         "gated_ffn",
         warps=16,
         pixels=3957,
@@ -117,12 +119,12 @@ HOPPER_KERNELS = (
         options=_ON_MAP,
     ),
     # A block of a map of 960x544 takes 8 tiles, in the last loop. In front of it weights are copied and waited for.
-    Kernel("_hopper_conv3x3_kernelILi64ELb0E", "image_tail", 16, 4096, 230920, 184, (1, 1, 8), {"upscale": 4}),
-    Kernel("_hopper_conv3x3_kernelILi48ELb1E", "image_tail", 16, 4096, 212424, 112, (1, 1, 8), {"upscale": 4}),
+    Kernel("_hopper_conv3x3_kernelI6__halfLi64ELb0E", "image_tail", 16, 4096, 230920, 184, (1, 1, 8), {"upscale": 4}),
+    Kernel("_hopper_conv3x3_kernelI6__halfLi48ELb1E", "image_tail", 16, 4096, 212424, 112, (1, 1, 8), {"upscale": 4}),
     # Tiles, whose loop holds those over the lines that are seen, the channels, and what an empty tile clears (no round:
     # such tiles are few). There are 41 x 34 that are not empty for a map of 960x544.
     Kernel(
-        "_hopper_gate_near_kernelILNS_4NormE1E",
+        "_hopper_gate_near_kernelI6__halfLNS_4NormE1E",
         "dilated_gate",
         warps=8,
         pixels=375,
@@ -134,7 +136,7 @@ HOPPER_KERNELS = (
     # Before the tiles what never changes in shared memory is stored, by one of two loops, and copies are started, each
     # in a loop of one round. Among the tiles' loops are those over channels and phases. Half of the warps start none.
     Kernel(
-        "_hopper_gate_far_kernelILNS_4NormE1E",
+        "_hopper_gate_far_kernelI6__halfLNS_4NormE1E",
         "dilated_gate",
         warps=16,
         pixels=768,
@@ -144,6 +146,8 @@ HOPPER_KERNELS = (
         options=_GATE,
     ),
 )
+# The same in bfloat16.
+HOPPER_TWINS = {one: replace(one, symbol=one.symbol.replace("6__half", "13__nv_bfloat16")) for one in HOPPER_KERNELS}
 
 
 def kernels(capability: int) -> tuple[Kernel, ...]:
@@ -200,9 +204,11 @@ def count(capability: int) -> dict[Kernel, Count]:
     return _count(kernels(capability), SOURCE, capability)
 
 
-def count_hopper() -> dict[Kernel, Count]:
-    """The same of the kernels for sm_90a."""
-    return _count(HOPPER_KERNELS, HOPPER_SOURCE, HOPPER)
+def count_hopper(dtype: torch.dtype = torch.float16) -> dict[Kernel, Count]:
+    """The same of the kernels for sm_90a, in float16 or bfloat16: by those of HOPPER_KERNELS."""
+    twins = HOPPER_TWINS if dtype == torch.bfloat16 else {one: one for one in HOPPER_KERNELS}
+    found = _count(twins.values(), HOPPER_SOURCE, HOPPER)
+    return {one: found[twin] for one, twin in twins.items()}
 
 
 def _count(chosen: Iterable[Kernel], source: Path, capability: int) -> dict[Kernel, Count]:

@@ -103,19 +103,22 @@ def row(count: Count, case: Case) -> dict[str, Any]:
 
 
 def cuda_results(capabilities: list[int]) -> Iterator[dict[str, Any]]:
-    """The same of the CUDA kernels, of which there are float16's only. Those for one chip alone come last."""
+    """The same of the CUDA kernels in float16. Those for one chip alone come last, in bfloat16, too."""
     for capability in capabilities:
-        yield from _cuda_results(cuda_code.count(capability), capability, "cuda")
+        yield from _cuda_results(cuda_code.count(capability), capability, "cuda", torch.float16)
         if capability == cuda_code.HOPPER:
-            yield from _cuda_results(cuda_code.count_hopper(), capability, "hopper")
+            for dtype in (torch.float16, torch.bfloat16):
+                yield from _cuda_results(cuda_code.count_hopper(dtype), capability, "hopper", dtype)
 
 
-def _cuda_results(found: Mapping[cuda_code.Kernel, Count], capability: int, backend: str) -> Iterator[dict[str, Any]]:
+def _cuda_results(
+    found: Mapping[cuda_code.Kernel, Count], capability: int, backend: str, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
     """`backend`: as whose kernels they were measured."""
     for title, kernels in itertools.groupby(found, key=lambda kernel: (kernel.operator, dict(kernel.options))):
         operator = REGISTRY[title[0]]
         sample = next(one for one in cases.framed_samples(operator) if dict(one.options) == title[1])
-        case = Case(operator.name, False, sample, torch.float16, capability)
+        case = Case(operator.name, False, sample, dtype, capability)
         counts = [cuda_code.on_map(kernel, found[kernel], cases.pixels(sample)) for kernel in kernels]
         yield result_of(case, [row(one, case) for one in counts], backend)
 

@@ -56,8 +56,9 @@ bool serves_stage(const Shape& shape, int expanded, int patch) {
   return patch == 8 && shape.channels <= kMostChannels && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
 }
 
-void inner_patch_stage(Device& device, Shape shape, const __half* x, __half* y, const AttentionOf<const __half>& attention,
-                       const FfnOf<const __half>& ffn, int layers, Norm norm) {
+template <class T>
+void inner_patch_stage(Device& device, Shape shape, const T* x, T* y, const AttentionOf<const T>& attention,
+                       const FfnOf<const T>& ffn, int layers, Norm norm) {
   stage::inner_patch_stage(device, "inner_patch_stage", shape, x, y, attention, ffn, layers, norm);
 }
 
@@ -65,13 +66,15 @@ bool serves_ffn(const Shape& shape, int expanded, int patch) {
   return patch == 0 && shape.channels <= kMostChannels && expanded <= ffn::kMostExpanded && serves(Operator::kGatedFfn);
 }
 
-void gated_ffn(Device& device, Shape shape, const __half* x, __half* y, const FfnOf<const __half>& weights, Norm norm) {
+template <class T>
+void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const T>& weights, Norm norm) {
   ffn::gated_ffn(device, "gated_ffn", shape, x, y, weights, norm);
 }
 
 bool serves_gate(const Shape& shape) { return shape.channels <= kMostChannels && serves(Operator::kDilatedGate); }
 
-void dilated_gate(Device& device, Shape shape, const __half* x, __half* y, const GateOf<const __half>& weights, Norm norm) {
+template <class T>
+void dilated_gate(Device& device, Shape shape, const T* x, T* y, const GateOf<const T>& weights, Norm norm) {
   gate::dilated_gate(device, "dilated_gate", shape, x, y, weights, norm);
 }
 
@@ -82,6 +85,16 @@ bool serves_image_head(const Shape& shape, int outputs) {
 bool serves_image_tail(const Shape& shape, int outputs) {
   return shape.channels <= kSide && outputs <= kMostConvOutputs && serves(Operator::kImageTail);
 }
+
+#define DITN_INSTANTIATE(T)                                                                                                   \
+  template void inner_patch_stage<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, const FfnOf<const T>&, int, Norm); \
+  template void gated_ffn<T>(Device&, Shape, const T*, T*, const FfnOf<const T>&, Norm);                                       \
+  template void dilated_gate<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, Norm);                                    \
+  template void image_head<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                                           \
+  template void image_tail<T>(Device&, Shape, const T*, const T*, T*, const TailOf<const T>&);
+
+DITN_INSTANTIATE(__half)
+DITN_INSTANTIATE(__nv_bfloat16)
 
 }  // namespace ditn::cuda::hopper
 

@@ -2,6 +2,7 @@
 // Every kernel, for halves and floats: one translation unit, which is compiled once per architecture.
 #include "kernels.h"
 
+#include "bfloat16.cuh"
 #include "dilated_gate.cuh"
 #include "gated_ffn.cuh"
 #include "hopper.h"

@@ -3,6 +3,7 @@
 // memory. Nothing is waited for. A launch that fails throws std::runtime_error with the operator's name.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -66,5 +67,20 @@ void image_tail(Device&, Shape, const T* x, const T* skip, T* y, const TailOf<co
 template <class T>
 void inner_patch_stage(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, const FfnOf<const T>&, int layers, Norm,
                        int patch);
+
+// In bfloat16 there are the kernels for sm_90a alone (hopper.h). These throw where that has none for a call.
+template <>
+void inner_patch_stage(Device&, Shape, const __nv_bfloat16* x, __nv_bfloat16* y, const AttentionOf<const __nv_bfloat16>&,
+                       const FfnOf<const __nv_bfloat16>&, int layers, Norm, int patch);
+template <>
+void gated_ffn(Device&, Shape, const __nv_bfloat16* x, __nv_bfloat16* y, const FfnOf<const __nv_bfloat16>&, Norm, int patch);
+template <>
+void dilated_gate(Device&, Shape, const __nv_bfloat16* x, __nv_bfloat16* y, const GateOf<const __nv_bfloat16>&, Norm);
+template <>
+void image_head(Device&, Shape, const __nv_bfloat16* image, __nv_bfloat16* y, const __nv_bfloat16* weight,
+                const __nv_bfloat16* bias, int outputs);
+template <>
+void image_tail(Device&, Shape, const __nv_bfloat16* x, const __nv_bfloat16* skip, __nv_bfloat16* y,
+                const TailOf<const __nv_bfloat16>&);
 
 }  // namespace ditn::cuda

@@ -84,7 +84,7 @@ struct Map {
 
 template <class T>
 bool in_quads(const T* data, int channels) {
-  return channels % 4 == 0 && reinterpret_cast<uintptr_t>(data) % sizeof(Quad<T>) == 0;
+  return channels % 4 == 0 && reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0;
 }
 
 template <class T>

@@ -98,23 +98,23 @@ Shape shape_of(const Tensor& x) { return {x.size(0), x.size(1), x.size(2), stati
 // y = launch(x, skip), which holds the operator's weights.
 using Launch = std::function<void(cuda::Device&, Shape, const void* x, const void* skip, void* y)>;
 
-// work(device, shape, x, skip, y) for activations of this type.
-template <class Work>
+// work(device, shape, x, skip, y) for activations of this type: float16, float32 or, with __nv_bfloat16, bfloat16.
+template <class... Bfloat16, class Work>
 Launch launch_of(ScalarType type, const Work& work) {
-  const auto typed = [&]<class T>(T) -> Launch {
-    return [work](cuda::Device& device, Shape shape, const void* x, const void* skip, void* y) {
+  Launch found;
+  const auto offer = [&]<class T>(ScalarType offered, T) {
+    if (type != offered) return;
+    found = [work](cuda::Device& device, Shape shape, const void* x, const void* skip, void* y) {
       work(device, shape, static_cast<const T*>(x), static_cast<const T*>(skip), static_cast<T*>(y));
     };
   };
-  switch (type) {
-    case ScalarType::Half:
-      return typed(__half{});
-    case ScalarType::Float:
-      return typed(float{});
-    default:
-      throw std::runtime_error("ditn_native computes float16 and float32 on CUDA, not scalar type " +
-                               std::to_string(static_cast<int>(type)));
+  offer(ScalarType::Half, __half{});
+  offer(ScalarType::Float, float{});
+  (offer(ScalarType::BFloat16, Bfloat16{}), ...);
+  if (!found) {
+    throw std::runtime_error("ditn_native has no CUDA kernels of this operator for scalar type " + std::to_string(static_cast<int>(type)));
   }
+  return found;
 }
 
 // An operator with its weights. One that lasts packs them once.
@@ -168,14 +168,14 @@ PreparedOperator gated_ffn(ScalarType type, FfnWeights weights, int64_t norm, in
     const auto ffn = weights.as<FfnOf<const T>>(kData<T>, as_int(weights.out_weight.size(0)));
     cuda::gated_ffn<T>(device, shape, x, y, ffn, static_cast<Norm>(norm), as_int(patch_size));
   };
-  return {launch_of(type, launch), weights.out_bias.size(0)};
+  return {launch_of<__nv_bfloat16>(type, launch), weights.out_bias.size(0)};
 }
 
 PreparedOperator dilated_gate(ScalarType type, GateWeights weights, int64_t norm) {
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
     cuda::dilated_gate<T>(device, shape, x, y, weights.as<GateOf<const T>>(kData<T>), static_cast<Norm>(norm));
   };
-  return {launch_of(type, launch), weights.out_bias.size(0)};
+  return {launch_of<__nv_bfloat16>(type, launch), weights.out_bias.size(0)};
 }
 
 PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weights, int64_t norm, int64_t patch_size) {
@@ -185,7 +185,7 @@ PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weigh
                                weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers),
                                static_cast<Norm>(norm), as_int(patch_size));
   };
-  return {launch_of(type, launch), weights.ffn.out_weight.size(2)};
+  return {launch_of<__nv_bfloat16>(type, launch), weights.ffn.out_weight.size(2)};
 }
 
 PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
@@ -193,7 +193,7 @@ PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* image, const T*, T* y) {
     cuda::image_head<T>(device, shape, image, y, data<T>(weight), data<T>(bias), as_int(outputs));
   };
-  return {launch_of(type, launch), outputs};
+  return {launch_of<__nv_bfloat16>(type, launch), outputs};
 }
 
 PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscale) {
@@ -202,7 +202,7 @@ PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscal
     const auto tail = weights.as<TailOf<const T>>(kData<T>, as_int(outputs), as_int(upscale));
     cuda::image_tail<T>(device, shape, x, skip, y, tail);
   };
-  return {launch_of(type, launch), outputs / (upscale * upscale), upscale};
+  return {launch_of<__nv_bfloat16>(type, launch), outputs / (upscale * upscale), upscale};
 }
 
 PreparedOperator tanh_affine(ScalarType type, Tensor weight, Tensor bias) {

@@ -70,7 +70,7 @@ class _Fused(nn.Module):
     def __init__(self, op: str, weights: tuple[Tensor, ...], options: dict[str, Any]) -> None:
         super().__init__()
         x = torch.empty(1, weights[-1].shape[0], 1, 1, dtype=weights[0].dtype, device="meta")
-        support = dataclasses.replace(REGISTRY[op].backends["cuda"], devices=())
+        support = dataclasses.replace(REGISTRY[op].backends["cuda"], devices=(), forward_in={})
         if reasons := support.why_not({"x": x} | options, backward=False):
             raise BackendError(f"the TensorRT plugin {op} {', '.join(reasons)}")
         self.op, self.options = op, options

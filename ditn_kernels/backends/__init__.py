@@ -26,8 +26,9 @@ class Backend(Protocol):
     def support(self, operator: str) -> Support | None:
         """What its kernels for an operator can run; None if it has none."""
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
-        """Every reason why this backend has no kernel for the operator on the device; empty if it has."""
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype | None = None) -> list[str]:
+        """Every reason why this backend has no kernel for the operator on the device, in this dtype if one is given;
+        empty if it has."""
 
     def auto_selectable(self, device: torch.device) -> bool:
         """Whether it may be chosen on this device automatically, without being forced."""
@@ -42,8 +43,8 @@ class Backend(Protocol):
     def identity(self, op: Op, device: torch.device) -> Mapping[str, str] | None:
         """What its results depend on besides GPU, driver and this package's Python code; None if they need no proof."""
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
-        """Once the operator's kernel was found wrong: whether there is another one, which serves from now on."""
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
+        """Once an operator's kernel was found wrong in a dtype: whether there is another, which serves from now on."""
 
 
 # Fastest first, as far as no GPU has said otherwise (`_order.py`). Plain PyTorch, which can run everything, is last.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 
 #include "block.h"
 
@@ -60,6 +61,12 @@ T __shfl_sync(unsigned, T value, int from) {
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return shim::of_lane<T>(shim::exchange("__shfl_xor_sync", value), shim::lane() ^ mask);
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 inline float __expf(float x) { return std::exp(x); }

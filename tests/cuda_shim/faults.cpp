@@ -26,7 +26,7 @@ void multiply(bool fence) {
   meet(1, 128);
   float sums[32];
   begin_products();
-  for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, tile_descriptor(0) + 2 * k, tile_descriptor(0) + 2 * k, k);
+  for (int k = 0; k < 4; ++k) multiply_tile<__half, false>(sums, tile_descriptor(0) + 2 * k, tile_descriptor(0) + 2 * k, k);
   if (sums[0] == sums[0]) shim::fail("a sum is there before it was waited for");
   finish_products();
   if (sums[0] != 64 || sums[31] != 64) shim::fail("a sum is wrong");
@@ -47,7 +47,7 @@ void multiply_planes(bool wait) {
   meet(1, 128);
   float sums[8];
   begin_products();
-  multiply_tile<false>(sums, planes_descriptor(16, kPlane, 9 * 16), tile_descriptor(kOnes), false);
+  multiply_tile<__half, false>(sums, planes_descriptor(16, kPlane, 9 * 16), tile_descriptor(kOnes), false);
   finish_products();
   for (int i = 0; i < 8; ++i) {
     const unsigned outer = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i / 2 % 2 * 8, row = 1 + outer / 8 * 9 + outer % 8;

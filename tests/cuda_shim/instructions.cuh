@@ -4,20 +4,32 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
+#include "cuda_bf16.h"
 #include "cuda_fp16.h"
 
 namespace ditn::cuda {
 
 namespace fragments {
 
-inline float half_of(unsigned word, int i) {
-  const auto bits = static_cast<uint16_t>(i ? word >> 16 : word & 0xffff);
-  _Float16 value;
+// The value whose bits these are, of __half or __nv_bfloat16.
+template <class T>
+float value_of(uint16_t bits) {
+  T value;
   std::memcpy(&value, &bits, sizeof value);
-  return static_cast<float>(value);
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half2float(value);
+  } else {
+    return __bfloat162float(value);
+  }
 }
+template <class T>
+float value_of(unsigned word, int i) {
+  return value_of<T>(static_cast<uint16_t>(i ? word >> 16 : word & 0xffff));
+}
+inline float half_of(unsigned word, int i) { return value_of<__half>(word, i); }
 
 // "Matrix fragments for mma.m16n8k8 / m16n8k16", .f16 A (row), B (col) and .f32 C. groupID is lane / 4, threadID_in_group
 // lane % 4. What follows is the inverse of its tables: the lane and the element of its registers that hold an element.
@@ -44,11 +56,11 @@ inline void round_sum(float&, int, const float&) {}
 
 // c_i of a lane is C[row][col]: row = groupID, plus 8 for i >= 2; col = 2 threadID_in_group + (i & 1). .f16 C is the same, in
 // pairs.
-template <int DEPTH, class Sum>
+template <int DEPTH, class T = __half, class Sum>
 void multiply(const char* instruction, Sum (&sum)[4], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
   Elements mine{};
-  for (int i = 0; i < DEPTH / 2; ++i) mine.a[i] = half_of(a[i / 2], i % 2);
-  for (int i = 0; i < DEPTH / 4; ++i) mine.b[i] = half_of(b[i / 2], i % 2);
+  for (int i = 0; i < DEPTH / 2; ++i) mine.a[i] = value_of<T>(a[i / 2], i % 2);
+  for (int i = 0; i < DEPTH / 4; ++i) mine.b[i] = value_of<T>(b[i / 2], i % 2);
   const shim::Operands& all = shim::exchange(instruction, mine);
   const auto of_lane = [&](int lane) { return reinterpret_cast<const Elements*>(all[lane]); };
   for (int i = 0; i < 4; ++i) {

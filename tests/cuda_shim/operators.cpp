@@ -45,16 +45,19 @@ class Host : public cuda::Device {
   size_t next_ = 0;
 };
 
-template <class Work>
-const char* attempt(bool half, void** tensors, const Work& work) {
+// work(device, tensors) with those of the type: 0 is float, 1 __half, 2 __nv_bfloat16. The kernels for sm_90a know the last one.
+template <class... Types, class Work>
+const char* attempt(int64_t type, void** tensors, const Work& work) {
   static std::string message;
   shim::launches.clear();
   try {
     Host device;
-    if (half) {
+    if (type == 0) {
+      work(device, reinterpret_cast<float**>(tensors));
+    } else if (type == 1) {
       work(device, reinterpret_cast<__half**>(tensors));
     } else {
-      work(device, reinterpret_cast<float**>(tensors));
+      (work(device, reinterpret_cast<Types**>(tensors)), ...);
     }
     device.packed.there = kept;
     return nullptr;
@@ -86,56 +89,56 @@ int64_t launches(const shim::Launch** found) {
   return static_cast<int64_t>(shim::launches.size());
 }
 
-const char* inner_patch_attention(bool half, const Shape* shape, void** tensors, int64_t norm, int64_t patch) {
-  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+const char* inner_patch_attention(int64_t type, const Shape* shape, void** tensors, int64_t norm, int64_t patch) {
+  return attempt(type, tensors, [&](cuda::Device& device, auto** t) {
     cuda::inner_patch_attention(device, *shape, t[0], t[6], {t[1], t[2], t[3], t[4], t[5]}, static_cast<Norm>(norm),
                                 static_cast<int>(patch));
   });
 }
 
-const char* inner_patch_stage(bool half, const Shape* shape, void** tensors, int64_t layers, int64_t expanded, int64_t norm,
+const char* inner_patch_stage(int64_t type, const Shape* shape, void** tensors, int64_t layers, int64_t expanded, int64_t norm,
                               int64_t patch) {
-  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+  return attempt<__nv_bfloat16>(type, tensors, [&]<class T>(cuda::Device& device, T** t) {
     const FfnOf<const T> ffn{t[6], t[7], t[8], t[9], t[10], t[11], static_cast<int>(expanded)};
     cuda::inner_patch_stage<T>(device, *shape, t[0], t[12], {t[1], t[2], t[3], t[4], t[5]}, ffn, static_cast<int>(layers),
                                static_cast<Norm>(norm), static_cast<int>(patch));
   });
 }
 
-const char* tanh_affine(bool half, const Shape* shape, void** tensors, int64_t outputs) {
-  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+const char* tanh_affine(int64_t type, const Shape* shape, void** tensors, int64_t outputs) {
+  return attempt(type, tensors, [&](cuda::Device& device, auto** t) {
     cuda::tanh_affine(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
   });
 }
 
-const char* layer_norm2d(bool half, const Shape* shape, void** tensors, double eps) {
-  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+const char* layer_norm2d(int64_t type, const Shape* shape, void** tensors, double eps) {
+  return attempt(type, tensors, [&](cuda::Device& device, auto** t) {
     cuda::layer_norm2d(device, *shape, t[0], t[3], t[1], t[2], static_cast<float>(eps));
   });
 }
 
-const char* gated_ffn(bool half, const Shape* shape, void** tensors, int64_t expanded, int64_t norm, int64_t patch) {
-  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+const char* gated_ffn(int64_t type, const Shape* shape, void** tensors, int64_t expanded, int64_t norm, int64_t patch) {
+  return attempt<__nv_bfloat16>(type, tensors, [&]<class T>(cuda::Device& device, T** t) {
     const FfnOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], static_cast<int>(expanded)};
     cuda::gated_ffn<T>(device, *shape, t[0], t[7], weights, static_cast<Norm>(norm), static_cast<int>(patch));
   });
 }
 
-const char* image_head(bool half, const Shape* shape, void** tensors, int64_t outputs) {
-  return attempt(half, tensors, [&](cuda::Device& device, auto** t) {
+const char* image_head(int64_t type, const Shape* shape, void** tensors, int64_t outputs) {
+  return attempt<__nv_bfloat16>(type, tensors, [&](cuda::Device& device, auto** t) {
     cuda::image_head(device, *shape, t[0], t[3], t[1], t[2], static_cast<int>(outputs));
   });
 }
 
-const char* image_tail(bool half, const Shape* shape, void** tensors, int64_t outputs, int64_t upscale) {
-  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+const char* image_tail(int64_t type, const Shape* shape, void** tensors, int64_t outputs, int64_t upscale) {
+  return attempt<__nv_bfloat16>(type, tensors, [&]<class T>(cuda::Device& device, T** t) {
     const TailOf<const T> weights{t[2], t[3], t[4], t[5], static_cast<int>(outputs), static_cast<int>(upscale)};
     cuda::image_tail<T>(device, *shape, t[0], t[1], t[6], weights);
   });
 }
 
-const char* dilated_gate(bool half, const Shape* shape, void** tensors, int64_t norm) {
-  return attempt(half, tensors, [&]<class T>(cuda::Device& device, T** t) {
+const char* dilated_gate(int64_t type, const Shape* shape, void** tensors, int64_t norm) {
+  return attempt<__nv_bfloat16>(type, tensors, [&]<class T>(cuda::Device& device, T** t) {
     const GateOf<const T> weights{t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
     cuda::dilated_gate<T>(device, *shape, t[0], t[11], weights, static_cast<Norm>(norm));
   });

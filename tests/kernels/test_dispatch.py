@@ -15,7 +15,8 @@ from ditn_kernels import REGISTRY, BackendError, explain, use_backend
 from ditn_kernels import _dispatch as dispatch
 from ditn_kernels._op import Op, Sample
 from ditn_kernels._support import Support
-from ditn_kernels.backends.native import _libraries
+from ditn_kernels.backends import BACKENDS
+from ditn_kernels.backends.native import _hopper, _libraries, _limits
 from ditn_kernels.backends.native._libraries import runs_on
 
 OP = ditn_kernels.tanh_affine
@@ -27,7 +28,7 @@ class FakeBackend:
     def __init__(self, spoil=lambda y: y, reasons: tuple[str, ...] = ()) -> None:
         self.spoil, self.reasons, self.calls = spoil, reasons, 0
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype) -> list[str]:
         return list(self.reasons)
 
     def auto_selectable(self, device: torch.device) -> bool:
@@ -127,7 +128,7 @@ def test_forced_and_impossible_is_an_error_with_the_reasons(install) -> None:
 
 def test_a_predicate_that_fails_is_a_bug_and_shows(install) -> None:
     class Broken(FakeBackend):
-        def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+        def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype) -> list[str]:
             raise ZeroDivisionError
 
     install(Broken())
@@ -280,6 +281,38 @@ def test_chip_and_driver_fit_the_library(chip, driver, reasons, monkeypatch) -> 
     monkeypatch.setattr(_libraries, "driver", lambda: driver)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip)
     assert dispatch.BACKENDS["cuda"].missing(OP, torch.device("cuda"), backward=False) == reasons
+
+
+def test_a_dtype_may_have_kernels_of_its_own() -> None:
+    """They are all that a backend has in it, forward only."""
+    own = Support(dtypes=(torch.float64,), max_expanded=31, min_capability=(9, 0), before_capability=(10, 0))
+    support = Support(dtypes=(torch.float32,), max_channels=32, forward_in={torch.float64: own})
+    op = REGISTRY["gated_ffn"]
+    args = op.inputs(Sample("", {"B": 1, "C": 60, "E": 32, "H": 1, "W": 1}, {"norm": "none", "patch_size": 0}))
+    wide = {name: value.double() if torch.is_tensor(value) else value for name, value in args.items()}
+    assert support.why_not(args, backward=False) == ["takes at most 32 channels, the input has 60"]
+    assert support.why_not(wide, backward=False) == ["takes at most 31 hidden channels, asked for 32"]
+    assert support.why_not(wide, backward=True)[0] == "has no backward kernel"
+    assert support.has_kernel(torch.float64, (9, 0), backward=False)
+    assert not support.has_kernel(torch.float64, (10, 0), backward=False)
+    assert not support.has_kernel(torch.float64, (9, 0), backward=True)
+    assert support.has_kernel(torch.float32, (7, 5), backward=False)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_bfloat16_is_hoppers_where_its_kernels_are_on(on: bool, monkeypatch) -> None:
+    built = {"architectures": ["9.0"], "toolkit": "13.0"}
+    monkeypatch.setattr(_libraries, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(_libraries, "build_info", lambda: {"cuda": built})
+    monkeypatch.setattr(_libraries, "driver", lambda: (13, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(_hopper, "serves", lambda operator, device: on)
+    why, device = "has no kernel in bfloat16 but that for 9.0, which is off", torch.device("cuda")
+    for name in _limits.CUDA:
+        for dtype in (torch.float16, torch.bfloat16, None):
+            reasons = BACKENDS["cuda"].missing(REGISTRY[name], device, backward=False, dtype=dtype)
+            own = dtype == torch.bfloat16 and name not in ("tanh_affine", "layer_norm2d", "inner_patch_attention")
+            assert reasons == ([why] if own and not on else [])
 
 
 def test_supports_are_frozen() -> None:

@@ -38,14 +38,15 @@ def is_chosen(kernels: HostKernels) -> bool:
 
 def check(kernels: HostKernels, args: dict) -> None:
     exact = OP.reference(*(arg.double() if torch.is_tensor(arg) else arg for arg in args.values()))
-    assert_as_good(kernels(OP, args), exact, OP.reference(*args.values()), OP.atol_of_max[torch.float16], OP.name)
+    assert_as_good(kernels(OP, args), exact, OP.reference(*args.values()), OP.atol_of_max[args["x"].dtype], OP.name)
     assert is_chosen(kernels)
 
 
 @needs_gcc
-def test_map() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_map(dtype: torch.dtype) -> None:
     """As much as a tile has results for, with all slices of the hidden channels."""
-    check(HostKernels(800, hopper=True), arguments("tanh"))
+    check(HostKernels(800, hopper=True), arguments("tanh", dtype))
 
 
 @needs_gcc
@@ -74,11 +75,12 @@ SIZES = [
 
 @needs_gcc
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("i", range(len(SIZES)))
-def test_map_of_any_size(i: int) -> None:
+def test_map_of_any_size(i: int, dtype: torch.dtype) -> None:
     """Every other one with warps and lanes from the last to the first."""
     norm, axes = SIZES[i]
-    check(HostKernels(800, hopper=True, reverse=i % 2 == 0), arguments(norm, **axes))
+    check(HostKernels(800, hopper=True, reverse=i % 2 == 0), arguments(norm, dtype, **axes))
 
 
 @needs_gcc
@@ -158,23 +160,25 @@ def test_lines_times_bands_are_a_convolution() -> None:
 
 
 # Warp-instructions per 64 pixels; the kernel for all chips has 11,292.
-BUDGET = 5_800
+BUDGETS = {torch.float16: 5_800, torch.bfloat16: 6_600}
 
 
 @needs_nvcc
 @pytest.mark.slow
-def test_machine_code() -> None:
+@pytest.mark.parametrize("dtype", BUDGETS, ids=str)
+def test_machine_code(dtype: torch.dtype) -> None:
     """Warnings, spills and registers that are written too early are for test_hopper.py."""
-    found = cuda_code.count_hopper()[KERNEL]
+    found = cuda_code.count_hopper(dtype)[KERNEL]
     usage = cuda_code.resources(cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE))
-    assert sum("_hopper_map_ffn_kernel" in name for name in usage) == len(NORMS)
+    assert sum("_hopper_map_ffn_kernel" in name for name in usage) == len(NORMS) * len(BUDGETS)
     assert found.fits
     assert not found.stack
-    assert found.instructions * 64 / KERNEL.pixels <= BUDGET
+    assert found.instructions * 64 / KERNEL.pixels <= BUDGETS[dtype]
     # No product is missing: of 13 tiles of 384 pixels, 64 channels and 256 hidden ones; for each of these 16 lines of
     # three blocks of 8 results, from 16, 16 and 8 columns.
     assert found.macs == 13 * (384 * 64 * (256 + 128) + 256 * 3 * 16 * 8 * (16 + 16 + 8))
+    products, taps = (".F32", ".F16") if dtype == torch.float16 else (".F32.BF16", ".F32.BF16")
     assert found.tensor_instructions == (
-        *("HGMMA.64x32x16.F32", "HGMMA.64x64x16.F32", "HGMMA.64x96x16.F32"),
-        *("HMMA.16816.F16", "HMMA.1688.F16"),
+        *(f"HGMMA.64x{columns}x16{products}" for columns in (32, 64, 96)),
+        *(f"HMMA.{size}{taps}" for size in (16816, 1688)),
     )

@@ -35,15 +35,19 @@ def is_chosen(kernels: HostKernels) -> bool:
 
 def check(kernels: HostKernels, op: Op, args: dict) -> None:
     exact = op.reference(*(arg.double() if torch.is_tensor(arg) else arg for arg in args.values()))
-    assert_as_good(kernels(op, args), exact, op.reference(*args.values()), op.atol_of_max[torch.float16], op.name)
+    assert_as_good(
+        kernels(op, args), exact, op.reference(*args.values()), op.atol_of_max[next(iter(args.values())).dtype], op.name
+    )
 
 
 @needs_gcc
-@pytest.mark.parametrize("reverse", [False, True])
-def test_tail(reverse: bool) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "reverse"), [(torch.float16, False), (torch.float16, True), (torch.bfloat16, False)], ids=str
+)
+def test_tail(dtype: torch.dtype, reverse: bool) -> None:
     """Two tiles, in the second of which are two pixels of each line, and in the second squares of both one line."""
     kernels = HostKernels(800, hopper=True, reverse=reverse)
-    check(kernels, TAIL, arguments(TAIL, D=48, H=9, W=34, upscale=4))
+    check(kernels, TAIL, arguments(TAIL, dtype, D=48, H=9, W=34, upscale=4))
     assert is_chosen(kernels)
 
 
@@ -65,13 +69,15 @@ SIZES = [
 
 @needs_gcc
 @pytest.mark.slow
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "reverse"), [(torch.float16, False), (torch.float16, True), (torch.bfloat16, True)], ids=str
+)
 @pytest.mark.parametrize(("op", "axes"), SIZES, ids=lambda value: getattr(value, "name", ""))
-def test_any_size(op: Op, axes: dict[str, int], reverse: bool) -> None:
+def test_any_size(op: Op, axes: dict[str, int], dtype: torch.dtype, reverse: bool) -> None:
     kernels = HostKernels(800, hopper=True, reverse=reverse)
     kernels.library.ditn_cuda_hopper_blocks(2)
     try:
-        check(kernels, op, arguments(op, **axes))
+        check(kernels, op, arguments(op, dtype, **axes))
     finally:
         kernels.library.ditn_cuda_hopper_blocks(0)
     assert is_chosen(kernels)
@@ -164,20 +170,22 @@ BUDGET = 4_200
 
 @needs_nvcc
 @pytest.mark.slow
-def test_machine_code() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_machine_code(dtype: torch.dtype) -> None:
     """No product is lost, all are asynchronous (nvcc warns of others), and other work is done meanwhile."""
     path = cuda_code.cubin(cuda_code.NETWORK, capability=90, source=cuda_code.HOPPER_SOURCE)
-    functions = [code for code in sass.cuobjdump("-sass", path).split("Function : ")[1:] if "_hopper_conv3x3" in code]
+    named = f"_hopper_conv3x3_kernelI{'6__half' if dtype == torch.float16 else '13__nv_bfloat16'}"
+    functions = [code for code in sass.cuobjdump("-sass", path).split("Function : ")[1:] if named in code]
     assert len(functions) == 5
     for code in functions:
         assert sums_used_too_early(code) == []
         instructions = [one for _, one in sorted(sass.parse(code).items())]
         assert sum(name.startswith("HGMMA") for name, _ in instructions) == 2 * 9 * 4  # squares, taps, 16 channels
-        columns = int(re.findall(r"conv3x3_kernelILi(\d+)E", code)[0])
+        columns = int(re.findall(r"conv3x3_kernelI\w+Li(\d+)ELb", code)[0])
         assert stores_beside_products(instructions) >= 2 * columns / 16, (
             "a square is stored while nothing is multiplied"
         )
-    counts = {kernel: found for kernel, found in cuda_code.count_hopper().items() if kernel in KERNELS}
+    counts = {kernel: found for kernel, found in cuda_code.count_hopper(dtype).items() if kernel in KERNELS}
     assert all(found.fits and not found.stack for found in counts.values())
     assert sum(found.instructions * 64 / kernel.pixels for kernel, found in counts.items()) <= BUDGET
     assert [found.macs / kernel.pixels for kernel, found in counts.items()] == [9 * 64 * 64, 9 * 64 * 48]

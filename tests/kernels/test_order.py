@@ -191,7 +191,9 @@ def test_info_of_a_machine_with_a_gpu(monkeypatch, capsys) -> None:
     ("dtype", "chip", "backward", "names"),
     [
         (torch.float16, (9, 0), False, ["triton", "cuda", "torch"]),
-        (torch.bfloat16, (9, 0), False, ["triton", "torch"]),
+        (torch.bfloat16, (9, 0), False, ["triton", "cuda", "torch"]),
+        (torch.bfloat16, (10, 0), False, ["triton", "torch"]),
+        (torch.bfloat16, (9, 0), True, ["triton", "torch"]),
         (torch.float16, (9, 0), True, ["triton", "torch"]),
         (torch.float16, (7, 5), True, ["torch"]),
         (torch.float16, (7, 0), False, ["cuda", "torch"]),

@@ -207,7 +207,7 @@ class TwoKernels:
         self.tried += 1
         return (lambda *args: op.reference(*args) + 1) if self.special else op.reference
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
         was, self.special = self.special, False
         return was
 

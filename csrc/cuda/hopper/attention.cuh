@@ -33,6 +33,7 @@ struct InverseLengths {
 
 // factor = softmax over the columns below `channels` of a lane's two rows, multiplied by `upper` and `lower`: to the base 2, for
 // which those make up. So multiplied scores are at most `bound`.
+template <class T>
 __device__ __forceinline__ void softmax(Factor& factor, float (&sums)[32], float upper, float lower, float bound, int channels) {
   const int end = channels - column();  // of this lane
   float largest[2] = {}, total[2] = {};
@@ -59,13 +60,13 @@ __device__ __forceinline__ void softmax(Factor& factor, float (&sums)[32], float
     if (i >= 28) sums[i] = 8 * (i / 4) + i % 2 < end ? sums[i] : 0;
     total[i / 2 % 2] += sums[i];
   }
-  round_sums(factor, sums, __fdividef(1.0f, row_sum(total[0])), __fdividef(1.0f, row_sum(total[1])));
+  round_sums<T>(factor, sums, __fdividef(1.0f, row_sum(total[0])), __fdividef(1.0f, row_sum(total[1])));
 }
 
 // x += W_o (softmax(t qn kn^T) v) + b_o of a warpgroup's patch. `tile` and the one behind it are its own, and not in use;
 // `weights` the descriptor of the first of four. The warpgroup's threads meet at `barrier`.
-template <Norm NORM>
-__device__ __forceinline__ void attend(Stream& x, uint64_t weights, unsigned tile, float temperature, int channels, int barrier) {
+template <Norm NORM, class T>
+__device__ __forceinline__ void attend(Stream<T>& x, uint64_t weights, unsigned tile, float temperature, int channels, int barrier) {
   const unsigned place = place_in_tile();
   const uint64_t of_tile = tile_descriptor(tile), of_second = of_tile + kNextTile;
   const auto meet_warpgroup = [&] {
@@ -74,42 +75,42 @@ __device__ __forceinline__ void attend(Stream& x, uint64_t weights, unsigned til
   };
   Factor u, factor;
   float sums[32];
-  x.normalize<NORM>(u, channels);
+  x.template normalize<NORM>(u, channels);
   store_factor(tile, place, u);
   meet_warpgroup();
 
   begin_products();
-  start_product(sums, weights + kNextTile, of_tile);
+  start_product<T>(sums, weights + kNextTile, of_tile);
   finish_products();
   const InverseLengths of_k(sums);
-  round_sums(factor, sums, of_k.upper, of_k.lower);
+  round_sums<T>(factor, sums, of_k.upper, of_k.lower);
   store_factor(tile + kTileBytes, place, factor);
 
   begin_products();
-  start_product(sums, weights, of_tile);
+  start_product<T>(sums, weights, of_tile);
   finish_products();
   const InverseLengths of_q(sums);
-  round_sums(factor, sums);
+  round_sums<T>(factor, sums);
   meet_warpgroup();
   begin_products();
-  start_product(sums, factor, of_second);
+  start_product<T>(sums, factor, of_second);
   finish_products();
   const float scale = temperature * 1.4426950408889634f;  // log2(e)
-  softmax(factor, sums, scale * of_q.upper, scale * of_q.lower, fabsf(scale), channels);
+  softmax<T>(factor, sums, scale * of_q.upper, scale * of_q.lower, fabsf(scale), channels);
   store_factor(tile, place, factor);
 
   begin_products();
-  start_product(sums, u, weights + 2 * kNextTile);
+  start_product<T>(sums, u, weights + 2 * kNextTile);
   finish_products();
-  round_sums(factor, sums);
+  round_sums<T>(factor, sums);
   meet_warpgroup();
   begin_products();
-  start_product(sums, factor, of_tile);
+  start_product<T>(sums, factor, of_tile);
   finish_products();
-  round_sums(factor, sums);
-  set_one(factor);
+  round_sums<T>(factor, sums);
+  set_one<T>(factor);
   begin_products();
-  start_product(sums, factor, weights + 3 * kNextTile);
+  start_product<T>(sums, factor, weights + 3 * kNextTile);
   finish_products();
   x.add(sums);
 }

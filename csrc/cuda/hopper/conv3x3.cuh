@@ -4,8 +4,6 @@
 // Weights stay in shared memory, where the next tile's pixels are copied to while those of this one are multiplied.
 #pragma once
 
-#include <hopper/instructions.cuh>
-
 #include "../pixels.cuh"
 #include "stream.cuh"
 
@@ -40,9 +38,10 @@ __device__ __forceinline__ int output_of_column(int column) {
 }
 
 // What is to be done. Outputs are counted as they lie in y: a pixel becomes a square of `upscale` lines, `run` values of each.
+template <class T>
 struct Conv {
-  const __half *x, *skip;  // or no skip
-  __half* y;
+  const T *x, *skip;  // or no skip
+  T* y;
   int height, width, channels;  // of x and of the skip
   int rows, columns, tiles;
   int outputs, upscale, run;
@@ -54,7 +53,8 @@ struct Conv {
 struct ConvPlace {
   int64_t pixel;
   int top, left;
-  __device__ ConvPlace(const Conv& conv, int tile) {
+  template <class T>
+  __device__ ConvPlace(const Conv<T>& conv, int tile) {
     const int of_image = conv.rows * conv.columns, image = tile / of_image, row = (tile - image * of_image) / conv.columns;
     top = tile < conv.tiles ? row * kConvHeight : conv.height + 1;
     left = (tile - image * of_image - row * conv.columns) * kConvWidth;
@@ -63,21 +63,21 @@ struct ConvPlace {
 };
 
 // Starts to copy what a tile sees, BYTES at a time. Pixels that do not exist are zeros, and channels from the last one on.
-template <int BYTES>
-__device__ __forceinline__ void start_loading(unsigned seen, const Conv& conv, const ConvPlace& place) {
+template <int BYTES, class T>
+__device__ __forceinline__ void start_loading(unsigned seen, const Conv<T>& conv, const ConvPlace& place) {
   constexpr int kParts = kSide * 2 / BYTES, kPixels = kConvThreads / kParts, kLines = kPixels / kConvWidth;
   const int thread = read_again(threadIdx.x), part = thread % kParts, pixel = thread / kParts;
   const bool there = part * (BYTES / 2) < conv.channels;
   const unsigned target = seen + part * BYTES / kPiece * kPlaneBytes + part * BYTES % kPiece;
   const int top = place.top - 1, left = place.left - 1;
-  const __half* corner = conv.x + place.pixel * conv.channels + part * (BYTES / 2);
+  const T* corner = conv.x + place.pixel * conv.channels + part * (BYTES / 2);
   const auto source = [&](int line, int column) { return corner + ((line - 1) * conv.width + column - 1) * conv.channels; };
   const auto exists = [](int place, int size) { return static_cast<unsigned>(place) < static_cast<unsigned>(size); };
   // kLines lines of kConvWidth pixels at a time.
   const int first = pixel / kConvWidth, column = pixel % kConvWidth;
   const bool column_exists = there && exists(left + column, conv.width);
   const int step = kLines * conv.width * conv.channels;
-  const __half* from = source(first, column);
+  const T* from = source(first, column);
 #pragma unroll
   for (int i = 0; i < kSeenHeight; i += kLines, from += step) {
     start_async_copy<BYTES>(target + (first + i) * kSeenLine + column * kPiece, from,
@@ -93,27 +93,28 @@ __device__ __forceinline__ void start_loading(unsigned seen, const Conv& conv, c
 }
 
 // The same for any channels.
-__device__ __forceinline__ void load_values(unsigned seen, const Conv& conv, const ConvPlace& place) {
+template <class T>
+__device__ __forceinline__ void load_values(unsigned seen, const Conv<T>& conv, const ConvPlace& place) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < kOctets * kSeenHeight * kSeenWidth; i += kConvThreads) {
     const int octet = i % kOctets, pixel = i / kOctets, line = pixel / kSeenWidth;
     const int right = pixel % kSeenWidth - 1, down = line - 1, row = place.top + down, column = place.left + right;
     const bool exists = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
-    const __half* source = conv.x + (place.pixel + down * conv.width + right) * conv.channels;
-    alignas(16) __half values[8];
+    const T* source = conv.x + (place.pixel + down * conv.width + right) * conv.channels;
+    alignas(16) T values[8];
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const int c = 8 * octet + k;
-      values[k] = exists && c < conv.channels ? source[c] : __half(0.0f);
+      values[k] = exists && c < conv.channels ? source[c] : T(0.0f);
     }
     store_piece(seen + octet * kPlaneBytes + pixel * kPiece, reinterpret_cast<const uint4&>(values));
   }
 }
 
 // What comes of a pixel's products: outputs of a lane, of which `first` is the first. PADDED: see below.
-template <bool PADDED>
+template <class T, bool PADDED>
 struct Outputs {
-  const Conv& conv;
+  const Conv<T>& conv;
   int first;
   bool exists[2];
 
@@ -122,24 +123,21 @@ struct Outputs {
     return PADDED ? output + conv.line.divide(output) * (conv.width - 1) * conv.run : output;
   }
 
-  __device__ Quad<__half> of_skip(const __half* skip, int i, int half) const {
+  __device__ uint2 of_skip(const T* skip, int i, int half) const {
     const int c = first + 16 * i;
-    if (conv.quads) {
-      const uint2 words = fetch_words(skip + c, exists[half] && c < conv.channels);
-      return reinterpret_cast<const Quad<__half>&>(words);
-    }
-    __half values[4];
+    if (conv.quads) return fetch_words(skip + c, exists[half] && c < conv.channels);
+    T values[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) values[k] = exists[half] && c + k < conv.channels ? skip[c + k] : __half(0.0f);
-    return load_quad(values);
+    for (int k = 0; k < 4; ++k) values[k] = exists[half] && c + k < conv.channels ? skip[c + k] : T(0.0f);
+    return {Words<T>::of(values[0], values[1]), Words<T>::of(values[2], values[3])};
   }
 
-  __device__ void store(__half* y, int i, int half, const Quad<__half>& quad) const {
+  __device__ void store(T* y, int i, int half, const uint2& words) const {
     const int output = first + 16 * i;
     if (conv.y_quads) {
-      write_words(y + place(output), word_of(quad), exists[half] && output < conv.outputs);
+      write_words(y + place(output), words, exists[half] && output < conv.outputs);
     } else {
-      const __half* values = reinterpret_cast<const __half*>(&quad);
+      const T values[4] = {Words<T>::first(words.x), Words<T>::second(words.x), Words<T>::first(words.y), Words<T>::second(words.y)};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         if (exists[half] && output + k < conv.outputs) y[place(output + k)] = values[k];
@@ -150,8 +148,8 @@ struct Outputs {
 
 // y = the sums of a warpgroup's square, of which a warp has two lines, + biases and what is skipped. `down`: lines between the
 // tile's first and the square's.
-template <int COLUMNS, bool PADDED>
-__device__ __forceinline__ void store_square(const float (&sums)[COLUMNS / 2], const Conv& conv, const ConvPlace& tile, int down,
+template <int COLUMNS, bool PADDED, class T>
+__device__ __forceinline__ void store_square(const float (&sums)[COLUMNS / 2], const Conv<T>& conv, const ConvPlace& tile, int down,
                                              unsigned biases) {
   // There are no registers to keep what follows from the thread's number in.
   const int thread = read_again(threadIdx.x), lane = thread % 32;
@@ -159,17 +157,17 @@ __device__ __forceinline__ void store_square(const float (&sums)[COLUMNS / 2], c
   down += thread % 128 / 32 * 2;
   // Of the warp's two lines, those that there are.
   const int lines = tile.left + right < conv.width ? conv.height - tile.top - down : 0;
-  const Outputs<PADDED> outputs{conv, static_cast<int>(blockIdx.y) * COLUMNS + quad_of_lane, {lines > 0, lines > 1}};
+  const Outputs<T, PADDED> outputs{conv, static_cast<int>(blockIdx.y) * COLUMNS + quad_of_lane, {lines > 0, lines > 1}};
   biases += quad_of_lane * static_cast<int>(sizeof(float));
   // Of the tile's first pixel. A line of x is `upscale` of y.
   const int values = conv.upscale * conv.run;
-  __half* of_tile = conv.y + (tile.pixel - tile.left) * values + tile.left * conv.run;
+  T* of_tile = conv.y + (tile.pixel - tile.left) * values + tile.left * conv.run;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    __half* y = of_tile + (down + half) * conv.width * values + right * conv.run;
-    Quad<__half> skipped[COLUMNS / 16] = {};
+    T* y = of_tile + (down + half) * conv.width * values + right * conv.run;
+    uint2 skipped[COLUMNS / 16] = {};
     if (!PADDED && conv.skip) {
-      const __half* skip = conv.skip + (tile.pixel + (down + half) * conv.width + right) * conv.channels;
+      const T* skip = conv.skip + (tile.pixel + (down + half) * conv.width + right) * conv.channels;
 #pragma unroll
       for (int i = 0; i < COLUMNS / 16; ++i) skipped[i] = outputs.of_skip(skip, i, half);
     }
@@ -178,9 +176,9 @@ __device__ __forceinline__ void store_square(const float (&sums)[COLUMNS / 2], c
       const uint4 bits = load_piece(biases + 16 * i * static_cast<int>(sizeof(float)));
       const float4 bias = reinterpret_cast<const float4&>(bits);
       const float* sum = sums + 8 * i + 2 * half;
-      const Quad<__half> quad{
-          {__floats2half2_rn(sum[0] + bias.x, sum[1] + bias.y), __floats2half2_rn(sum[4] + bias.z, sum[5] + bias.w)}};
-      outputs.store(y, i, half, PADDED ? quad : sum_of(quad, skipped[i]));
+      uint2 words = {Words<T>::rounded(sum[0] + bias.x, sum[1] + bias.y), Words<T>::rounded(sum[4] + bias.z, sum[5] + bias.w)};
+      if constexpr (!PADDED) words = {Words<T>::sum(words.x, skipped[i].x), Words<T>::sum(words.y, skipped[i].y)};
+      outputs.store(y, i, half, words);
     }
   }
 }
@@ -188,8 +186,8 @@ __device__ __forceinline__ void store_square(const float (&sums)[COLUMNS / 2], c
 // y = conv3x3(x) + bias, + skip where there is one, with zero padding; pixels shuffled. A warpgroup has two squares of a tile.
 // While the products of one are computed, it stores those of the other one.
 // Grid: (as many blocks as run at once, which take tiles in turn; COLUMNS outputs each).
-template <int COLUMNS, bool PADDED>
-__global__ void __launch_bounds__(kConvThreads, 1) _hopper_conv3x3_kernel(Conv conv, const unsigned char* weights) {
+template <class T, int COLUMNS, bool PADDED>
+__global__ void __launch_bounds__(kConvThreads, 1) _hopper_conv3x3_kernel(Conv<T> conv, const unsigned char* weights) {
   assume_network(conv.quads && conv.y_quads);
   using Memory = ConvMemory<COLUMNS>;
   const unsigned memory = shared_address(shared_memory<unsigned char>()), arrival = memory + Memory::kArrivalAt;
@@ -216,7 +214,7 @@ __global__ void __launch_bounds__(kConvThreads, 1) _hopper_conv3x3_kernel(Conv c
 #pragma unroll
     for (int i = 0; i < 9 * kSide / 16; ++i) {
       const int tap = i / (kSide / 16), depth = i % (kSide / 16);
-      multiply_tile<false>(sums, pixels + (tap / 3 * kSeenLine + tap % 3 * kPiece + depth * 2 * kPlaneBytes) / 16,
+      multiply_tile<T, false>(sums, pixels + (tap / 3 * kSeenLine + tap % 3 * kPiece + depth * 2 * kPlaneBytes) / 16,
                            of_weights + (tap * Memory::kTapBytes + depth * 32) / 16, i != 0);
     }
     commit_products();

@@ -13,17 +13,19 @@ __device__ __forceinline__ void clear_between_channels(unsigned hidden, int firs
 }
 
 // hidden[channel][line] = the sums [pixel][channel] of a product, for 64 channels.
+template <class T>
 __device__ __forceinline__ void store_hidden(unsigned hidden, const float (&sums)[32]) {
   const int line = threadIdx.x % 128 / 32 * 2 + lane() / 8 % 2, channel = lane() / 16 * 8 + lane() % 8;
   const unsigned place = hidden + channel * kHiddenPitch + (1 + line) * kLine;
   Factor rounded;
-  round_sums(rounded, sums);
+  round_sums<T>(rounded, sums);
 #pragma unroll
   for (int k = 0; k < 4; ++k) store_matrices_trans(place + 16 * k * kHiddenPitch, rounded[k]);
 }
 
 // gated [channel][pixel] = gelu(gate) * value of the channels 8 `warp` on, in both patches. `pass`: their taps.
 // hidden and gated: of the first patch; those of the second are kPatchBytes behind.
+template <class T>
 __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, unsigned pass, int warp) {
   // The 16 rows of a left factor are a channel's lines, in both patches. Of depth 16 are a line and the one above it, which is
   // 16 bytes before; of depth 8 the line below, of a gate and of its value.
@@ -45,17 +47,20 @@ __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, uns
       load_matrices(gate_lines, above + row);
       load_matrices(value_lines, above + kSide * kHiddenPitch + row);
       load_matrices(lines_below, below + row);
-      multiply_halves(gates[j], gate_lines, gate_taps.x, gate_taps.y, gate_taps.z, gate_taps.w);
-      multiply_halves(values[j], value_lines, value_taps.x, value_taps.y, value_taps.z, value_taps.w);
-      add_halves(gates[j], lines_below[0], lines_below[1], taps_below.x);
-      add_halves(values[j], lines_below[2], lines_below[3], taps_below.y);
+      BandSums<T> gate(gate_taps.z, gate_taps.w), value(value_taps.z, value_taps.w);
+      gate.add(gate_lines, gate_taps.x, gate_taps.y);
+      value.add(value_lines, value_taps.x, value_taps.y);
+      gate.add(lines_below[0], lines_below[1], taps_below.x);
+      value.add(lines_below[2], lines_below[3], taps_below.y);
+      gate.round(gates[j]);
+      value.round(values[j]);
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int patch = 0; patch < 2; ++patch) {
-        const __half2 gated = __hmul2(twice_gelu(as_pair(gates[j][patch])), as_pair(values[j][patch]));
-        store_word((place ^ (i + j) * kLine) + (i + j) * 128 + patch * kPatchBytes, bits_of(gated));
+        const unsigned gated = Words<T>::product(Words<T>::twice_gelu(gates[j][patch]), values[j][patch]);
+        store_word((place ^ (i + j) * kLine) + (i + j) * 128 + patch * kPatchBytes, gated);
       }
     }
   }
@@ -63,14 +68,14 @@ __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, uns
 
 // x += W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in u + b_in) + b_dw, of a warpgroup's patch. `first_patch`: of both, `patch`:
 // its own. The threads of both warpgroups meet at `barrier`; when they first have, met() is called.
-template <Norm NORM, class Met>
-__device__ __forceinline__ void feed_forward(Stream& x, unsigned weights, unsigned first_patch, unsigned patch,
-                                             int channels, int barrier, const Met& met) {
+template <Norm NORM, class T, class Met>
+__device__ __forceinline__ void feed_forward(Stream<T>& x, unsigned weights, unsigned first_patch, unsigned patch, int channels,
+                                             int barrier, const Met& met) {
   const unsigned hidden = patch + kTileBytes;
   const uint64_t gated = tile_descriptor(patch);
   Factor u;
   float out[32];
-  x.normalize<NORM>(u, channels);
+  x.template normalize<NORM>(u, channels);
   clear_between_channels(hidden, threadIdx.x % 128, kZeroLinesUnderTile, 128);
 #pragma unroll 1
   for (int i = 0; i < kPasses; ++i, weights += kPassBytes) {
@@ -79,19 +84,19 @@ __device__ __forceinline__ void feed_forward(Stream& x, unsigned weights, unsign
     for (int part = 0; part < 2; ++part) {
       float sums[32];
       begin_products();
-      start_product(sums, u, of_weights + part * kNextTile);
+      start_product<T>(sums, u, of_weights + part * kNextTile);
       finish_products();
-      store_hidden(hidden + part * kSide * kHiddenPitch, sums);
+      store_hidden<T>(hidden + part * kSide * kHiddenPitch, sums);
     }
     meet(barrier, 256);
     if (i == 0) met();
-    gate_hidden(first_patch, first_patch + kTileBytes, weights, threadIdx.x / 32 % 8);
+    gate_hidden<T>(first_patch, first_patch + kTileBytes, weights, threadIdx.x / 32 % 8);
     publish();
     meet(barrier, 256);
     begin_products();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      multiply_tile<true>(out, gated + k * kNextRows, of_weights + kOutWeight / 16 + k * kNextColumns, i || k);
+      multiply_tile<T, true>(out, gated + k * kNextRows, of_weights + kOutWeight / 16 + k * kNextColumns, i || k);
     }
     finish_products();
   }

@@ -43,11 +43,12 @@ __device__ __forceinline__ int table_place() {
 }
 
 // The weights, and what becomes of them.
+template <class T>
 struct Packing {
-  FfnPacking weights;
+  FfnPacking<T> weights;
 
-  // The i-th half of a slice as it lies in shared memory.
-  __device__ __half at(int slice, int i) const {
+  // The i-th value of a slice as it lies in shared memory.
+  __device__ T at(int slice, int i) const {
     const int first = slice * kPairs;
     if (i < kOutFactors / 2) {
       const int row = i / kSide, column = (i / 8 % 8 ^ row % 8) * 8 + i % 8;
@@ -60,14 +61,15 @@ struct Packing {
     const int j = i - kTables / 2, channel = j / (kTableBytes / 2), place = j / 8 % kPlaces, word = j % 8 / 2;
     const int value = channel % 2, e = first + channel / 2;
     if (word == 3) return weights.bias(0, value, e);
-    return place == kPlaces - 1 ? __half(0.0f) : weights.tap(0, value, e, word, place - 1 + j % 2);
+    return place == kPlaces - 1 ? T(0.0f) : weights.tap(0, value, e, word, place - 1 + j % 2);
   }
 };
 
-// Grid: (a thread per half, the slices).
-__global__ void _pack_map_ffn_kernel(__half* target, Packing packing) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x, halves = kSliceBytes / 2;
-  if (i < halves) target[blockIdx.y * halves + i] = packing.at(blockIdx.y, i);
+// Grid: (a thread per value, the slices).
+template <class T>
+__global__ void _pack_map_ffn_kernel(T* target, Packing<T> packing) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, values = kSliceBytes / 2;
+  if (i < values) target[blockIdx.y * values + i] = packing.at(blockIdx.y, i);
 }
 
 }  // namespace ditn::cuda::hopper::ffn

@@ -12,25 +12,26 @@ namespace ditn::cuda::hopper::ffn {
 
 // The matrices of two neighbouring columns of pieces that stmatrix takes from sums [channels][pixels], of which eight are columns
 // 8 n on.
-template <int COUNT>
+template <class T, int COUNT>
 __device__ __forceinline__ void round_columns(unsigned (&words)[4], const float (&sums)[COUNT], int n) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) words[i] = halves(sums[4 * n + 2 * i], sums[4 * n + 2 * i + 1]);
+  for (int i = 0; i < 4; ++i) words[i] = Words<T>::rounded(sums[4 * n + 2 * i], sums[4 * n + 2 * i + 1]);
 }
 
 // hidden [channel][pixel] = W_in u of a slice, for a warpgroup's 96 pixels.
+template <class T>
 __device__ __forceinline__ void project_in(unsigned hidden, uint64_t weight, uint64_t u) {
   const int warpgroup = threadIdx.x / 128, channel = threadIdx.x / 32 % 4 * 16 + lane() % 16;
   const unsigned place = hidden + channel * kHiddenPitch + (warpgroup * (kSeen / kGroups / 8) + lane() / 16) * 16;
   float sums[kSeen / kGroups / 2];
   begin_products();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_tile<false>(sums, weight + k * kNextColumns, u + k * kNextColumns, k != 0);
+  for (int k = 0; k < 4; ++k) multiply_tile<T, false>(sums, weight + k * kNextColumns, u + k * kNextColumns, k != 0);
   finish_products();
 #pragma unroll
   for (int n = 0; n < kSeen / kGroups / 8; n += 2) {
     unsigned words[4];
-    round_columns(words, sums, n);
+    round_columns<T>(words, sums, n);
     store_matrices(place + n * 16, words);
   }
 }
@@ -53,25 +54,35 @@ struct Bands {
 // Three blocks of 8 columns of a channel's results, in all lines, from three pieces of lines. The first block sees the pieces 0
 // and 1, the second 1 and 2, and the third, of which 6 columns are needed, only 2. `left`: pieces 0 and 1 of the line above, of
 // the line and of that below; `right`: piece 2 of the first two; then that of the third.
-__device__ __forceinline__ void convolve(unsigned (&sums)[3][2], const Bands& bands, const unsigned (&left)[3][4],
+template <class T>
+__device__ __forceinline__ void convolve(unsigned (&words)[3][2], const Bands& bands, const unsigned (&left)[3][4],
                                          const unsigned (&right)[4], unsigned below_upper, unsigned below_lower) {
+  BandSums<T> sums[3];
+#pragma unroll
+  for (BandSums<T>& one : sums) one = BandSums<T>(bands.bias, bands.bias);
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     const unsigned upper = i < 2 ? right[2 * i] : below_upper, lower = i < 2 ? right[2 * i + 1] : below_lower;
-    const auto before = [&](int n, int half) { return i ? sums[n][half] : bands.bias; };
-    multiply_halves(sums[0], left[i], bands.first[i], bands.second[i], before(0, 0), before(0, 1));
-    multiply_halves(sums[1], left[i][2], left[i][3], bands.first[i], before(1, 0), before(1, 1));
-    multiply_halves(sums[2], upper, lower, bands.first[i], before(2, 0), before(2, 1));
-    add_halves(sums[1], upper, lower, bands.second[i]);
+    sums[0].add(left[i], bands.first[i], bands.second[i]);
+    sums[1].add(left[i][2], left[i][3], bands.first[i]);
+    sums[2].add(upper, lower, bands.first[i]);
+    sums[1].add(upper, lower, bands.second[i]);
   }
+#pragma unroll
+  for (int n = 0; n < 3; ++n) sums[n].round(words[n]);
 }
 
-// Where a lane reads and writes what comes between the products; kept, lest it be computed again for every tile.
+// Where a lane reads and writes what comes between the products; kept, lest it be computed again for every tile. In bfloat16,
+// whose sums are floats, there are no registers for that.
+template <class T>
+constexpr bool kKeepsPlaces = std::is_same_v<T, __half>;
+
 struct GatePlaces {
   unsigned left, right, below;  // in the hidden map, for load_matrices
   unsigned table;               // in a slice
   unsigned put[3];              // in the gated channels, for each block of 8 columns
 
+  GatePlaces() = default;
   __device__ GatePlaces(unsigned gated, unsigned hidden) {
     // The 16 rows of a left factor are lines. There are no results of the last two, which see what the ones before do.
     const int line = min(lane() % 16, kLines - 1), second = lane() / 16;
@@ -89,11 +100,12 @@ struct GatePlaces {
 };
 
 // gated [channel][result] = gelu(gate) * value of a slice, of which a warp takes every kWarps-th pair.
+template <class T>
 __device__ __forceinline__ void gate_hidden(const GatePlaces& places, unsigned slice) {
 #pragma unroll
   for (int e = 0; e < kPairs; e += kWarps) {
     const unsigned channel = e * kHiddenPitch;
-    unsigned below[4], sums[2][3][2];
+    unsigned below[4], words[2][3][2];
     load_matrices(below, places.below + channel);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
@@ -102,14 +114,14 @@ __device__ __forceinline__ void gate_hidden(const GatePlaces& places, unsigned s
       for (int i = 0; i < 3; ++i) load_matrices(left[i], places.left + channel + part * kValues + i * kLineBytes);
       load_matrices(right, places.right + channel + part * kValues);
       const Bands bands(slice + places.table + (2 * e + part) * kTableBytes);
-      convolve(sums[part], bands, left, right, below[2 * part], below[2 * part + 1]);
+      convolve<T>(words[part], bands, left, right, below[2 * part], below[2 * part + 1]);
     }
 #pragma unroll
     for (int n = 0; n < 3; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const __half2 one = __hmul2(twice_gelu(as_pair(sums[0][n][half])), as_pair(sums[1][n][half]));
-        store_word(places.put[n] + e * kRowBytes + half * 3 * kBlockBytes, bits_of(one));
+        const unsigned one = Words<T>::product(Words<T>::twice_gelu(words[0][n][half]), words[1][n][half]);
+        store_word(places.put[n] + e * kRowBytes + half * 3 * kBlockBytes, one);
       }
     }
   }
@@ -120,6 +132,7 @@ struct Results {
   float whole[32] = {}, half[16] = {};
 
   // Adds those of a slice.
+  template <class T>
   __device__ void add(unsigned gated, unsigned factors) {
     const int warpgroup = threadIdx.x / 128;
     const uint64_t of_whole = tile_descriptor(gated + warpgroup * kBlockBytes);
@@ -133,82 +146,85 @@ struct Results {
     begin_products();
 #pragma unroll
     for (int k = 0; k < kPairs / 16; ++k) {
-      multiply_columns(whole, weights[k], of_whole + k * kNextRows, true);
-      multiply_columns(half, weights[k], of_half + k * kNextRows, true);
+      multiply_columns<T>(whole, weights[k], of_whole + k * kNextRows, true);
+      multiply_columns<T>(half, weights[k], of_half + k * kNextRows, true);
     }
     finish_products();
   }
 
   // rows [result][channel] = the rounded results.
+  template <class T>
   __device__ void store(unsigned rows) const {
     const int warpgroup = threadIdx.x / 128, piece = threadIdx.x / 32 % 4 * 2 + lane() / 8 % 2, row = lane() / 16 * 8 + lane() % 8;
     const unsigned place = rows + row * kRowBytes + ((piece ^ row % 8) << 4);
     unsigned words[4];
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
-      round_columns(words, whole, n);
+      round_columns<T>(words, whole, n);
       store_matrices_trans(place + (warpgroup * 64 + 8 * n) * kRowBytes, words);
     }
 #pragma unroll
     for (int n = 0; n < 4; n += 2) {
-      round_columns(words, half, n);
+      round_columns<T>(words, half, n);
       store_matrices_trans(place + (kGroups * 64 + warpgroup * 32 + 8 * n) * kRowBytes, words);
     }
   }
 };
 
 // Grid: as many blocks as run at once, which take tiles in turn. `weights`: kSliceBytes for each slice.
-template <Norm NORM>
+template <class T, Norm NORM>
 __global__ void __launch_bounds__(kThreads, 1)
-    _hopper_map_ffn_kernel(const __half* x, __half* y, const unsigned char* weights, int slices, Work work) {
+    _hopper_map_ffn_kernel(const T* x, T* y, const unsigned char* weights, int slices, Work work) {
   assume_network(work.quads && work.channels == 60);
   const unsigned memory = shared_address(shared_memory<unsigned char>()), arrival = memory + kArrivalAt;
   const unsigned u = memory + kSeenAt, gated = memory + kGatedAt, hidden = memory + kHiddenAt;
   const unsigned line = u + warp() * kSeenColumns * kRowBytes + place_of_first_quad();
   const int warpgroup = uniform(threadIdx.x / 128);
-  const GatePlaces gate_places(gated, hidden);
+  GatePlaces gate_places;
+  if constexpr (kKeepsPlaces<T>) gate_places = GatePlaces(gated, hidden);
   if (threadIdx.x == 0) prepare_arrival(arrival);
   __syncthreads();
   if (threadIdx.x == 0) start_bulk_copy(memory, weights, slices * kSliceBytes, arrival);
   Tile tile = work.tile(blockIdx.x);
-  Pixels(x, work, tile).store<NORM>(line, work.channels);
+  Pixels<T>(x, work, tile).template store<NORM>(line, work.channels);
   wait_for_arrival(arrival, 0);
   __syncwarp();
 #pragma unroll 1
   while (tile.image < work.images) {
     publish();
     __syncthreads();
+    if constexpr (!kKeepsPlaces<T>) gate_places = GatePlaces(gated, hidden);
     Results results;
     unsigned of_slice = memory;
 #pragma unroll 1
     for (int slice = 0; slice < slices; ++slice, of_slice += kSliceBytes) {
-      project_in(hidden, tile_descriptor(of_slice), tile_descriptor(u + warpgroup * (kSeen / kGroups * kRowBytes)));
+      project_in<T>(hidden, tile_descriptor(of_slice), tile_descriptor(u + warpgroup * (kSeen / kGroups * kRowBytes)));
       __syncthreads();
-      gate_hidden(gate_places, of_slice);
+      gate_hidden<T>(gate_places, of_slice);
       publish();
       __syncthreads();
-      results.add(gated, of_slice + kOutFactors);
+      results.add<T>(gated, of_slice + kOutFactors);
     }
-    results.store(read_again(u));
+    results.store<T>(read_again(u));
     __syncthreads();
     // A lane reads results where it then puts pixels. There are no registers to keep the place in.
     const unsigned here = read_again(line);
     const Tile next = work.after(tile);
-    const Pixels pixels(x, work, next);
+    const Pixels<T> pixels(x, work, next);
     store_results(here, x, y, work, tile);
-    pixels.store<NORM>(here, work.channels);
+    pixels.template store<NORM>(here, work.channels);
     tile = next;
   }
 }
 
-inline void gated_ffn(Device& device, const char* name, const Shape& shape, const __half* x, __half* y,
-                      const FfnOf<const __half>& parameters, Norm norm) {
+template <class T>
+void gated_ffn(Device& device, const char* name, const Shape& shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm) {
   const int count = slices(parameters.expanded);
-  auto* weights = static_cast<__half*>(device.allocate_weights(static_cast<size_t>(count) * kSliceBytes));
+  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(count) * kSliceBytes));
   constexpr unsigned kPackers = 256, kHalves = kSliceBytes / 2;
   if (!device.has_weights()) {
-    launch(device, name, _pack_map_ffn_kernel, dim3((kHalves + kPackers - 1) / kPackers, count), kPackers, 0, weights,
-           Packing{{parameters, shape.channels, count * kPairs - 1}});
+    launch(device, name, _pack_map_ffn_kernel<T>, dim3((kHalves + kPackers - 1) / kPackers, count), kPackers, 0, weights,
+           Packing<T>{{parameters, shape.channels, count * kPairs - 1}});
   }
   const int height = static_cast<int>(shape.height), width = static_cast<int>(shape.width);
   Work work{static_cast<int>(shape.batch), height, width, shape.channels, (height + kLines - 1) / kLines,
@@ -219,9 +235,9 @@ inline void gated_ffn(Device& device, const char* name, const Shape& shape, cons
   const auto run = [&](auto kernel) {
     launch(device, name, kernel, dim3(blocks), kThreads, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights), count, work);
   };
-  if (norm == Norm::kTanh) return run(_hopper_map_ffn_kernel<Norm::kTanh>);
-  if (norm == Norm::kLayerNorm) return run(_hopper_map_ffn_kernel<Norm::kLayerNorm>);
-  run(_hopper_map_ffn_kernel<Norm::kNone>);
+  if (norm == Norm::kTanh) return run(_hopper_map_ffn_kernel<T, Norm::kTanh>);
+  if (norm == Norm::kLayerNorm) return run(_hopper_map_ffn_kernel<T, Norm::kLayerNorm>);
+  run(_hopper_map_ffn_kernel<T, Norm::kNone>);
 }
 
 }  // namespace ditn::cuda::hopper::ffn

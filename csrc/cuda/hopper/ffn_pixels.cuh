@@ -49,23 +49,23 @@ __device__ __forceinline__ unsigned place_of_first_quad() {
 }
 __device__ __forceinline__ unsigned place_of_quad(unsigned first, int i) { return (first ^ i % 4 << 5) + i * 2 * kRowBytes; }
 
-// A lane's channels of the pixels of a line; zeros outside the image.
-template <int COUNT>
-__device__ __forceinline__ void load_quads(Quad<__half> (&quads)[COUNT], const __half* x, const Work& work, const Line& line) {
-  const __half* source = read_again(x + line.first);
+// A lane's channels of the pixels of a line, four in two words; zeros outside the image.
+template <class T, int COUNT>
+__device__ __forceinline__ void load_quads(uint2 (&quads)[COUNT], const T* x, const Work& work, const Line& line) {
+  const T* source = read_again(x + line.first);
   const int left = work.channels - lane() % 16 * 4;
   const unsigned exists = left > 0 ? line.exists : 0;
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    quads[i] = Quad<__half>{};
+    quads[i] = {};
     if (!(exists >> i & 1)) continue;
-    const __half* from = source + 2 * i * work.channels;
+    const T* from = source + 2 * i * work.channels;
     if (work.quads) {
-      quads[i] = fetch_quad(from);
+      quads[i] = __ldg(reinterpret_cast<const uint2*>(from));
     } else {
-      __half values[4] = {};
+      T values[4] = {};
       for (int k = 0; k < 4 && k < left; ++k) values[k] = from[k];
-      quads[i] = {{__halves2half2(values[0], values[1]), __halves2half2(values[2], values[3])}};
+      quads[i] = {Words<T>::of(values[0], values[1]), Words<T>::of(values[2], values[3])};
     }
   }
 }
@@ -78,12 +78,13 @@ __device__ __forceinline__ float pixel_sum(float x) {
 }
 
 // What a warp's line of the tile sees.
+template <class T>
 class Pixels {
  public:
   static constexpr int kCount = kSeenColumns / 2;
 
   // Pixels outside the image are zeros, and all if there is no such tile.
-  __device__ Pixels(const __half* x, const Work& work, const Tile& tile) : line_(work, tile, 1) { load_quads(quads_, x, work, line_); }
+  __device__ Pixels(const T* x, const Work& work, const Tile& tile) : line_(work, tile, 1) { load_quads(quads_, x, work, line_); }
 
   // Rows of norm(x), and 1 in channel kOne; zeros where there is no pixel. `first`: where this lane's channels of the first lie.
   template <Norm NORM>
@@ -92,21 +93,20 @@ class Pixels {
     const unsigned ones = read_again(has_one ? line_.exists : 0);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      Quad<__half> quad = quads_[i];
-      if constexpr (NORM == Norm::kTanh) quad = tanh_of(quad);
-      if constexpr (NORM == Norm::kLayerNorm) quad = layer_norm(quad, channels);
-      uint2 words = word_of(quad);
+      uint2 words = quads_[i];
+      if constexpr (NORM == Norm::kTanh) words = {Words<T>::tanh(words.x), Words<T>::tanh(words.y)};
+      if constexpr (NORM == Norm::kLayerNorm) words = layer_norm(words, channels);
       if (NORM == Norm::kLayerNorm && has_one) words.y &= 0xffff;  // else that channel is zero
-      if (ones >> i & 1) words.y |= 0x3c000000;
+      if (ones >> i & 1) words.y |= Words<T>::kOne << 16;
       store_half_piece(place_of_quad(first, i), words);
     }
   }
 
  private:
   // What lies behind the channels has no weights.
-  __device__ static Quad<__half> layer_norm(const Quad<__half>& x, int channels) {
+  __device__ static uint2 layer_norm(const uint2& x, int channels) {
     const int left = channels - lane() % 16 * 4;  // of this lane
-    const float2 first = __half22float2(x.pairs[0]), second = __half22float2(x.pairs[1]);
+    const float2 first = Words<T>::widened(x.x), second = Words<T>::widened(x.y);
     float values[4] = {first.x, first.y, second.x, second.y};
     const float share = __fdividef(1.0f, static_cast<float>(channels));
     const float mean = pixel_sum(values[0] + values[1] + values[2] + values[3]) * share;
@@ -117,32 +117,33 @@ class Pixels {
       squares += k < left ? values[k] * values[k] : 0;
     }
     const float scale = rsqrtf(pixel_sum(squares) * share + kLayerNormEps);
-    return {{__floats2half2_rn(values[0] * scale, values[1] * scale), __floats2half2_rn(values[2] * scale, values[3] * scale)}};
+    return {Words<T>::rounded(values[0] * scale, values[1] * scale), Words<T>::rounded(values[2] * scale, values[3] * scale)};
   }
 
   const Line line_;
-  Quad<__half> quads_[kCount];
+  uint2 quads_[kCount];
 };
 
 // y = x + rows of results, of which this lane's channels of the first are at `first`.
-__device__ __forceinline__ void store_results(unsigned first, const __half* x, __half* y, const Work& work, const Tile& tile) {
+template <class T>
+__device__ __forceinline__ void store_results(unsigned first, const T* x, T* y, const Work& work, const Tile& tile) {
   if (warp() >= kLines) return;
   const Line line(work, tile, 0);
-  Quad<__half> sums[kColumns / 2];
-  load_quads(sums, x, work, line);
-  __half* target = read_again(y + line.first);
+  uint2 residual[kColumns / 2];
+  load_quads(residual, x, work, line);
+  T* target = read_again(y + line.first);
   const int left = work.channels - lane() % 16 * 4;
   const unsigned exists = left > 0 ? line.exists : 0;
 #pragma unroll
   for (int i = 0; i < kColumns / 2; ++i) {
     const uint2 words = load_half_piece(place_of_quad(first, i));
-    const Quad<__half> sum = sum_of({{as_pair(words.x), as_pair(words.y)}}, sums[i]);
+    const uint2 sum = {Words<T>::sum(words.x, residual[i].x), Words<T>::sum(words.y, residual[i].y)};
     if (!(exists >> i & 1)) continue;
-    __half* to = target + 2 * i * work.channels;
+    T* to = target + 2 * i * work.channels;
     if (work.quads) {
-      write_quad(to, sum);
+      __stwb(reinterpret_cast<uint2*>(to), sum);
     } else {
-      const __half values[4] = {__low2half(sum.pairs[0]), __high2half(sum.pairs[0]), __low2half(sum.pairs[1]), __high2half(sum.pairs[1])};
+      const T values[4] = {Words<T>::first(sum.x), Words<T>::second(sum.x), Words<T>::first(sum.y), Words<T>::second(sum.y)};
       for (int k = 0; k < 4 && k < left; ++k) to[k] = values[k];
     }
   }

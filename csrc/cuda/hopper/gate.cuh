@@ -12,8 +12,8 @@ namespace ditn::cuda::hopper::gate {
 
 inline int parts(int whole, int size) { return (whole + size - 1) / size; }
 
-template <Norm NORM>
-void run(Device& device, const char* name, int64_t images, const __half* x, __half* y, unsigned char* near,
+template <Norm NORM, class T>
+void run(Device& device, const char* name, int64_t images, const T* x, T* y, unsigned char* near,
          const unsigned char* weights, const Gate& gate) {
   const auto launch_tiles = [&](auto kernel, int rows, int columns, int at_once, unsigned threads, size_t shared,
                                 const auto&... arguments) {
@@ -22,22 +22,22 @@ void run(Device& device, const char* name, int64_t images, const __half* x, __ha
     launch(device, name, kernel, dim3(blocks), threads, shared, arguments..., gate, tiles);
   };
   const int most = persistent_blocks(name);
-  launch_tiles(_hopper_gate_near_kernel<NORM>, gate.lines / kNearLines, gate.chunks, 2 * most, kNearThreads, kNearShared, x, near,
+  launch_tiles(_hopper_gate_near_kernel<T, NORM>, gate.lines / kNearLines, gate.chunks, 2 * most, kNearThreads, kNearShared, x, near,
                weights);
-  launch_tiles(_hopper_gate_far_kernel<NORM>, parts(gate.height, kFarLines), parts(gate.width, kChunk), most, kFarThreads,
+  launch_tiles(_hopper_gate_far_kernel<T, NORM>, parts(gate.height, kFarLines), parts(gate.width, kChunk), most, kFarThreads,
                kFarShared, x, near, y, weights + kNearWeights);
 }
 
-inline void dilated_gate(Device& device, const char* name, const Shape& shape, const __half* x, __half* y,
-                         const GateOf<const __half>& w, Norm norm) {
+template <class T>
+void dilated_gate(Device& device, const char* name, const Shape& shape, const T* x, T* y, const GateOf<const T>& w, Norm norm) {
   auto* weights = static_cast<unsigned char*>(device.allocate_weights(kWeights));
-  constexpr unsigned kThreads = 256, kHalves = kWeights / 2;
+  constexpr unsigned kThreads = 256, kValues = kWeights / 2;
   if (!device.has_weights()) {
-    launch(device, name, _pack_gate_kernel, dim3((kHalves + kThreads - 1) / kThreads), kThreads, 0,
-           reinterpret_cast<__half*>(weights), GatePacking{w, shape.channels});
+    launch(device, name, _pack_gate_kernel<T>, dim3((kValues + kThreads - 1) / kThreads), kThreads, 0,
+           reinterpret_cast<T*>(weights), GatePacking<T>{w, shape.channels});
   }
   if (shape.batch * shape.height * shape.width == 0) return;
-  const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
+  const auto in_pairs = [&](const T* data) { return reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0; };
   const Gate gate{{shape, kFarLines}, shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
   auto* near = static_cast<unsigned char*>(device.allocate(gate.place(shape.batch, 0, 0, 0)));
   if (norm == Norm::kTanh) return run<Norm::kTanh>(device, name, shape.batch, x, y, near, weights, gate);

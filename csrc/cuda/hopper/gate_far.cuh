@@ -9,51 +9,52 @@
 namespace ditn::cuda::hopper::gate {
 
 // What of the tiles of results never changes: the last channel is 1, for the bias of W_mix; those behind the last are 0.
+template <class T>
 __device__ __forceinline__ void fill_results(unsigned results, int channels) {
   const int words = (kSide - channels) * (kSide / 2);
   for (int i = threadIdx.x; i < kFarTiles * words; i += kFarThreads) {
     const int word = channels * (kSide / 2) + i % words;
-    store_word(results + i / words * kTileBytes + word * 4, word / (kSide / 2) == kOne ? 0x3c003c00 : 0);
+    store_word(results + i / words * kTileBytes + word * 4, word / (kSide / 2) == kOne ? Words<T>::kOne * 0x10001 : 0);
   }
 }
 
 // x += W_out (g * (W_mix far + b_mix)) + b_out of 64 pixels by a warpgroup. far, weights: descriptors, of a tile [channel][pixel] and
 // of the first of three. Each product has sums of its own: where they were shared, ptxas 13.0 lost one (docs/kernel-notes.md).
-template <Norm NORM>
-__device__ __forceinline__ void gate_pixels(Stream& x, uint64_t far, uint64_t weights, int channels) {
+template <Norm NORM, class T>
+__device__ __forceinline__ void gate_pixels(Stream<T>& x, uint64_t far, uint64_t weights, int channels) {
   Factor u, gated;
   {
     float sums[32];
     begin_products();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) multiply_tile<true>(sums, far + k * kNextRows, weights + kMix / 16 + k * kNextColumns, k != 0);
+    for (int k = 0; k < 4; ++k) multiply_tile<T, true>(sums, far + k * kNextRows, weights + kMix / 16 + k * kNextColumns, k != 0);
     finish_products();
-    round_sums(gated, sums);
+    round_sums<T>(gated, sums);
   }
-  x.normalize<NORM>(u, channels);
+  x.template normalize<NORM>(u, channels);
   {
     float sums[32];
     begin_products();
-    start_product(sums, u, weights + kGate / 16);
+    start_product<T>(sums, u, weights + kGate / 16);
     finish_products();
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       unsigned& word = gated[i / 4][i % 4];
-      word = bits_of(__hmul2(as_pair(halves(sums[2 * i], sums[2 * i + 1])), as_pair(word)));
+      word = Words<T>::product(Words<T>::rounded(sums[2 * i], sums[2 * i + 1]), word);
     }
   }
-  set_one(gated);
+  set_one<T>(gated);
   float sums[32];
   begin_products();
-  start_product(sums, gated, weights + kOut / 16);
+  start_product<T>(sums, gated, weights + kOut / 16);
   finish_products();
   x.add(sums);
 }
 
 // `weights`: those behind the first kernel's. Grid: as many blocks as run at once, which take the map's tiles in turn.
-template <Norm NORM>
+template <class T, Norm NORM>
 __global__ void __launch_bounds__(kFarThreads, 1)
-    _hopper_gate_far_kernel(const __half* x, const unsigned char* near, __half* y, const unsigned char* weights, Gate gate,
+    _hopper_gate_far_kernel(const T* x, const unsigned char* near, T* y, const unsigned char* weights, Gate gate,
                             Tiles tiles) {
   assume_network(gate.pairs && gate.channels == 60);
   const unsigned memory = shared_address(shared_memory<unsigned char>());
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(kFarThreads, 1)
   const bool leads = threadIdx.x % 64 == 0 && pair < gate.channels;
   const unsigned slots = memory + kSlotsAt + 2 * pair * kSlotBytes, mine = arrivals + 2 * pair * 8;
   if (threadIdx.x <= 2 * kPairs) prepare_arrival(arrivals + threadIdx.x * 8);
-  fill_results(results, gate.channels);
+  fill_results<T>(results, gate.channels);
   __syncthreads();
   // The pair takes every eighth channel. One thread has what is seen of these come to the two slots by turns, two ahead, and of
   // a tile's first ones while the tile before is multiplied.
@@ -100,8 +101,8 @@ __global__ void __launch_bounds__(kFarThreads, 1)
       __syncwarp();
       const unsigned table = tables + c * kWideTable;
       const WideBands<7> taps(load_piece(table), load_piece(table + kWideTable / 2));
-      unsigned sums[kPhases][2];
-      convolve(sums, taps, [&](unsigned(&lines)[4], int i, int phase) {
+      unsigned words[kPhases][2];
+      convolve<T>(words, taps, [&](unsigned(&lines)[4], int i, int phase) {
         load_matrices(lines, seen + slot * kSlotBytes + i * kPhases * kPhasedLine + phase * 16);
       });
       meet(1 + pair, 64);
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(kFarThreads, 1)
 #pragma unroll
       for (int phase = 0; phase < kPhases; ++phase) {
         const unsigned place = put + (c - pair) * 128 + phase * kTileBytes;
-        store_word(place, sums[phase][0]);
-        store_word(place + kPhases * kTileBytes, sums[phase][1]);
+        store_word(place, words[phase][0]);
+        store_word(place + kPhases * kTileBytes, words[phase][1]);
       }
     }
     publish();
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kFarThreads, 1)
       const bool upper = column < gate.width && line < gate.height, lower = column < gate.width && line + 1 < gate.height;
       const int64_t pixel = gate.pixel(tile.image, line, column);
       const int row = gate.width * gate.channels;
-      Stream stream(x + pixel, row, gate.channels, gate.pairs, upper, lower);
+      Stream<T> stream(x + pixel, row, gate.channels, gate.pairs, upper, lower);
       gate_pixels<NORM>(stream, tile_descriptor(results + (warpgroup * kPhases + phase) * kTileBytes), of_weight, gate.channels);
       stream.store(y + pixel, row, gate.channels, gate.pairs, upper, lower);
     }

@@ -72,12 +72,13 @@ struct Tile {
 };
 
 // Weights as the kernels have them in shared memory.
+template <class T>
 struct GatePacking {
-  GateOf<const __half> weights;
+  GateOf<const T> weights;
   int channels;
 
-  // The i-th half, the first kernel's before the second's.
-  __device__ __half at(int i) const {
+  // The i-th value, the first kernel's before the second's.
+  __device__ T at(int i) const {
     const bool far = i >= kNearWeights / 2;
     i -= far ? kNearWeights / 2 : 0;
     const int tables = (far ? kFarTable : kNearTable) / 2;
@@ -93,22 +94,23 @@ struct GatePacking {
 
  private:
   // Of a weight [channels][stride], whose bias stands for input kOne.
-  __device__ __half of_weight(const __half* weight, const __half* bias, int stride, int output, int input) const {
-    if (output >= channels) return __half(0.0f);
+  __device__ T of_weight(const T* weight, const T* bias, int stride, int output, int input) const {
+    if (output >= channels) return T(0.0f);
     if (input == kOne) return bias[output];
-    return input < channels ? weight[input * stride + output] : __half(0.0f);
+    return input < channels ? weight[input * stride + output] : T(0.0f);
   }
-  __device__ __half of_table(bool far, int channel, int i) const {
-    if (channel >= channels) return __half(0.0f);
+  __device__ T of_table(bool far, int channel, int i) const {
+    if (channel >= channels) return T(0.0f);
     const int taps = far ? 7 : 5;
-    const __half* source = (far ? weights.dw7_weight : weights.dw5_weight) + channel;
-    const __half bias = (far ? weights.dw7_bias : weights.dw5_bias)[channel];
-    return half_of_table(i, taps, bias, [&](int line, int column) { return source[(line * taps + column) * channels]; });
+    const T* source = (far ? weights.dw7_weight : weights.dw5_weight) + channel;
+    const T bias = (far ? weights.dw7_bias : weights.dw5_bias)[channel];
+    return value_of_table(i, taps, bias, [&](int line, int column) { return source[(line * taps + column) * channels]; });
   }
 };
 
-// Grid: a thread per half.
-__global__ void _pack_gate_kernel(__half* target, GatePacking packing) {
+// Grid: a thread per value.
+template <class T>
+__global__ void _pack_gate_kernel(T* target, GatePacking<T> packing) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < kWeights / 2) target[i] = packing.at(i);
 }

@@ -10,8 +10,8 @@ namespace ditn::cuda::hopper::gate {
 
 // planes[channel][block][line] = W_a norm(x) + b_a of what a tile sees; zeros outside the image. A warpgroup takes two lines at a
 // time, a warp half a line.
-template <Norm NORM>
-__device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, const __half* x, const Gate& gate, int image,
+template <Norm NORM, class T>
+__device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, const T* x, const Gate& gate, int image,
                                               int top, int left) {
   const int half = threadIdx.x / 32 % 2, column = half * 16 + lane() / 4;
   const bool upper = column < kSeenColumns && static_cast<unsigned>(left + column) < static_cast<unsigned>(gate.width);
@@ -20,15 +20,15 @@ __device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, 
 #pragma unroll 1
   for (int line = threadIdx.x / 64; line < kSeenLines; line += kNearThreads / 64) {
     const bool exists = static_cast<unsigned>(top + line) < static_cast<unsigned>(gate.height);
-    const Stream stream(x + gate.pixel(image, top + line, left + column), 8 * gate.channels, gate.channels, gate.pairs,
-                        exists && upper, exists && lower);
+    const Stream<T> stream(x + gate.pixel(image, top + line, left + column), 8 * gate.channels, gate.channels, gate.pairs,
+                           exists && upper, exists && lower);
     Factor u, rounded;
     float sums[32];
-    stream.normalize<NORM>(u, gate.channels, exists && upper, exists && lower);
+    stream.template normalize<NORM>(u, gate.channels, exists && upper, exists && lower);
     begin_products();
-    start_product(sums, u, weight);
+    start_product<T>(sums, u, weight);
     finish_products();
-    round_sums(rounded, sums);
+    round_sums<T>(rounded, sums);
 #pragma unroll
     for (int k = 0; k < 4; ++k) store_matrices_trans(place + 16 * k * kPlaneBytes + line * 16, rounded[k]);
   }
@@ -36,8 +36,9 @@ __device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, 
 
 // Results of the 5x5 as kNearLines lines of the map between the kernels, of which the first `lines` are in the image; `target` is
 // that of channel 0, 16 bytes of it this lane's. A warp takes every eighth channel, and puts results where its a was.
+template <class T>
 __device__ __forceinline__ void convolve_seen(unsigned planes, unsigned tables, unsigned char* target, const Gate& gate,
-                                              const Sorting& sorting, int lines) {
+                                              const Sorting<T>& sorting, int lines) {
   constexpr int kPieces = kNearLines * kPhases;
   const int warp = uniform(threadIdx.x / 32);
   const unsigned seen = lane() / 16 * kBlockBytes + lane() % 16 * 16;
@@ -52,7 +53,7 @@ __device__ __forceinline__ void convolve_seen(unsigned planes, unsigned tables, 
   for (int c = warp; c < gate.channels; c += kNearThreads / 32) {
     const WideBands<5> taps(load_piece(tables), load_piece(tables + kWideTable / 2));
     unsigned dense[3][2], sorted[kPhases][2];
-    convolve(dense, taps, [&](unsigned(&lines)[4], int i, int n) { load_matrices(lines, planes + seen + n * kBlockBytes + i * 16); });
+    convolve<T>(dense, taps, [&](unsigned(&lines)[4], int i, int n) { load_matrices(lines, planes + seen + n * kBlockBytes + i * 16); });
     sorting.sort(sorted, dense);
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) {
@@ -70,9 +71,9 @@ __device__ __forceinline__ void convolve_seen(unsigned planes, unsigned tables, 
 
 // `weights`: the first kNearWeights bytes. Grid: as many blocks as run at once, which take the map's tiles in turn: of
 // kNearLines lines of a chunk.
-template <Norm NORM>
+template <class T, Norm NORM>
 __global__ void __launch_bounds__(kNearThreads, 2)
-    _hopper_gate_near_kernel(const __half* x, unsigned char* near, const unsigned char* weights, Gate gate, Tiles tiles) {
+    _hopper_gate_near_kernel(const T* x, unsigned char* near, const unsigned char* weights, Gate gate, Tiles tiles) {
   assume_network(gate.pairs && gate.channels == 60);
   const unsigned memory = shared_address(shared_memory<unsigned char>());
   const unsigned planes = memory + kPlanesAt, arrival = memory + kNearArrivalAt;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kNearThreads, 2)
   if (threadIdx.x == 0) start_bulk_copy(memory, weights, kNearWeights, arrival);
   wait_for_arrival(arrival, 0);
   __syncwarp();
-  const Sorting sorting;
+  const Sorting<T> sorting;
 #pragma unroll 1
   for (Tile tile = Tile::first(tiles); tile.image < tiles.images; tile = tile.next(tiles)) {
     const int top = tile.row * kNearLines - kAbove, left = tile.column * kChunk - kBefore;

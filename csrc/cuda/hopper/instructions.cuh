@@ -3,9 +3,11 @@
 // 32-bit addresses. Included with angle brackets, since the tests have a file of this name that spells out what each does.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace ditn::cuda {
 
@@ -59,28 +61,48 @@ __device__ __forceinline__ void finish_products() {
 #define DITN_32_SUMS DITN_24_SUMS, DITN_4_SUMS(24), DITN_4_SUMS(28)
 #define DITN_48_SUMS DITN_32_SUMS, DITN_4_SUMS(32), DITN_4_SUMS(36), DITN_4_SUMS(40), DITN_4_SUMS(44)
 
-// sums [64, 64] = a [64, 16] b [64, 16]^T, plus the old sums if `kept`, by a warpgroup; halves with float sums. Warp w has the
-// rows 16 w on, in each of them what mma.m16n8k16 gives a lane: sums[4 n ...] are columns 8 n on. b: a tile's rows, 16 of
-// their columns. a: registers, laid out as for mma.m16n8k16, whose rows are those of the warp's sums.
-__device__ __forceinline__ void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
-  asm volatile(
-      "{ .reg .pred kept; setp.ne.b32 kept, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" DITN_32_IN_PTX
-      "}, {%32, %33, %34, %35}, %36, kept, 1, 1, 0; }"
-      : DITN_32_SUMS
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)));
-}
+// sums [64, n] = a [64, 16] b [n, 16]^T, plus the old sums if `kept`, by a warpgroup; of halves or of bfloat16 (T) with float
+// sums. Warp w has the rows 16 w on, in each of them what mma.m16n8k16 gives a lane: sums[4 i ...] are columns 8 i on. b: a
+// tile's rows, 16 of their columns; their number n is twice that of a thread's sums. a: registers, laid out as for
+// mma.m16n8k16, whose rows are those of the warp's sums. With `TRANSPOSED` b is 16 rows of a tile, and n of their columns.
+#define DITN_WGMMA(TYPE, SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                            \
+  asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                     \
+               "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32." TYPE "." TYPE " {" DITN_##SUMS##_IN_PTX "}, {" A "}, " B  \
+               ", kept, 1, 1, " TRANSPOSED "; }"                                                                         \
+               : DITN_##SUMS##_SUMS                                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)))
+#define DITN_MULTIPLY(NAME, SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                           \
+  template <class T>                                                                                                    \
+  __device__ __forceinline__ void NAME(float (&sums)[SUMS], const unsigned (&a)[4], uint64_t b, bool kept) {             \
+    if constexpr (std::is_same_v<T, __half>) {                                                                          \
+      DITN_WGMMA("f16", SUMS, ROWS, A, B, KEPT, TRANSPOSED);                                                             \
+    } else {                                                                                                            \
+      DITN_WGMMA("bf16", SUMS, ROWS, A, B, KEPT, TRANSPOSED);                                                            \
+    }                                                                                                                   \
+  }
 
-// The same with a from a tile: 16 columns of its rows or, if COLUMNS, the transpose of 16 of its rows. Or with another number
-// of rows of b, twice as many as a thread has sums.
-#define DITN_MULTIPLY_TILE(SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                                \
-  template <bool COLUMNS>                                                                                                     \
-  __device__ __forceinline__ void multiply_tile(float (&sums)[SUMS], uint64_t a, uint64_t b, bool kept) {                      \
-    asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                        \
-                 "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32.f16.f16 {" DITN_##SUMS##_IN_PTX "}, " A ", " B               \
-                 ", kept, 1, 1, " TRANSPOSED ", 0; }"                                                                          \
-                 : DITN_##SUMS##_SUMS                                                                                          \
-                 : "l"(a), "l"(b), "r"(static_cast<unsigned>(kept)), "n"(static_cast<int>(COLUMNS)));                          \
+DITN_MULTIPLY(multiply_tile, 32, "64", "%32, %33, %34, %35", "%36", "%37", "0")
+DITN_MULTIPLY(multiply_columns, 16, "32", "%16, %17, %18, %19", "%20", "%21", "1")
+DITN_MULTIPLY(multiply_columns, 32, "64", "%32, %33, %34, %35", "%36", "%37", "1")
+
+#undef DITN_MULTIPLY
+#undef DITN_WGMMA
+
+// The same with a from a tile: 16 columns of its rows or, if COLUMNS, the transpose of 16 of its rows.
+#define DITN_WGMMA(TYPE, SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                            \
+  asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                     \
+               "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32." TYPE "." TYPE " {" DITN_##SUMS##_IN_PTX "}, " A ", " B    \
+               ", kept, 1, 1, " TRANSPOSED ", 0; }"                                                                      \
+               : DITN_##SUMS##_SUMS                                                                                      \
+               : "l"(a), "l"(b), "r"(static_cast<unsigned>(kept)), "n"(static_cast<int>(COLUMNS)))
+#define DITN_MULTIPLY_TILE(SUMS, ROWS, A, B, KEPT, TRANSPOSED)                                                            \
+  template <class T, bool COLUMNS>                                                                                      \
+  __device__ __forceinline__ void multiply_tile(float (&sums)[SUMS], uint64_t a, uint64_t b, bool kept) {                \
+    if constexpr (std::is_same_v<T, __half>) {                                                                          \
+      DITN_WGMMA("f16", SUMS, ROWS, A, B, KEPT, TRANSPOSED);                                                             \
+    } else {                                                                                                            \
+      DITN_WGMMA("bf16", SUMS, ROWS, A, B, KEPT, TRANSPOSED);                                                            \
+    }                                                                                                                   \
   }
 
 DITN_MULTIPLY_TILE(8, "16", "%8", "%9", "%10", "%11")
@@ -89,21 +111,8 @@ DITN_MULTIPLY_TILE(24, "48", "%24", "%25", "%26", "%27")
 DITN_MULTIPLY_TILE(32, "64", "%32", "%33", "%34", "%35")
 DITN_MULTIPLY_TILE(48, "96", "%48", "%49", "%50", "%51")
 
-// The same with a from registers, and b 16 rows of a tile, of which as many columns as there are columns of sums.
-#define DITN_MULTIPLY_COLUMNS(SUMS, ROWS, A, B, KEPT)                                                                           \
-  __device__ __forceinline__ void multiply_columns(float (&sums)[SUMS], const unsigned (&a)[4], uint64_t b, bool kept) {        \
-    asm volatile("{ .reg .pred kept; setp.ne.b32 kept, " KEPT ", 0;\n"                                                        \
-                 "wgmma.mma_async.sync.aligned.m64n" ROWS "k16.f32.f16.f16 {" DITN_##SUMS##_IN_PTX "}, {" A "}, " B             \
-                 ", kept, 1, 1, 1; }"                                                                                          \
-                 : DITN_##SUMS##_SUMS                                                                                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(kept)));                      \
-  }
-
-DITN_MULTIPLY_COLUMNS(16, "32", "%16, %17, %18, %19", "%20", "%21")
-DITN_MULTIPLY_COLUMNS(32, "64", "%32, %33, %34, %35", "%36", "%37")
-
-#undef DITN_MULTIPLY_COLUMNS
 #undef DITN_MULTIPLY_TILE
+#undef DITN_WGMMA
 #undef DITN_48_SUMS
 #undef DITN_32_SUMS
 #undef DITN_24_SUMS
@@ -117,26 +126,26 @@ DITN_MULTIPLY_COLUMNS(32, "64", "%32, %33, %34, %35", "%36", "%37")
 #undef DITN_16_IN_PTX
 #undef DITN_8_IN_PTX
 
-// sum [16, 8] = a [16, 16] b [16, 8] + c, halves with sums of halves; c is laid out like the sum.
-__device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1,
-                                                unsigned c0, unsigned c1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%8, %9};"
-      : "=r"(sum[0]), "=r"(sum[1])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c0), "r"(c1));
+// sum [16, 8] += a [16, 16] b [16, 8], or a [16, 8] b [8, 8], of bfloat16 with float sums.
+__device__ __forceinline__ void mma_m16n8k16_of_bfloats(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
+}
+__device__ __forceinline__ void mma_m16n8k8_of_bfloats(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+      : "=f"(sum[0]), "=f"(sum[1]), "=f"(sum[2]), "=f"(sum[3])
+      : "r"(a0), "r"(a1), "r"(b), "f"(sum[0]), "f"(sum[1]), "f"(sum[2]), "f"(sum[3]));
 }
 
-// The same with a [16, 8] b [8, 8].
-__device__ __forceinline__ void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%5, %6};"
-      : "=r"(sum[0]), "=r"(sum[1])
-      : "r"(a0), "r"(a1), "r"(b), "r"(c0), "r"(c1));
-}
-
-// sum [16, 8] += a [16, 8] b [8, 8].
-__device__ __forceinline__ void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%0, %1};"
-      : "+r"(sum[0]), "+r"(sum[1])
-      : "r"(a0), "r"(a1), "r"(b));
+// tanh with an error of 2^-8.
+__device__ __forceinline__ __nv_bfloat162 tanh_approx(__nv_bfloat162 x) {
+  __nv_bfloat162 y;
+  asm("tanh.approx.bf16x2 %0, %1;"
+      : "=r"(reinterpret_cast<unsigned&>(y))
+      : "r"(reinterpret_cast<const unsigned&>(x)));
+  return y;
 }
 
 // ldmatrix and stmatrix: lane l gives the address of row l % 8 of matrix l / 8; see ../instructions.cuh.

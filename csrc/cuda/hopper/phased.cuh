@@ -11,7 +11,7 @@ namespace ditn::cuda::hopper {
 // 24 columns are 8 of each phase: a line of 48 bytes. The map is [image][chunk of 24 columns][channel][line][phase][8]. Chunk c
 // begins with column 24 c - 9, which is what the 7x7 sees first for the columns 24 c to 24 c + 23, of those of chunks c and c + 1.
 // Line kAbove is the image's first. What lies outside the image is zero.
-constexpr int kPhases = 3, kChunk = 8 * kPhases, kPhasedLine = kChunk * sizeof(__half);
+constexpr int kPhases = 3, kChunk = 8 * kPhases, kPhasedLine = kChunk * 2;
 constexpr int kBefore = 9, kAbove = 16;
 
 struct PhasedMap {
@@ -36,6 +36,7 @@ struct PhasedMap {
 };
 
 // Matrices of zeros and ones that sort 24 columns by phases: for each phase the words of a lane for rows 0 to 15 and 16 to 23.
+template <class T>
 struct Sorting {
   unsigned words[kPhases][3];
 
@@ -43,7 +44,7 @@ struct Sorting {
 #pragma unroll
     for (int i = 0; i < 3 * kPhases; ++i) {
       const int first = source(i / 3) - 8 * (i % 3) - column();
-      words[i / 3][i % 3] = read_again(first == 0 ? 0x3c00 : first == 1 ? 0x3c000000 : 0);  // once, not for every tile
+      words[i / 3][i % 3] = read_again(first == 0 ? Words<T>::kOne : first == 1 ? Words<T>::kOne << 16 : 0);  // once, not for every tile
     }
   }
   // The same without the columns outside the image, of which `left` is the first of these 24.
@@ -60,9 +61,10 @@ struct Sorting {
     const unsigned columns[4] = {dense[0][0], dense[0][1], dense[1][0], dense[1][1]};
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) {
-      sorted[phase][0] = sorted[phase][1] = 0;
-      mma_m16n8k16(sorted[phase], columns, words[phase][0], words[phase][1]);
-      mma_m16n8k8(sorted[phase], dense[2][0], dense[2][1], words[phase][2]);
+      BandSums<T> sums(0, 0);
+      sums.add(columns, words[phase][0], words[phase][1]);
+      sums.add(dense[2][0], dense[2][1], words[phase][2]);
+      sums.round(sorted[phase]);
     }
   }
 

@@ -55,9 +55,9 @@ class Supply {
 };
 
 // `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, which take four patches in turn.
-template <Norm NORM>
+template <class T, Norm NORM>
 __global__ void __launch_bounds__(128 * kPatches, 1)
-    _hopper_stage_kernel(const __half* x, __half* y, const unsigned char* weights, const __half* temperature, Stage stage) {
+    _hopper_stage_kernel(const T* x, T* y, const unsigned char* weights, const T* temperature, Stage stage) {
   assume_network(stage.pairs && stage.channels == 60);
   const unsigned memory = shared_address(shared_memory<unsigned char>()), arrivals = memory + kArrivalsAt;
   const int warpgroup = uniform(threadIdx.x / 128);
@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
     const bool last = stage.patches - first_patch <= static_cast<int>(gridDim.x) * kPatches;
     const int patch = first_patch + warpgroup;
     const bool exists = patch < stage.patches;
-    Stream stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, exists, exists);
+    Stream<T> stream(x + stage.place(patch), stage.row(), stage.channels, stage.pairs, exists, exists);
 #pragma unroll 1
     for (int layer = 0; layer < stage.layers; ++layer, ++number) {
-      const float scale = __half2float(__ldg(temperature + layer));
+      const float scale = to_float(__ldg(temperature + layer));
       meet(1 + warpgroup, 128);  // after that nobody needs what was in shared memory for the layer before
       of_ffn.leave(layer);
       of_attention.wait(number);
@@ -102,16 +102,17 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
 
 namespace stage {
 
-inline void inner_patch_stage(Device& device, const char* name, const Shape& shape, const __half* x, __half* y,
-                              const AttentionOf<const __half>& attention, const FfnOf<const __half>& ffn, int layers, Norm norm) {
-  auto* weights = static_cast<__half*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
-  constexpr unsigned kThreads = 256, kHalves = kLayerBytes / 2;
+template <class T>
+void inner_patch_stage(Device& device, const char* name, const Shape& shape, const T* x, T* y, const AttentionOf<const T>& attention,
+                       const FfnOf<const T>& ffn, int layers, Norm norm) {
+  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
+  constexpr unsigned kThreads = 256, kValues = kLayerBytes / 2;
   if (!device.has_weights()) {
-    launch(device, name, _pack_stage_kernel, dim3((kHalves + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
-           Packing{attention, ffn, shape.channels});
+    launch(device, name, _pack_stage_kernel<T>, dim3((kValues + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
+           Packing<T>{attention, ffn, shape.channels});
   }
   const int64_t columns = shape.width / 8, patches = shape.batch * (shape.height / 8) * columns;
-  const auto in_pairs = [&](const __half* data) { return reinterpret_cast<uintptr_t>(data) % sizeof(__half2) == 0; };
+  const auto in_pairs = [&](const T* data) { return reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0; };
   const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
                     shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
   const dim3 blocks(std::min(blocks_for(patches, kPatches, name), static_cast<unsigned>(persistent_blocks(name))));
@@ -119,9 +120,9 @@ inline void inner_patch_stage(Device& device, const char* name, const Shape& sha
     launch(device, name, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
            attention.temperature, stage);
   };
-  if (norm == Norm::kTanh) return run(_hopper_stage_kernel<Norm::kTanh>);
-  if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<Norm::kLayerNorm>);
-  run(_hopper_stage_kernel<Norm::kNone>);
+  if (norm == Norm::kTanh) return run(_hopper_stage_kernel<T, Norm::kTanh>);
+  if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<T, Norm::kLayerNorm>);
+  run(_hopper_stage_kernel<T, Norm::kNone>);
 }
 
 }  // namespace stage

@@ -7,9 +7,8 @@
 // knows to which of its two it belongs; those at d and at d + 8 have the same place in a table of eight.
 #pragma once
 
-#include <instructions.cuh>
-
 #include "../warp.cuh"
+#include "elements.cuh"
 
 namespace ditn::cuda::hopper {
 
@@ -19,12 +18,12 @@ constexpr int kWidePlaces = 8, kWideTable = 2 * kWidePlaces * sizeof(uint4);
 
 __device__ __forceinline__ int wide_place() { return (column() - row() + 1) & (kWidePlaces - 1); }
 
-// The i-th half of a channel's table: tap(line, column) of those that exist, and the bias.
-template <class Tap>
-__device__ __half half_of_table(int i, int taps, __half bias, const Tap& tap) {
+// The i-th value of a channel's table: tap(line, column) of those that exist, and the bias.
+template <class T, class Tap>
+__device__ T value_of_table(int i, int taps, T bias, const Tap& tap) {
   const int line = i / (8 * kWidePlaces) * 4 + i % 8 / 2, column = i / 8 % kWidePlaces - 1 + i % 2;
   if (line == 7) return bias;
-  return line < taps && column >= 0 && column < taps ? tap(line, column) : __half(0.0f);
+  return line < taps && column >= 0 && column < taps ? tap(line, column) : T(0.0f);
 }
 
 // A lane's part of the matrices of a channel with SIZE x SIZE taps, from the two pieces of the table at its place.
@@ -43,20 +42,23 @@ struct WideBands {
   }
 };
 
-// sums[n] [16 lines, 8] = the bias + what the taps make of the lines that load(lines, i, n) gives for the taps of line i.
-template <int SIZE, int RESULTS, class Load>
-__device__ __forceinline__ void convolve(unsigned (&sums)[RESULTS][2], const WideBands<SIZE>& taps, const Load& load) {
+// words[n]: sums [16 lines, 8] of the bias and what the taps make of the lines that load(lines, i, n) gives for the taps of line i.
+template <class T, int SIZE, int RESULTS, class Load>
+__device__ __forceinline__ void convolve(unsigned (&words)[RESULTS][2], const WideBands<SIZE>& taps, const Load& load) {
+  BandSums<T> sums[RESULTS];
 #pragma unroll
-  for (int n = 0; n < RESULTS; ++n) sums[n][0] = sums[n][1] = taps.bias;
+  for (BandSums<T>& one : sums) one = BandSums<T>(taps.bias, taps.bias);
 #pragma unroll
   for (int i = 0; i < SIZE; ++i) {
 #pragma unroll
     for (int n = 0; n < RESULTS; ++n) {
       unsigned lines[4];
       load(lines, i, n);
-      mma_m16n8k16(sums[n], lines, taps.first[i], taps.second[i]);
+      sums[n].add(lines, taps.first[i], taps.second[i]);
     }
   }
+#pragma unroll
+  for (int n = 0; n < RESULTS; ++n) sums[n].round(words[n]);
 }
 
 }  // namespace ditn::cuda::hopper

@@ -46,7 +46,7 @@ class _Compiled:
 
         return gradients if backward else forward
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
@@ -73,7 +73,7 @@ class CPlusPlus(_Compiled):
     def identity(self, op: Op, device: torch.device) -> None:
         return None
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype | None = None) -> list[str]:
         reason = _libraries.why_missing()
         return [reason] if reason else []
 
@@ -84,7 +84,7 @@ class Cuda(_Compiled):
     def support(self, operator: str) -> Support | None:
         return _limits.CUDA.get(operator)
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype | None = None) -> list[str]:
         if reason := _libraries.why_no_cuda():
             return [reason]
         if device.type != "cuda":
@@ -97,6 +97,9 @@ class Cuda(_Compiled):
         major, minor = _libraries.driver()
         if major < int(build["toolkit"].split(".")[0]):
             reasons.append(f"is built with CUDA {build['toolkit']}, the driver is for CUDA {major}.{minor}")
+        only_hopper = _limits.CUDA[op.name].forward_in if capability == _hopper.CAPABILITY else {}
+        if not reasons and dtype in only_hopper and not _hopper.serves(op.name, device):
+            reasons.append(f"has no kernel in {str(dtype).removeprefix('torch.')} but that for 9.0, which is off")
         return reasons
 
     def kernel(self, op: Op, *, backward: bool) -> Callable[..., Any]:
@@ -112,8 +115,9 @@ class Cuda(_Compiled):
         kernels = "sm_90a" if _hopper.serves(op.name, device) else "all chips"
         return {"library": digest(_libraries.FOLDER / "_C_cuda.so"), "kernels": kernels}
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
-        if not _hopper.serves(op.name, device):
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
+        # In a dtype in which there is no other kernel, that of float16 may still be right.
+        if dtype in _limits.CUDA[op.name].forward_in or not _hopper.serves(op.name, device):
             return False
         _hopper.turn(op.name, device, on=False)
         return True

@@ -32,15 +32,25 @@ _CUDA_ON_MAPS = replace(_CUDA, patch_sizes=(0, 4, 8, 16))
 _CUDA_CONV = replace(_CUDA, max_outputs=128)
 # A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
 # are the fastest is better asked of each.
-_CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16,), max_channels=64, patch_sizes=(8,)))
+_CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16, torch.bfloat16), max_channels=64, patch_sizes=(8,)))
+# In bfloat16 there are the kernels for compute capability 9.0 alone, which take what csrc/cuda/hopper.cu says.
+_HOPPER = replace(_CUDA, dtypes=(torch.bfloat16,), max_channels=63, min_capability=(9, 0), before_capability=(10, 0))
+_HOPPER_CONV = replace(_HOPPER, max_channels=64, max_outputs=128)
+_HOPPER_FFN = replace(_HOPPER, max_expanded=127, patch_sizes=(0,))
+_HOPPER_STAGE = replace(_HOPPER_FFN, patch_sizes=(8,))
+
+
+def _with_bfloat16(support: Support, hopper: Support) -> Support:
+    return replace(support, forward_in={torch.bfloat16: hopper})
+
 
 CUDA = {
     "tanh_affine": _CUDA,
     "layer_norm2d": _CUDA,
-    "image_head": _CUDA_CONV,
+    "image_head": _with_bfloat16(_CUDA_CONV, _HOPPER_CONV),
     "inner_patch_attention": _CUDA,
-    "gated_ffn": _CUDA_ON_MAPS,
-    "dilated_gate": _CUDA,
-    "inner_patch_stage": _CUDA_STAGE,
-    "image_tail": _CUDA_CONV,
+    "gated_ffn": _with_bfloat16(_CUDA_ON_MAPS, _HOPPER_FFN),
+    "dilated_gate": _with_bfloat16(_CUDA, _HOPPER),
+    "inner_patch_stage": _with_bfloat16(_CUDA_STAGE, _HOPPER_STAGE),
+    "image_tail": _with_bfloat16(_CUDA_CONV, _HOPPER_CONV),
 }

@@ -22,7 +22,7 @@ class PyTorch:
     def support(self, operator: str) -> Support:
         return EVERYTHING
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype | None = None) -> list[str]:
         return ["is for inference only"] if backward and op.backward is None else []
 
     def auto_selectable(self, device: torch.device) -> bool:
@@ -34,7 +34,7 @@ class PyTorch:
     def prepared(self, op: Op, arguments: Sequence[Any]) -> Callable[..., Tensor]:
         return lambda *maps: op.definition(*maps, *arguments)
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
     def identity(self, op: Op, device: torch.device) -> None:

@@ -36,7 +36,7 @@ class Triton:
     def support(self, operator: str) -> Support | None:
         return LIMITS.get(operator)
 
-    def missing(self, op: Op, device: torch.device, *, backward: bool) -> list[str]:
+    def missing(self, op: Op, device: torch.device, *, backward: bool, dtype: torch.dtype | None = None) -> list[str]:
         reasons = list(why_missing())
         if device.type != "cuda":
             if not interpreted():
@@ -62,7 +62,7 @@ class Triton:
         forward = kernel_file(op, backward=False).forward
         return planned(forward, [map_tensors(argument, Tensor.contiguous) for argument in arguments])
 
-    def fall_back(self, op: Op, device: torch.device) -> bool:
+    def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
         return False
 
     def identity(self, op: Op, device: torch.device) -> Mapping[str, str]:

@@ -65,18 +65,6 @@ inline void store_rows(unsigned address, const unsigned (&words)[4], bool transp
   store(address, row);
 }
 
-// "Matrix fragments for mma.m16n8k16 / m16n8k8" with .f16 sums: c_i of a lane is C[row][col] as with float sums.
-template <int DEPTH>
-void multiply(const char* instruction, unsigned (&sum)[2], const unsigned (&a)[DEPTH / 4], const unsigned (&b)[DEPTH / 8]) {
-  float wide[4];
-  for (int i = 0; i < 4; ++i) wide[i] = fragments::half_of(sum[i / 2], i % 2);
-  fragments::multiply<DEPTH>(instruction, wide, a, b);
-  for (int i = 0; i < 2; ++i) {
-    const __half2 pair = __floats2half2_rn(wide[2 * i], wide[2 * i + 1]);
-    std::memcpy(&sum[i], &pair, sizeof pair);
-  }
-}
-
 // "Matrix descriptor": bits 0-13 the address, 16-29 the leading dimension's byte offset, 32-45 the stride dimension's, all
 // without their last four bits; bits 62-63 the swizzle, of which 1 is 128 bytes: bits 4-6 of a place are changed by bits 7-9;
 // and 0 none.
@@ -104,10 +92,11 @@ struct Matrix {
                                         : address + outer / 8 * stride + outer % 8 * 128 + depth * 2;
     return linear ^ (linear >> 7 & 7) << 4;
   }
+  template <class T>
   float at(bool outer_major, int outer, int depth) const {
-    _Float16 value;
-    std::memcpy(&value, memory + place(outer_major, outer, depth), sizeof value);
-    return static_cast<float>(value);
+    uint16_t bits;
+    std::memcpy(&bits, memory + place(outer_major, outer, depth), sizeof bits);
+    return fragments::value_of<T>(bits);
   }
   // Rows of the outer axis and 16 of the depth are read by a warp.
   void read(bool outer_major, int first, int count) const {
@@ -119,10 +108,11 @@ struct Matrix {
   }
 };
 
-// A product that a thread has started: its rows of a, and the descriptor of b.
+// A product that a thread has started: its rows of a, and the descriptor of b, whose values are halves or bfloat16.
 struct Product {
   float a[2][16];
   uint64_t b;
+  bool halves;
   bool columns, kept;  // b is the transpose of a tile's rows; the sums are added to
 };
 
@@ -153,17 +143,18 @@ void start(float (&sums)[COUNT], const Product& product) {
 }
 
 // "Register fragments for wgmma.mma_async.m64nNk16": warp w has rows 16 w on, as mma.m16n8k16 has them.
-inline Product product_of(const unsigned (&a)[4], uint64_t b, bool columns, bool kept) {
+template <class T>
+Product product_of(const unsigned (&a)[4], uint64_t b, bool columns, bool kept) {
   struct Words {
     unsigned words[4];
   } mine;
   std::memcpy(&mine, a, sizeof mine);
   const shim::Operands& all = shim::exchange("wgmma", mine);
-  Product product{{}, b, columns, kept};
+  Product product{{}, b, std::is_same_v<T, __half>, columns, kept};
   for (int half = 0; half < 2; ++half) {
     for (int k = 0; k < 16; ++k) {
       const fragments::Place place = fragments::of_a(shim::lane() / 4 + 8 * half, k);
-      product.a[half][k] = fragments::half_of(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
+      product.a[half][k] = fragments::value_of<T>(shim::of_lane<Words>(all, place.lane).words[place.i / 2], place.i % 2);
     }
   }
   return product;
@@ -188,24 +179,25 @@ inline uint64_t planes_descriptor(unsigned address, unsigned next_plane, unsigne
 
 inline void begin_products() { hopper_shim::started_products[threadIdx.x].begun = true; }
 
-inline void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
-  hopper_shim::start(sums, hopper_shim::product_of(a, b, false, kept));
+template <class T>
+void multiply_tile(float (&sums)[32], const unsigned (&a)[4], uint64_t b, bool kept) {
+  hopper_shim::start(sums, hopper_shim::product_of<T>(a, b, false, kept));
 }
 
-template <int COUNT>
+template <class T, int COUNT>
 void multiply_columns(float (&sums)[COUNT], const unsigned (&a)[4], uint64_t b, bool kept) {
-  hopper_shim::start(sums, hopper_shim::product_of(a, b, true, kept));
+  hopper_shim::start(sums, hopper_shim::product_of<T>(a, b, true, kept));
 }
 
-template <bool COLUMNS, int COUNT>
+template <class T, bool COLUMNS, int COUNT>
 void multiply_tile(float (&sums)[COUNT], uint64_t a, uint64_t b, bool kept) {
   shim::exchange("wgmma", 0);
   const hopper_shim::Matrix left(a);
-  hopper_shim::Product product{{}, b, false, kept};
+  hopper_shim::Product product{{}, b, std::is_same_v<T, __half>, false, kept};
   const int first = static_cast<int>(threadIdx.x) % 128 / 32 * 16;
   if (shim::lane() == 0) left.read(COLUMNS, first, 16);
   for (int half = 0; half < 2; ++half) {
-    for (int k = 0; k < 16; ++k) product.a[half][k] = left.at(COLUMNS, first + shim::lane() / 4 + 8 * half, k);
+    for (int k = 0; k < 16; ++k) product.a[half][k] = left.at<T>(COLUMNS, first + shim::lane() / 4 + 8 * half, k);
   }
   hopper_shim::start(sums, product);
 }
@@ -225,7 +217,10 @@ inline void wait_for_products() {
       for (int n = 0; n < products.count / 4; ++n) {
         for (int j = 0; j < 2; ++j) {
           float b[16];
-          for (int k = 0; k < 16; ++k) b[k] = right.at(product.columns, 8 * n + shim::lane() % 4 * 2 + j, k);
+          for (int k = 0; k < 16; ++k) {
+            const int column = 8 * n + shim::lane() % 4 * 2 + j;
+            b[k] = product.halves ? right.at<__half>(product.columns, column, k) : right.at<__nv_bfloat16>(product.columns, column, k);
+          }
           for (int half = 0; half < 2; ++half) {
             float& sum = products.before[4 * n + 2 * half + j];
             float added = product.kept ? sum : 0;
@@ -245,20 +240,19 @@ inline void finish_products() {
   wait_for_products();
 }
 
-inline void multiply_halves(unsigned (&sum)[2], const unsigned (&a)[4], unsigned b0, unsigned b1, unsigned c0, unsigned c1) {
-  sum[0] = c0;
-  sum[1] = c1;
-  hopper_shim::multiply<16>("mma.m16n8k16.f16", sum, a, {b0, b1});
+inline void mma_m16n8k16_of_bfloats(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  fragments::multiply<16, __nv_bfloat16>("mma.m16n8k16.bf16", sum, a, {b0, b1});
+}
+inline void mma_m16n8k8_of_bfloats(float (&sum)[4], unsigned a0, unsigned a1, unsigned b) {
+  fragments::multiply<8, __nv_bfloat16>("mma.m16n8k8.bf16", sum, {a0, a1}, {b});
 }
 
-inline void multiply_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b, unsigned c0, unsigned c1) {
-  sum[0] = c0;
-  sum[1] = c1;
-  hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
-}
-
-inline void add_halves(unsigned (&sum)[2], unsigned a0, unsigned a1, unsigned b) {
-  hopper_shim::multiply<8>("mma.m16n8k8.f16", sum, {a0, a1}, {b});
+// As wrong as the chip's may be, 2^-8 near 1: half of that one way or the other, and a rounding.
+inline __nv_bfloat162 tanh_approx(__nv_bfloat162 x) {
+  const auto one = [](__nv_bfloat16 value) {
+    return std::tanh(__bfloat162float(value)) * (1.0f + (value.bits % 2 ? 0x1p-9f : -0x1p-9f));
+  };
+  return __floats2bfloat162_rn(one(x.x), one(x.y));
 }
 
 inline void load_matrices(unsigned (&words)[4], unsigned row) {
