@@ -124,7 +124,7 @@ HOPPER_KERNELS = (
     # Tiles, whose loop holds those over the lines that are seen, the channels, and what an empty tile clears (no round:
     # such tiles are few). There are 41 x 34 that are not empty for a map of 960x544.
     Kernel(
-        "_hopper_gate_near_kernelI6__halfLNS_4NormE1E",
+        "_hopper_gate_near_kernelI6__halfLNS_4NormE1ELb0E",
         "dilated_gate",
         warps=8,
         pixels=375,
@@ -136,7 +136,7 @@ HOPPER_KERNELS = (
     # Before the tiles what never changes in shared memory is stored, by one of two loops, and copies are started, each
     # in a loop of one round. Among the tiles' loops are those over channels and phases. Half of the warps start none.
     Kernel(
-        "_hopper_gate_far_kernelI6__halfLNS_4NormE1E",
+        "_hopper_gate_far_kernelI6__halfLNS_4NormE1ELb0E",
         "dilated_gate",
         warps=16,
         pixels=768,

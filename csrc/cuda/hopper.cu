@@ -71,7 +71,7 @@ void gated_ffn(Device& device, Shape shape, const T* x, T* y, const FfnOf<const 
   ffn::gated_ffn(device, "gated_ffn", shape, x, y, weights, norm);
 }
 
-bool serves_gate(const Shape& shape) { return shape.channels <= kMostChannels && serves(Operator::kDilatedGate); }
+bool serves_gate(const Shape& shape) { return shape.channels <= kSide && serves(Operator::kDilatedGate); }
 
 template <class T>
 void dilated_gate(Device& device, Shape shape, const T* x, T* y, const GateOf<const T>& weights, Norm norm) {

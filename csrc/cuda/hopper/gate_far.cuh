@@ -20,22 +20,30 @@ __device__ __forceinline__ void fill_results(unsigned results, int channels) {
 
 // x += W_out (g * (W_mix far + b_mix)) + b_out of 64 pixels by a warpgroup. far, weights: descriptors, of a tile [channel][pixel] and
 // of the first of three. Each product has sums of its own: where they were shared, ptxas 13.0 lost one (docs/kernel-notes.md).
-template <Norm NORM, class T>
-__device__ __forceinline__ void gate_pixels(Stream<T>& x, uint64_t far, uint64_t weights, int channels) {
+template <Norm NORM, bool FULL, class T>
+__device__ __forceinline__ void gate_pixels(Stream<T>& x, uint64_t far, uint64_t weights, int channels, unsigned planes) {
   Factor u, gated;
+  // The first, second or third, where there is no channel for it.
+  const auto add_bias = [&](float(&sums)[32], int number) {
+    if constexpr (FULL) {
+      multiply_tile<T, false>(sums, plane_descriptor<kFarBiases>(planes, 0), plane_descriptor<kFarBiases>(planes, number), true);
+    }
+  };
   {
     float sums[32];
     begin_products();
 #pragma unroll
     for (int k = 0; k < 4; ++k) multiply_tile<T, true>(sums, far + k * kNextRows, weights + kMix / 16 + k * kNextColumns, k != 0);
+    add_bias(sums, 1);
     finish_products();
     round_sums<T>(gated, sums);
   }
-  x.template normalize<NORM>(u, channels);
+  x.template normalize<NORM, FULL>(u, channels);
   {
     float sums[32];
     begin_products();
     start_product<T>(sums, u, weights + kGate / 16);
+    add_bias(sums, 2);
     finish_products();
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -43,20 +51,21 @@ __device__ __forceinline__ void gate_pixels(Stream<T>& x, uint64_t far, uint64_t
       word = Words<T>::product(Words<T>::rounded(sums[2 * i], sums[2 * i + 1]), word);
     }
   }
-  set_one<T>(gated);
+  if constexpr (!FULL) set_one<T>(gated);
   float sums[32];
   begin_products();
   start_product<T>(sums, gated, weights + kOut / 16);
+  add_bias(sums, 3);
   finish_products();
   x.add(sums);
 }
 
 // `weights`: those behind the first kernel's. Grid: as many blocks as run at once, which take the map's tiles in turn.
-template <class T, Norm NORM>
+template <class T, Norm NORM, bool FULL>
 __global__ void __launch_bounds__(kFarThreads, 1)
     _hopper_gate_far_kernel(const T* x, const unsigned char* near, T* y, const unsigned char* weights, Gate gate,
                             Tiles tiles) {
-  assume_network(gate.pairs && gate.channels == 60);
+  assume_network(gate.pairs && gate.channels == (FULL ? kSide : 60));
   const unsigned memory = shared_address(shared_memory<unsigned char>());
   const unsigned results = memory + kResultsAt, arrivals = memory + kFarArrivalsAt, of_weights = arrivals + 2 * kPairs * 8;
   const int warp = uniform(threadIdx.x / 32), pair = warp / 2, half = warp % 2, warpgroup = warp / 4;
@@ -64,6 +73,10 @@ __global__ void __launch_bounds__(kFarThreads, 1)
   const unsigned slots = memory + kSlotsAt + 2 * pair * kSlotBytes, mine = arrivals + 2 * pair * 8;
   if (threadIdx.x <= 2 * kPairs) prepare_arrival(arrivals + threadIdx.x * 8);
   fill_results<T>(results, gate.channels);
+  if constexpr (FULL) {
+    const unsigned char* biases = weights + kFarWeights + kNearBiases * kSide * sizeof(T);
+    fill_planes<kFarBiases>(memory + kFarPlanesAt, reinterpret_cast<const T*>(biases));
+  }
   __syncthreads();
   // The pair takes every eighth channel. One thread has what is seen of these come to the two slots by turns, two ahead, and of
   // a tile's first ones while the tile before is multiplied.
@@ -128,7 +141,8 @@ __global__ void __launch_bounds__(kFarThreads, 1)
       const int64_t pixel = gate.pixel(tile.image, line, column);
       const int row = gate.width * gate.channels;
       Stream<T> stream(x + pixel, row, gate.channels, gate.pairs, upper, lower);
-      gate_pixels<NORM>(stream, tile_descriptor(results + (warpgroup * kPhases + phase) * kTileBytes), of_weight, gate.channels);
+      gate_pixels<NORM, FULL>(stream, tile_descriptor(results + (warpgroup * kPhases + phase) * kTileBytes), of_weight, gate.channels,
+                              memory + kFarPlanesAt);
       stream.store(y + pixel, row, gate.channels, gate.pairs, upper, lower);
     }
     tile = next;

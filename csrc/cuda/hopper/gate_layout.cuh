@@ -4,6 +4,7 @@
 
 #include "layout.cuh"
 #include "phased.cuh"
+#include "stream.cuh"
 
 namespace ditn::cuda::hopper::gate {
 
@@ -32,6 +33,30 @@ constexpr int kFarShared = kFarArrivalsAt + (2 * kPairs + 1) * 8;
 static_assert(kResultsAt % 1024 == 0 && kFarShared <= 227 << 10);
 
 constexpr int kWeights = kNearWeights + kFarWeights;
+
+// With 64 channels none is left for the 1. Then a product has 16 columns more, of which only the first is not zero: 1 in the left
+// factor, the bias in the right one. A factor's are two planes of pieces (planes_descriptor), the second one with nothing but
+// zeros. These planes lie behind all else in shared memory: ones, the biases in the order of the products, zeros. In global memory
+// biases lie behind the weights.
+constexpr int kNearBiases = 1, kFarBiases = 3, kPacked = kWeights + (kNearBiases + kFarBiases) * kSide * 2;
+constexpr int kPlane = kSide * 16, kNearPlanesAt = (kNearShared + 15) / 16 * 16, kFarPlanesAt = (kFarShared + 15) / 16 * 16;
+constexpr int kNearFullShared = kNearPlanesAt + (kNearBiases + 2) * kPlane, kFarFullShared = kFarPlanesAt + (kFarBiases + 2) * kPlane;
+static_assert(2 * (kNearFullShared + 1024) <= 228 << 10 && kFarFullShared <= 227 << 10);
+
+// By all threads, which then have to meet.
+template <int BIASES, class T>
+__device__ __forceinline__ void fill_planes(unsigned planes, const T* biases) {
+  for (int i = threadIdx.x; i < (BIASES + 2) * kSide; i += blockDim.x) {
+    const T value = i < kSide ? T(1.0f) : i < (BIASES + 1) * kSide ? biases[i - kSide] : T(0.0f);
+    store_piece(planes + i * 16, {Words<T>::of(value, T(0.0f)), 0, 0, 0});
+  }
+  publish();
+}
+// Plane 0 has the ones, and those from 1 on the biases.
+template <int BIASES>
+__device__ __forceinline__ uint64_t plane_descriptor(unsigned planes, int plane) {
+  return planes_descriptor(planes + plane * kPlane, (BIASES + 1 - plane) * kPlane, 8 * 16);
+}
 
 struct Gate : PhasedMap {
   bool pairs;  // two channels lie at a multiple of four bytes, in x and in y
@@ -79,6 +104,7 @@ struct GatePacking {
 
   // The i-th value, the first kernel's before the second's.
   __device__ T at(int i) const {
+    if (i >= kWeights / 2) return of_biases((i - kWeights / 2) / kSide, i % kSide);
     const bool far = i >= kNearWeights / 2;
     i -= far ? kNearWeights / 2 : 0;
     const int tables = (far ? kFarTable : kNearTable) / 2;
@@ -93,10 +119,17 @@ struct GatePacking {
   }
 
  private:
-  // Of a weight [channels][stride], whose bias stands for input kOne.
+  // Of the products in the order of the kernels.
+  __device__ T of_biases(int product, int output) const {
+    if (output >= channels) return T(0.0f);
+    if (product == 0) return weights.in_bias[output];
+    if (product == 1) return weights.mix_bias[output];
+    return product == 2 ? weights.in_bias[channels + output] : weights.out_bias[output];
+  }
+  // Of a weight [channels][stride], whose bias stands for input kOne, where that is none.
   __device__ T of_weight(const T* weight, const T* bias, int stride, int output, int input) const {
     if (output >= channels) return T(0.0f);
-    if (input == kOne) return bias[output];
+    if (input == kOne && channels <= kOne) return bias[output];
     return input < channels ? weight[input * stride + output] : T(0.0f);
   }
   __device__ T of_table(bool far, int channel, int i) const {
@@ -112,7 +145,7 @@ struct GatePacking {
 template <class T>
 __global__ void _pack_gate_kernel(T* target, GatePacking<T> packing) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < kWeights / 2) target[i] = packing.at(i);
+  if (i < kPacked / 2) target[i] = packing.at(i);
 }
 
 }  // namespace ditn::cuda::hopper::gate

@@ -10,9 +10,9 @@ namespace ditn::cuda::hopper::gate {
 
 // planes[channel][block][line] = W_a norm(x) + b_a of what a tile sees; zeros outside the image. A warpgroup takes two lines at a
 // time, a warp half a line.
-template <Norm NORM, class T>
-__device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, const T* x, const Gate& gate, int image,
-                                              int top, int left) {
+template <Norm NORM, bool FULL, class T>
+__device__ __forceinline__ void multiply_seen(unsigned planes, unsigned memory, const T* x, const Gate& gate, int image, int top,
+                                              int left) {
   const int half = threadIdx.x / 32 % 2, column = half * 16 + lane() / 4;
   const bool upper = column < kSeenColumns && static_cast<unsigned>(left + column) < static_cast<unsigned>(gate.width);
   const bool lower = column + 8 < kSeenColumns && static_cast<unsigned>(left + column + 8) < static_cast<unsigned>(gate.width);
@@ -24,9 +24,22 @@ __device__ __forceinline__ void multiply_seen(unsigned planes, uint64_t weight, 
                            exists && upper, exists && lower);
     Factor u, rounded;
     float sums[32];
-    stream.template normalize<NORM>(u, gate.channels, exists && upper, exists && lower);
-    begin_products();
-    start_product<T>(sums, u, weight);
+    stream.template normalize<NORM, FULL>(u, gate.channels, exists && upper, exists && lower);
+    if constexpr (FULL) {
+      // The ones, of pixels that exist. They have to be in registers before products begin.
+      unsigned ones[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool there = exists && i < 2 && (i ? lower : upper) && lane() % 4 == 0;
+        ones[i] = read_again(there ? static_cast<int>(Words<T>::kOne) : 0);
+      }
+      begin_products();
+      start_product<T>(sums, u, tile_descriptor(memory));
+      multiply_tile<T>(sums, ones, plane_descriptor<kNearBiases>(memory + kNearPlanesAt, 1), true);
+    } else {
+      begin_products();
+      start_product<T>(sums, u, tile_descriptor(memory));
+    }
     finish_products();
     round_sums<T>(rounded, sums);
 #pragma unroll
@@ -69,16 +82,17 @@ __device__ __forceinline__ void convolve_seen(unsigned planes, unsigned tables, 
   }
 }
 
-// `weights`: the first kNearWeights bytes. Grid: as many blocks as run at once, which take the map's tiles in turn: of
+// `weights`: all, of which the first kNearWeights bytes are multiplied with. FULL: 64 channels. Grid: as many blocks as run at once, which take the map's tiles in turn: of
 // kNearLines lines of a chunk.
-template <class T, Norm NORM>
+template <class T, Norm NORM, bool FULL>
 __global__ void __launch_bounds__(kNearThreads, 2)
     _hopper_gate_near_kernel(const T* x, unsigned char* near, const unsigned char* weights, Gate gate, Tiles tiles) {
-  assume_network(gate.pairs && gate.channels == 60);
+  assume_network(gate.pairs && gate.channels == (FULL ? kSide : 60));
   const unsigned memory = shared_address(shared_memory<unsigned char>());
   const unsigned planes = memory + kPlanesAt, arrival = memory + kNearArrivalAt;
   if (threadIdx.x == 0) prepare_arrival(arrival);
   if (threadIdx.x < kSide) clear_piece(planes + threadIdx.x * kPlaneBytes + kZeroPiece);
+  if constexpr (FULL) fill_planes<kNearBiases>(memory + kNearPlanesAt, reinterpret_cast<const T*>(weights + kWeights));
   __syncthreads();
   if (threadIdx.x == 0) start_bulk_copy(memory, weights, kNearWeights, arrival);
   wait_for_arrival(arrival, 0);
@@ -96,7 +110,7 @@ __global__ void __launch_bounds__(kNearThreads, 2)
       }
       continue;
     }
-    multiply_seen<NORM>(planes, tile_descriptor(memory), x, gate, tile.image, top - 2, left - 2);
+    multiply_seen<NORM, FULL>(planes, memory, x, gate, tile.image, top - 2, left - 2);
     __syncthreads();
     convolve_seen(planes, memory + kNearTable, target, gate, sorting.inside(left, gate.width), gate.height - top);
     __syncthreads();

@@ -93,8 +93,8 @@ class Stream {
     }
   }
 
-  // u = norm(x), and 1 in channel kOne; all of it 0 for a pixel that does not exist.
-  template <Norm NORM>
+  // u = norm(x), and 1 in channel kOne unless all 64 are there; all of it 0 for a pixel that does not exist.
+  template <Norm NORM, bool FULL = false>
   __device__ void normalize(Factor& u, int channels, bool upper = true, bool lower = true) const {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -105,7 +105,7 @@ class Stream {
 #pragma unroll
       for (int half = 0; half < 2; ++half) layer_norm(u, channels, half);
     }
-    set_one<T>(u, upper, lower);
+    if constexpr (!FULL) set_one<T>(u, upper, lower);
   }
 
   __device__ void add(const float (&sums)[32]) {

@@ -34,9 +34,9 @@ _CUDA_CONV = replace(_CUDA, max_outputs=128)
 # are the fastest is better asked of each.
 _CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16, torch.bfloat16), max_channels=64, patch_sizes=(8,)))
 # In bfloat16 there are the kernels for compute capability 9.0 alone, which take what csrc/cuda/hopper.cu says.
-_HOPPER = replace(_CUDA, dtypes=(torch.bfloat16,), max_channels=63, min_capability=(9, 0), before_capability=(10, 0))
-_HOPPER_CONV = replace(_HOPPER, max_channels=64, max_outputs=128)
-_HOPPER_FFN = replace(_HOPPER, max_expanded=127, patch_sizes=(0,))
+_HOPPER = replace(_CUDA, dtypes=(torch.bfloat16,), max_channels=64, min_capability=(9, 0), before_capability=(10, 0))
+_HOPPER_CONV = replace(_HOPPER, max_outputs=128)
+_HOPPER_FFN = replace(_HOPPER, max_channels=63, max_expanded=127, patch_sizes=(0,))
 _HOPPER_STAGE = replace(_HOPPER_FFN, patch_sizes=(8,))
 
 
