@@ -136,12 +136,13 @@ def _verdict(seen: Measurements) -> tuple[Kind, str]:
 
 
 def _saved_as_jpeg(seen: Measurements) -> tuple[int, str] | None:
-    """The quality, and how it shows."""
-    again, grid = seen.resaved, seen.jpeg
-    shows = f"blocks of 8x8 at offset {grid.offset}" if _is_seen(grid) else "saved at that again, it hardly changes"
-    if again.ratio <= _RESAVED:
-        return again.quality, shows
-    return (grid.quality, shows) if _is_seen(grid) else None
+    """The lowest quality that shows, and how it does: an image may have been saved twice, on different grids."""
+    found = []
+    if _is_seen(seen.jpeg):
+        found.append((seen.jpeg.quality, f"blocks of 8x8 at offset {seen.jpeg.offset}"))
+    if seen.resaved.ratio <= _RESAVED:
+        found.append((seen.resaved.quality, "saved at that again, it hardly changes"))
+    return min(found, default=None)
 
 
 def _is_seen(grid: Grid) -> bool:
