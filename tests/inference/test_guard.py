@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 import ditn
@@ -158,6 +159,17 @@ def test_photographs_are_never_repaired(shared: Path, name: str) -> None:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB").crop((0, 0, 128, 128)))
         assert ditn.Upscaler(model, tile=0).stream(pixels, lambda top, left, part: None) == [], path.name
+
+
+@pytest.mark.parametrize("name", [name for name in ditn.models() if "photo" in name])
+def test_text_that_is_made_sharp_again_is_not_repaired(name: str) -> None:
+    upscaler = ditn.Upscaler(ditn.load(name), tile=0)
+    for number, image in enumerate(list(hard_images.text())[::6]):
+        pixels = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy())
+        file = io.BytesIO()
+        pixels.filter(ImageFilter.GaussianBlur(0.7)).save(file, "jpeg", quality=40 + 5 * number)
+        compressed = np.asarray(Image.open(file))
+        assert upscaler.stream(compressed, lambda top, left, part: None) == []
 
 
 @pytest.mark.slow
