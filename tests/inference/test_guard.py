@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 import ditn
@@ -130,6 +129,9 @@ def test_blocks_are_compared_by_hand() -> None:
     assert guard.compare(torch.full((1, 1, 16, 16), 0.5), noisy)[0].all()
     faint = 0.5 + 0.7 * (noisy - 0.5)
     assert not guard.compare(torch.full((1, 1, 16, 16), 0.5), faint)[0].any()
+    # Blurred strokes may become black and white again.
+    blurred = 0.5 + 0.3 * (noisy - 0.5)
+    assert not guard.compare(noisy.repeat_interleave(2, -1).repeat_interleave(2, -2), blurred)[0].any()
     # Not a number is wrong.
     assert guard.compare(torch.full((1, 1, 16, 16), torch.nan), faint)[0].all()
     # In an image of larger values the same holds in units of the largest.
@@ -159,17 +161,6 @@ def test_photographs_are_never_repaired(shared: Path, name: str) -> None:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB").crop((0, 0, 128, 128)))
         assert ditn.Upscaler(model, tile=0).stream(pixels, lambda top, left, part: None) == [], path.name
-
-
-@pytest.mark.parametrize("name", [name for name in ditn.models() if "photo" in name])
-def test_text_that_is_made_sharp_again_is_not_repaired(name: str) -> None:
-    upscaler = ditn.Upscaler(ditn.load(name), tile=0)
-    for number, image in enumerate(list(hard_images.text())[::6]):
-        pixels = Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy())
-        file = io.BytesIO()
-        pixels.filter(ImageFilter.GaussianBlur(0.7)).save(file, "jpeg", quality=40 + 5 * number)
-        compressed = np.asarray(Image.open(file))
-        assert upscaler.stream(compressed, lambda top, left, part: None) == []
 
 
 @pytest.mark.slow
