@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".webp", ".bmp")
 _MAX_SIDE = {".jpg": 65535, ".jpeg": 65535, ".webp": 16383}
+_MAX_SIDE_OF_ALL = 10_000_000  # libvips' VIPS_MAX_COORD
 _VIPS_FORMAT = {"uint8": "uchar", "uint16": "ushort"}
 
 
 def target_notes(suffix: str, *, depth: int, alpha: bool, width: int, height: int) -> list[str]:
     """What a format cannot keep, in words. Raises ImageError if it cannot hold the image at all."""
+    if max(width, height) > _MAX_SIDE_OF_ALL:
+        raise ImageError(f"{width}x{height} pixels are too many; {_MAX_SIDE_OF_ALL:,} a side can be written")
     limit = _MAX_SIDE.get(suffix)
     if limit and max(width, height) > limit:
         raise ImageError(

@@ -290,6 +290,8 @@ def test_sizes_that_a_format_cannot_hold(tmp_path, upscale, capsys) -> None:
     Image.fromarray(np.zeros((1, 9000, 3), np.uint8)).save(tmp_path / "a.png")
     upscale(tmp_path / "a.png", to="a.webp", code=1)
     assert "18000x2 pixels do not fit webp, which ends at 16383 a side; use png or tif" in capsys.readouterr().err
+    upscale(tmp_path / "a.png", "--scale", "1e9", code=1)
+    assert "pixels are too many; 10,000,000 a side can be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("scale", "size"), [("2", (24, 18)), ("3.5", (42, 32)), ("0.5", (6, 4)), ("1", (12, 9))])
