@@ -407,14 +407,17 @@ def test_run_by_time_ends_decayed(pictures: Path, tmp_path: Path) -> None:
     assert 1.2 <= _checkpoint(tmp_path)["seconds"] < 20
 
 
-def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_path: Path) -> None:
+def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_path: Path, capsys) -> None:
     config = tmp_path / "recipe.toml"
     config.write_text("lr = 5e-4\nsteps = 1\nbetas = [0.8, 0.9]\n")
     assert _run(pictures, tmp_path, str(config), "--lr", "3e-4") == 0
     recipe = _checkpoint(tmp_path)["recipe"]
     assert (recipe["lr"], recipe["steps"], recipe["betas"], recipe["patch"]) == (3e-4, 1, (0.8, 0.9), 8)
     assert _run(pictures, tmp_path, "--steps", "2", "--resume") == 0
+    assert "finished" not in capsys.readouterr().out
     assert _checkpoint(tmp_path)["step"] == 2
+    assert _run(pictures, tmp_path, "--resume") == 0
+    assert "finished at step 2 already; more --steps go on" in capsys.readouterr().out
     assert _checkpoint(tmp_path)["recipe"]["lr"] == 3e-4
 
 
