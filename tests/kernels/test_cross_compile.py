@@ -44,11 +44,13 @@ NETWORK = [
     ("90", "bfloat16", "network"),
 ]
 SLOW = [
-    ("80 90", "float16", "all"),
+    ("90", "float16", "all"),
     ("100", "float16 float32", "network"),
-    ("80 90", "float16", "norms"),
+    ("90", "float16", "norms"),
 ]
 EXHAUSTIVE = [
+    ("80", "float16", "all"),
+    ("80", "float16", "norms"),
     ("80 90", "bfloat16 float32", "all"),
     ("86 89 100 120", "float16 bfloat16 float32", "all"),
     ("86 89 100 120", "float16", "norms"),
