@@ -27,7 +27,7 @@ _RANGE = {"uint8": 1.0, "uint16": 257.0}
 _MIN_BLOCKS = 6  # to see a grid in
 _FEW_BLOCKS = 16  # with fewer, clipped ones are better than none
 _JPEG_QUALITY = 77  # above which compression is hardly seen
-_RESAVED = 0.8  # of the change at a finer quality; 1.0 and more of what was no JPEG
+_RESAVED = 0.8  # of the change at a finer quality; 1.0 where nothing shows
 _WEBP_STEP = 24.0  # levels: about quality 60
 _SPECKLE, _MIN_AROUND = 0.08, 100  # share of the pixels around drawn edges; pixels to see it on
 # Levels of luma; 6.5 come from 9 to 10 in each colour, from where on denoising gains more than it takes.

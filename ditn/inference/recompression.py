@@ -28,8 +28,8 @@ _ROUNDING, _CLEAR = 0.02, 0.7
 
 class Resaved(NamedTuple):
     """`quality`: libjpeg's, of those tried the one that saving changes least at, compared with all finer ones; `ratio`:
-    the mean squared change there over the largest at a finer quality. 1 and more where nothing says that it was a
-    JPEG."""
+    the mean squared change there over the largest at a finer quality, below 1. NOTHING, whose ratio is 1, where nothing
+    says that it was a JPEG."""
 
     quality: int
     ratio: float
