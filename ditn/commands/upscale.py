@@ -129,13 +129,14 @@ class _Undertaking:
     def _done(self, item: Item, result: Result) -> list[Item]:
         items = self._register(self._follow.pop(item)(result))
         self._finished += item.share
-        self._advance(item, 0)
+        self._show(item, 0)
         return items
 
     def _advance(self, item: Item, share: float) -> None:
         raise_if_interrupted()
-        if item not in self._follow:  # finished
-            share = 0
+        self._show(item, share if item in self._follow else 0)  # else finished
+
+    def _show(self, item: Item, share: float) -> None:
         self._bar.set_description(Path(item.name).name, refresh=False)
         self._bar.n = round(self._finished + share * item.share, 2)
         self._bar.refresh()

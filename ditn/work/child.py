@@ -50,13 +50,18 @@ class Child:
             self._start()
             return Result(failure=f"the process that worked on it {reason}", died=True)
 
-    def stop(self) -> None:
-        """End it; what it has not finished is removed."""
+    def stop(self) -> Result | None:
+        """End it; what it has not finished is removed. The result of its item, if that had ended and was not taken."""
         self._process.terminate()
         self._process.join(_GRACE)
         self._process.kill()
         self._process.join()
+        try:
+            result: Result | None = self._pipe.recv() if self._pipe.poll() else None
+        except (EOFError, OSError, pickle.UnpicklingError):
+            result = None
         self._pipe.close()
+        return result
 
     def _start(self) -> None:
         # A fork would inherit threads' locks and a GPU's state, neither of which works there.

@@ -23,7 +23,7 @@ _worker: Worker | None = None
 def run(items: Iterable[Item], done: Done, address: str | None) -> None:
     """Have the items done by the cluster at an address (None: the one of this machine or of RAY_ADDRESS, or else a new
     one for this run). A task whose process or machine is lost is given out again. On KeyboardInterrupt the tasks are
-    cancelled and `done` is told of each.
+    cancelled and `done` is told of each: of its result, if it has one, or as interrupted.
 
     Raises ValueError without Ray, ConnectionError without that cluster.
     """
@@ -54,10 +54,14 @@ def _give_out(ray: Any, queue: Queue) -> None:
             for one in ready:
                 queue.settle(running.pop(one), _result(ray, one))
     except KeyboardInterrupt:
+        for one in list(running):
+            if ray.wait([one], timeout=0)[0]:
+                queue.settle(running.pop(one), _result(ray, one))
         for one, attempt in running.items():
             ray.cancel(one)
             queue.settle(attempt, Result(failure="interrupted"))
-        ray.wait(list(running), num_returns=len(running), timeout=_LOOK)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=_LOOK)
         raise
 
 

@@ -9,7 +9,7 @@ item to the others.
 
 Keys of the store: `item/N`, the Nth attempt; `drawn`, the counter; `holder/N`, the rank that drew N; `begun/N`, once it
 has begun; `result/N`; `beat/R`, which grows while rank R lives; `over`, there once all is done; `left/R`, once rank R
-knows.
+has stopped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,8 @@ from ditn.work.items import Attempt, Done, Item, Queue, Result
 
 # Seconds: between signs of life; without one, until a rank counts as lost; between looks at the store.
 BEAT, PATIENCE, _LOOK = 2.0, 60.0, 0.05
+# Seconds in which ranks that are interrupted together say what they had finished. torchrun kills them after 30.
+_LAST_WORDS = 5.0
 # Items that are published for each rank, so that none waits for the first one's attention.
 _AHEAD = 2
 
@@ -76,7 +79,7 @@ class Ranks:
 
 def run(items: Iterable[Item], done: Done, ranks: Ranks) -> None:
     """In the first rank: have the items done by all of them, this one too. On KeyboardInterrupt `done` is told of each
-    item that was begun and has no result."""
+    item that was begun: of its result or, without one, as interrupted."""
     store = ranks.store()
     publisher, hand = _Publisher(store, Queue(items, done), ranks.size), _Hand(store, ranks)
     try:
@@ -84,12 +87,22 @@ def run(items: Iterable[Item], done: Done, ranks: Ranks) -> None:
             hand.step()
             time.sleep(_LOOK)
     except KeyboardInterrupt:
-        publisher.interrupt()
+        try:
+            hand.stop()
+            _wait_for_the_others(store, ranks, _LAST_WORDS)
+        finally:  # of another signal, too: a terminal's Ctrl-C arrives twice, once by torchrun
+            publisher.interrupt()
         raise
-    finally:
+    except BaseException:
         hand.stop()
+        raise
+    hand.stop()
     # torchrun ends the others if this one fails before they have left; and the store may be this process's own.
-    deadline = time.monotonic() + PATIENCE
+    _wait_for_the_others(store, ranks, PATIENCE)
+
+
+def _wait_for_the_others(store: Any, ranks: Ranks, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not all(store.check([f"left/{rank}"]) for rank in range(1, ranks.size)):
         time.sleep(_LOOK)
 
@@ -108,7 +121,6 @@ def serve(ranks: Ranks) -> None:
             if first.lost(0):
                 raise dist.DistError(f"not heard from for {PATIENCE:g} s")
             time.sleep(_LOOK)
-        store.set(f"left/{ranks.rank}", b"")
     except dist.DistError as error:
         hand.finish()
         raise RuntimeError(
@@ -172,7 +184,12 @@ class _Hand:
             pass
 
     def stop(self) -> None:
-        self._child.stop()
+        """End the child, and say what it had finished."""
+        result = self._child.stop()
+        with suppress(dist.DistError):  # then nobody is there to be told
+            if self._busy and result:
+                self._store.set(f"result/{self._drawn}", pickle.dumps(result))
+            self._store.set(f"left/{self._rank}", b"")
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten >= BEAT:
@@ -193,8 +210,8 @@ class _Publisher:
     def step(self) -> bool:
         """Do what can be done without waiting. False once every item has ended."""
         for number in list(self._given):
-            if self._store.check([f"result/{number}"]):
-                self._settle(number, pickle.loads(self._store.get(f"result/{number}")))
+            if result := self._result(number):
+                self._settle(number, result)
             elif (rank := self._holder(number)) is not None and self._watch.lost(rank):
                 lost = f"rank {rank}, which worked on it, has not been heard from for {PATIENCE:g} s"
                 self._settle(number, Result(failure=lost, died=True) if self._begun(number) else None)
@@ -208,9 +225,11 @@ class _Publisher:
         return bool(self._given)
 
     def interrupt(self) -> None:
-        """Every item that somebody has begun is told of as interrupted."""
+        """Every item that somebody has begun is told of: of its result or, without one, as interrupted."""
         for number, attempt in self._given.items():
-            if self._begun(number):
+            if result := self._result(number):
+                self._queue.settle(attempt, result)
+            elif self._begun(number):
                 self._queue.settle(attempt, Result(failure="interrupted"))
 
     def _settle(self, number: int, result: Result | None) -> None:
@@ -222,6 +241,11 @@ class _Publisher:
             self._queue.settle(attempt, result)
         else:
             self._queue.push(attempt)
+
+    def _result(self, number: int) -> Result | None:
+        key = f"result/{number}"
+        result: Result | None = pickle.loads(self._store.get(key)) if self._store.check([key]) else None
+        return result
 
     def _begun(self, number: int) -> bool:
         return bool(self._store.check([f"begun/{number}"]))

@@ -123,7 +123,7 @@ def test_ranks_that_are_ended_leave_whole_files_and_a_report(tmp_path, weights, 
     assert done.items() <= expected.items()
     assert [path.name for path in output.iterdir() if path.name.startswith(".")] == []
     found = statuses(report)
-    assert found["done"] >= 1
+    assert found["done"] >= 2
     assert found["done"] + found["failed"] + found["planned"] == 5
     code, errors = ended(start(pictures, "-o", output, *options(weights), "--skip-existing", launcher=TORCHRUN))
     assert code == 0, errors

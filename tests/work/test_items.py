@@ -153,6 +153,25 @@ def test_the_item_of_a_rank_that_is_not_heard_from_goes_to_another(store, impati
     assert traces(tmp_path) == {"slept": 1, "other": 1}
 
 
+def test_an_interrupted_rank_tells_what_it_had_finished(store, tmp_path) -> None:
+    """Nobody has looked yet when all are interrupted: neither the ranks at their children nor the first one at them."""
+    both = [Ranks(0, 2, 0, 1), Ranks(1, 2, 0, 1)]
+    items = [Item("a", write, (str(tmp_path), "a")), Item("slept", sleep, (str(tmp_path), 60.0)), Item("b", write, ())]
+    told = Told()
+    publisher = ranks._Publisher(both[0].store(), Queue(items, told), 2)
+    publisher.step()
+    hands = [ranks._Hand(one.store(), one) for one in both]
+    for hand in hands:
+        while not hand._busy:
+            hand.step()
+    assert hands[0]._child._pipe.poll(60)
+    for hand in hands:
+        hand.stop()
+    publisher.interrupt()
+    assert told.results == [("a", Result(1)), ("slept", Result(failure="interrupted"))]
+    assert store.check(["left/0", "left/1"])
+
+
 def test_a_rank_whose_first_one_is_gone_says_so(store, impatient) -> None:
     first = Ranks(0, 2, 0, 1).store()
     first.set("beat/0", b"1")
