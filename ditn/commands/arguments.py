@@ -14,7 +14,7 @@ from pathlib import Path
 from ditn.export.options import FORMAT_SUMMARIES, OPSETS
 from ditn.inference.options import AUTO, GUARDS
 from ditn.model.variants import DEFAULT_WEIGHTS
-from ditn.training.recipe import add_recipe_arguments
+from ditn.training.recipe import DEGRADATIONS, add_recipe_arguments
 
 # Of weights, images and results, as torch calls them.
 DTYPES = ("float32", "float16", "bfloat16")
@@ -210,9 +210,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--self-ensemble", action="store_true", help="mean over 8 flips and rotations")
     parser.add_argument(
         "--degradation",
-        choices=("bicubic", "photo"),
+        choices=DEGRADATIONS,
         default="bicubic",
-        help="photo: ignore LR_bicubic, degrade HR by blur, noise and JPEG (%(default)s)",
+        help="jpeg, photo: ignore LR_bicubic; HR made smaller and saved, or blurred and noisy as well (%(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")

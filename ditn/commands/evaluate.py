@@ -30,7 +30,7 @@ from ditn.imaging.resize import bicubic, crop_to_multiple, downscale
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load, models
 from ditn.training.data import list_images
-from ditn.training.degradation import photo
+from ditn.training.degradation import DEGRADE
 from ditn_kernels import use_backend
 
 Upscale = Callable[[Pixels8], Pixels8]
@@ -69,7 +69,7 @@ def evaluate(
     upscale: Upscale, folder: Path, scale: int, *, degradation: str = "bicubic", observe: Observe | None = None
 ) -> Result:
     """Score every image of a data set's folder and show each to `observe`. An image that cannot be scored does not stop
-    the others. With degradation="photo" all low-resolution images are made, each always the same.
+    the others. With one of DEGRADE all low-resolution images are made, each always the same.
 
     Raises FileNotFoundError or ValueError if there are no images.
     """
@@ -78,8 +78,8 @@ def evaluate(
     for number, path in enumerate(list_images([high_folder if high_folder.is_dir() else folder])):
         try:
             high = crop_to_multiple(read_8_bit(path), scale)
-            if degradation == "photo":
-                low = photo(as_rgb(high), scale, np.random.default_rng(number))
+            if degrade := DEGRADE.get(degradation):
+                low = degrade(as_rgb(high), scale, np.random.default_rng(number))
             elif low_folder.is_dir():
                 low = _read_low(low_folder / f"{path.stem}x{scale}.png", high, scale)
             else:

@@ -123,7 +123,7 @@ def batches(
     device = torch.device(device)
     if resident is None:
         resident = device.type == "cuda" and images.cache.stat().st_size <= budget(None, device)
-    resident = resident and not images.is_photo
+    resident = resident and not images.made_again
     loader: DataLoader[Any] = DataLoader(
         _Steps(images, recipe, part, orders=resident),
         batch_size=None,

@@ -21,7 +21,7 @@ from ditn.imaging.atomic import atomic_write
 from ditn.imaging.files import READABLE, read_8_bit
 from ditn.imaging.metrics import as_rgb
 from ditn.imaging.resize import crop_to_multiple, downscale
-from ditn.training.degradation import photo
+from ditn.training.degradation import DEGRADE
 from ditn.training.drawn import drawing, extreme
 
 # Of the drawn crops, those whose low-resolution partner is a mean over boxes.
@@ -82,8 +82,8 @@ def _is_image(path: Path, folder: Path) -> bool:
 class PairedImages(Sequence[Pair]):
     """Images and their low-resolution partners, in one memory-mapped cache file that is made on first use.
 
-    The partners are bicubic; or, with degradation="photo", degraded (see `degradation`), made again for each crop and,
-    of a whole image, always the same.
+    The partners are bicubic; or, with another degradation (see `degradation`), made again for each crop and, of a whole
+    image, always the same.
 
     The cache's name holds a digest of the files' names, sizes and times and of the scale, so a changed folder gets a
     new cache. `cache` is its file: uint8, 3 bytes per pixel. Files that cannot be read raise an error that names all.
@@ -92,7 +92,7 @@ class PairedImages(Sequence[Pair]):
     def __init__(self, paths: Sequence[Path], scale: int, cache: Path, degradation: str = "bicubic") -> None:
         facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         digest = hashlib.sha256(json.dumps([scale, facts]).encode()).hexdigest()[:16]
-        self.scale, self.is_photo = scale, degradation == "photo"
+        self.scale, self._degrade = scale, DEGRADE.get(degradation)
         self.cache, self._index = cache / f"images-{digest}.bin", cache / f"images-{digest}.json"
         if not self._index.exists():
             cache.mkdir(parents=True, exist_ok=True)
@@ -123,13 +123,18 @@ class PairedImages(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def made_again(self) -> bool:
+        """Whether each crop's partner is made anew, so that none lies in the cache."""
+        return self._degrade is not None
+
     def too_small(self, patch: int) -> list[int]:
         """The numbers of the images into which no square of `patch` low-resolution pixels fits. They give no crops."""
         return [number for number, (_, _, low) in enumerate(self._shapes) if min(low[:2]) < patch]
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         high, low = (one.pixels for one in self._cached(index))
-        return Pair(high, photo(high, self.scale, np.random.default_rng(index)) if self.is_photo else low)
+        return Pair(high, self._degrade(high, self.scale, np.random.default_rng(index)) if self._degrade else low)
 
     def _cached(self, index: int) -> tuple[_Cached, _Cached]:
         """High and low."""
@@ -209,14 +214,14 @@ class PairedImages(Sequence[Pair]):
             return Crop(view, colours, image.place + view.ctypes.data - image.pixels.ctypes.data)
 
         crop = turned(large, self.scale)
-        return Crop(photo(crop.copied(), self.scale, random)) if self.is_photo else turned(small, 1), crop
+        return Crop(self._degrade(crop.copied(), self.scale, random)) if self._degrade else turned(small, 1), crop
 
     def _drawn(self, random: np.random.Generator, patch: int) -> tuple[Pixels8, Pixels8]:
         """A drawing, made smaller as photographs are or, as one that had been drawn at the smaller size with smooth
         edges, by means over boxes; or degraded."""
         large = drawing(patch * self.scale, self.scale, random)
-        if self.is_photo:
-            return photo(large, self.scale, random), large
+        if self._degrade:
+            return self._degrade(large, self.scale, random), large
         if random.random() < _BOX_SHARE:
             return np.asarray(Image.fromarray(large).reduce(self.scale)), large
         return downscale(large, self.scale), large

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch import Tensor
 from ditn.imaging.arrays import Pixels8
 
 Random = np.random.Generator
+# Of an image [H, W, 3], the scale and random numbers.
+Degradation = Callable[[Pixels8, int, Random], Pixels8]
 
 _KERNEL_SIDES = range(7, 22, 2)
 _SHAPES = ("gaussian", "generalized", "plateau")
@@ -232,3 +235,7 @@ def _jpeg(image: Tensor, random: Random) -> Tensor:
 def _to_bytes(image: Tensor) -> Pixels8:
     """[1, C, H, W] in 0..1 -> uint8 [H, W, C], clamped and rounded."""
     return image[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+# By the names that recipes have for them; "bicubic" is `ditn.imaging.resize.downscale`.
+DEGRADE: dict[str, Degradation] = {"jpeg": shared, "photo": photo}

@@ -14,6 +14,9 @@ from typing import Any
 
 from ditn.model.variants import VARIANTS
 
+# What makes low-resolution images (see `degradation`, which imports torch; `ditn train --help` does not).
+DEGRADATIONS = ("bicubic", "jpeg", "photo")
+
 _CHOICES = {
     "model": tuple(VARIANTS),
     "upscale": (2, 3, 4),
@@ -21,7 +24,7 @@ _CHOICES = {
     "optimizer": ("adamw", "adam"),
     "schedule": ("constant", "cosine", "steps"),
     "amp": ("none", "bfloat16", "float16"),
-    "degradation": ("bicubic", "photo"),
+    "degradation": DEGRADATIONS,
 }
 _MILESTONES = (0.5, 0.8, 0.9, 0.95)
 _POSITIVE = ("steps", "batch", "lr", "clip")
@@ -42,7 +45,7 @@ class Recipe:
     minutes    ends the run by training time instead of by steps; 0 leaves it to steps. The learning rate then follows
                the clock, so no two such runs are the same
     channel_shuffle   exchange the colours of each crop at random
-    degradation   what made the low-resolution images: "bicubic", or "photo" (see `degradation`)
+    degradation   what made the low-resolution images: "bicubic", "jpeg" or "photo" (see `degradation`)
     drawn      share of the crops that are drawn by code, text and line art and such, not cut from images (see `drawn`)
     consistency   weight of the loss of one image without a target in each step, of full contrast and the highest
                frequencies, whose output is to average back to it and to stay near 0..1 (see `trainer`); 0 for none

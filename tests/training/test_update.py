@@ -36,12 +36,12 @@ def images(tmp_path: Path) -> PairedImages:
 
 @pytest.mark.parametrize("degradation", ["bicubic", "photo"])
 def test_crops_that_are_made_where_the_images_lie_are_the_same(
-    images: PairedImages, degradation: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: PairedImages, degradation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Turned, mirrored, in exchanged colours, among drawn ones and for each process its part. Degraded ones are still
     made by the host."""
-    images.is_photo = degradation == "photo"
-    if images.is_photo:
+    images = PairedImages(list_images([tmp_path / "pictures"]), 2, tmp_path / "cache", degradation)
+    if images.made_again:
         monkeypatch.setattr(Order, "made", None)  # is not called
     recipe = Recipe(upscale=2, batch=12, patch=16, drawn=0.3, channel_shuffle=True, degradation=degradation)
     for part in (slice(None), slice(1, None, 3)):
