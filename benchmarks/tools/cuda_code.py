@@ -109,7 +109,7 @@ HOPPER_KERNELS = (
         options=_IN_PATCHES,
     ),
     Kernel(
-        "_hopper_map_ffn_kernelI6__halfLNS_4NormE1E",
+        "_hopper_map_ffn_kernelI6__halfLNS_4NormE1ELb0E",
         "gated_ffn",
         warps=16,
         pixels=3957,

@@ -53,7 +53,7 @@ int persistent_blocks(const char* name) {
 }
 
 bool serves_stage(const Shape& shape, int expanded, int patch) {
-  return patch == 8 && shape.channels <= kMostChannels && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
+  return patch == 8 && shape.channels < kSide && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
 }
 
 template <class T>
@@ -63,7 +63,7 @@ void inner_patch_stage(Device& device, Shape shape, const T* x, T* y, const Atte
 }
 
 bool serves_ffn(const Shape& shape, int expanded, int patch) {
-  return patch == 0 && shape.channels <= kMostChannels && expanded <= ffn::kMostExpanded && serves(Operator::kGatedFfn);
+  return patch == 0 && shape.channels <= kSide && expanded <= ffn::kMostExpanded && serves(Operator::kGatedFfn);
 }
 
 template <class T>

@@ -16,7 +16,7 @@ constexpr int kConvWarpgroups = 4, kConvThreads = 128 * kConvWarpgroups, kConvSq
 constexpr int kConvWidth = 8 * kConvWarpgroups, kConvHeight = 8 * kConvSquares;
 
 // The pixels that a tile sees, 16 bytes in each of eight planes, which start in different banks.
-constexpr int kPiece = 16, kOctets = kSide / 8;
+constexpr int kOctets = kSide / 8;
 constexpr int kSeenWidth = kConvWidth + 2, kSeenHeight = kConvHeight + 2;
 constexpr int kSeenLine = kSeenWidth * kPiece, kPlaneBytes = (kSeenHeight * kSeenWidth + 1) * kPiece;
 constexpr int kSeenBytes = kOctets * kPlaneBytes;

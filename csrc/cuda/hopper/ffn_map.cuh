@@ -18,15 +18,20 @@ __device__ __forceinline__ void round_columns(unsigned (&words)[4], const float 
   for (int i = 0; i < 4; ++i) words[i] = Words<T>::rounded(sums[4 * n + 2 * i], sums[4 * n + 2 * i + 1]);
 }
 
-// hidden [channel][pixel] = W_in u of a slice, for a warpgroup's 96 pixels.
-template <class T>
-__device__ __forceinline__ void project_in(unsigned hidden, uint64_t weight, uint64_t u) {
+// hidden [channel][pixel] = W_in u of a slice, for a warpgroup's 96 pixels. `ones`: theirs.
+template <bool FULL, class T>
+__device__ __forceinline__ void project_in(unsigned hidden, unsigned slice, unsigned u, unsigned ones) {
   const int warpgroup = threadIdx.x / 128, channel = threadIdx.x / 32 % 4 * 16 + lane() % 16;
   const unsigned place = hidden + channel * kHiddenPitch + (warpgroup * (kSeen / kGroups / 8) + lane() / 16) * 16;
   float sums[kSeen / kGroups / 2];
   begin_products();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_tile<T, false>(sums, weight + k * kNextColumns, u + k * kNextColumns, k != 0);
+  for (int k = 0; k < 4; ++k) {
+    multiply_tile<T, false>(sums, tile_descriptor(slice) + k * kNextColumns, tile_descriptor(u) + k * kNextColumns, k != 0);
+  }
+  if constexpr (FULL) {
+    multiply_tile<T, false>(sums, plane_descriptor(slice + kBiases, kPlane), plane_descriptor(ones, kOnes), true);
+  }
   finish_products();
 #pragma unroll
   for (int n = 0; n < kSeen / kGroups / 8; n += 2) {
@@ -171,22 +176,26 @@ struct Results {
   }
 };
 
-// Grid: as many blocks as run at once, which take tiles in turn. `weights`: kSliceBytes for each slice.
-template <class T, Norm NORM>
+// Grid: as many blocks as run at once, which take tiles in turn. `weights`: kSliceBytes for each slice. FULL: 64 channels, which
+// leave no registers for descriptors from one slice to the next.
+template <class T, Norm NORM, bool FULL>
 __global__ void __launch_bounds__(kThreads, 1)
     _hopper_map_ffn_kernel(const T* x, T* y, const unsigned char* weights, int slices, Work work) {
-  assume_network(work.quads && work.channels == 60);
-  const unsigned memory = shared_address(shared_memory<unsigned char>()), arrival = memory + kArrivalAt;
-  const unsigned u = memory + kSeenAt, gated = memory + kGatedAt, hidden = memory + kHiddenAt;
+  using At = Memory<FULL>;
+  assume_network(work.quads && work.channels == (FULL ? kSide : 60));
+  const unsigned memory = shared_address(shared_memory<unsigned char>()), arrival = memory + At::kArrivalAt;
+  const unsigned u = memory + At::kSeenAt, gated = memory + At::kGatedAt, hidden = memory + At::kHiddenAt;
+  const unsigned ones = memory + At::kOnesAt;
   const unsigned line = u + warp() * kSeenColumns * kRowBytes + place_of_first_quad();
   const int warpgroup = uniform(threadIdx.x / 128);
   GatePlaces gate_places;
   if constexpr (kKeepsPlaces<T>) gate_places = GatePlaces(gated, hidden);
   if (threadIdx.x == 0) prepare_arrival(arrival);
+  if (FULL && threadIdx.x < kSeen) clear_piece(ones + kOnes + threadIdx.x * kPiece);
   __syncthreads();
-  if (threadIdx.x == 0) start_bulk_copy(memory, weights, slices * kSliceBytes, arrival);
+  if (threadIdx.x == 0) start_bulk_copy(memory, weights, slices * kSliceBytes<FULL>, arrival);
   Tile tile = work.tile(blockIdx.x);
-  Pixels<T>(x, work, tile).template store<NORM>(line, work.channels);
+  Pixels<T>(x, work, tile).template store<NORM, FULL>(line, ones, work.channels);
   wait_for_arrival(arrival, 0);
   __syncwarp();
 #pragma unroll 1
@@ -197,13 +206,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     Results results;
     unsigned of_slice = memory;
 #pragma unroll 1
-    for (int slice = 0; slice < slices; ++slice, of_slice += kSliceBytes) {
-      project_in<T>(hidden, tile_descriptor(of_slice), tile_descriptor(u + warpgroup * (kSeen / kGroups * kRowBytes)));
+    for (int slice = 0; slice < slices; ++slice, of_slice += kSliceBytes<FULL>) {
+      project_in<FULL, T>(hidden, of_slice, u + warpgroup * (kSeen / kGroups * kRowBytes), ones + warpgroup * (kOnes / kGroups));
       __syncthreads();
       gate_hidden<T>(gate_places, of_slice);
       publish();
       __syncthreads();
-      results.add<T>(gated, of_slice + kOutFactors);
+      results.add<T>(FULL ? read_again(gated) : gated, of_slice + kOutFactors);
     }
     results.store<T>(read_again(u));
     __syncthreads();
@@ -212,19 +221,19 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Tile next = work.after(tile);
     const Pixels<T> pixels(x, work, next);
     store_results(here, x, y, work, tile);
-    pixels.template store<NORM>(here, work.channels);
+    pixels.template store<NORM, FULL>(here, read_again(ones), work.channels);
     tile = next;
   }
 }
 
-template <class T>
-void gated_ffn(Device& device, const char* name, const Shape& shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm) {
+template <bool FULL, class T>
+void run(Device& device, const char* name, const Shape& shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm) {
   const int count = slices(parameters.expanded);
-  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(count) * kSliceBytes));
-  constexpr unsigned kPackers = 256, kHalves = kSliceBytes / 2;
+  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(count) * kSliceBytes<FULL>));
+  constexpr unsigned kPackers = 256, kHalves = kSliceBytes<FULL> / 2;
   if (!device.has_weights()) {
-    launch(device, name, _pack_map_ffn_kernel<T>, dim3((kHalves + kPackers - 1) / kPackers, count), kPackers, 0, weights,
-           Packing<T>{{parameters, shape.channels, count * kPairs - 1}});
+    launch(device, name, _pack_map_ffn_kernel<T, FULL>, dim3((kHalves + kPackers - 1) / kPackers, count), kPackers, 0, weights,
+           Packing<T, FULL>{{parameters, shape.channels, count * kPairs - 1}});
   }
   const int height = static_cast<int>(shape.height), width = static_cast<int>(shape.width);
   Work work{static_cast<int>(shape.batch), height, width, shape.channels, (height + kLines - 1) / kLines,
@@ -232,12 +241,19 @@ void gated_ffn(Device& device, const char* name, const Shape& shape, const T* x,
   const unsigned tiles = blocks_for(shape.batch * work.rows * work.columns, 1, name);
   const unsigned blocks = std::min(tiles, static_cast<unsigned>(persistent_blocks(name)));
   work.step = work.tile(blocks);
-  const auto run = [&](auto kernel) {
-    launch(device, name, kernel, dim3(blocks), kThreads, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights), count, work);
+  const auto run_kernel = [&](auto kernel) {
+    launch(device, name, kernel, dim3(blocks), kThreads, Memory<FULL>::kSharedBytes, x, y,
+           reinterpret_cast<const unsigned char*>(weights), count, work);
   };
-  if (norm == Norm::kTanh) return run(_hopper_map_ffn_kernel<T, Norm::kTanh>);
-  if (norm == Norm::kLayerNorm) return run(_hopper_map_ffn_kernel<T, Norm::kLayerNorm>);
-  run(_hopper_map_ffn_kernel<T, Norm::kNone>);
+  if (norm == Norm::kTanh) return run_kernel(_hopper_map_ffn_kernel<T, Norm::kTanh, FULL>);
+  if (norm == Norm::kLayerNorm) return run_kernel(_hopper_map_ffn_kernel<T, Norm::kLayerNorm, FULL>);
+  run_kernel(_hopper_map_ffn_kernel<T, Norm::kNone, FULL>);
+}
+
+template <class T>
+void gated_ffn(Device& device, const char* name, const Shape& shape, const T* x, T* y, const FfnOf<const T>& parameters, Norm norm) {
+  const auto run_kernels = shape.channels == kSide ? run<true, T> : run<false, T>;
+  run_kernels(device, name, shape, x, y, parameters, norm);
 }
 
 }  // namespace ditn::cuda::hopper::ffn

@@ -86,10 +86,15 @@ class Pixels {
   // Pixels outside the image are zeros, and all if there is no such tile.
   __device__ Pixels(const T* x, const Work& work, const Tile& tile) : line_(work, tile, 1) { load_quads(quads_, x, work, line_); }
 
-  // Rows of norm(x), and 1 in channel kOne; zeros where there is no pixel. `first`: where this lane's channels of the first lie.
-  template <Norm NORM>
-  __device__ void store(unsigned first, int channels) const {
-    const bool has_one = lane() % 16 == kOne / 4;
+  // Rows of norm(x), and 1 in channel kOne or, with 64 channels, in a piece of `pieces`; zeros where there is no pixel. `first`:
+  // where this lane's channels of the first lie.
+  template <Norm NORM, bool FULL>
+  __device__ void store(unsigned first, unsigned pieces, int channels) const {
+    if constexpr (FULL) {
+      const int i = lane() % 16, pixel = warp() * kSeenColumns + 2 * i + lane() / 16;
+      if (i < kCount) store_piece(pieces + pixel * kPiece, {line_.exists >> i & 1 ? Words<T>::kOne : 0, 0, 0, 0});
+    }
+    const bool has_one = !FULL && lane() % 16 == kOne / 4;
     const unsigned ones = read_again(has_one ? line_.exists : 0);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {

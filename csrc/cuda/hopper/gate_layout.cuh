@@ -34,12 +34,10 @@ static_assert(kResultsAt % 1024 == 0 && kFarShared <= 227 << 10);
 
 constexpr int kWeights = kNearWeights + kFarWeights;
 
-// With 64 channels none is left for the 1. Then a product has 16 columns more, of which only the first is not zero: 1 in the left
-// factor, the bias in the right one. A factor's are two planes of pieces (planes_descriptor), the second one with nothing but
-// zeros. These planes lie behind all else in shared memory: ones, the biases in the order of the products, zeros. In global memory
-// biases lie behind the weights.
+// With 64 channels planes (plane_descriptor) lie behind all else in shared memory: ones, the biases in the order of the products,
+// zeros. Of a piece only the first value is not zero. In global memory biases lie behind the weights.
 constexpr int kNearBiases = 1, kFarBiases = 3, kPacked = kWeights + (kNearBiases + kFarBiases) * kSide * 2;
-constexpr int kPlane = kSide * 16, kNearPlanesAt = (kNearShared + 15) / 16 * 16, kFarPlanesAt = (kFarShared + 15) / 16 * 16;
+constexpr int kNearPlanesAt = (kNearShared + 15) / 16 * 16, kFarPlanesAt = (kFarShared + 15) / 16 * 16;
 constexpr int kNearFullShared = kNearPlanesAt + (kNearBiases + 2) * kPlane, kFarFullShared = kFarPlanesAt + (kFarBiases + 2) * kPlane;
 static_assert(2 * (kNearFullShared + 1024) <= 228 << 10 && kFarFullShared <= 227 << 10);
 
@@ -48,14 +46,14 @@ template <int BIASES, class T>
 __device__ __forceinline__ void fill_planes(unsigned planes, const T* biases) {
   for (int i = threadIdx.x; i < (BIASES + 2) * kSide; i += blockDim.x) {
     const T value = i < kSide ? T(1.0f) : i < (BIASES + 1) * kSide ? biases[i - kSide] : T(0.0f);
-    store_piece(planes + i * 16, {Words<T>::of(value, T(0.0f)), 0, 0, 0});
+    store_piece(planes + i * kPiece, {Words<T>::of(value, T(0.0f)), 0, 0, 0});
   }
   publish();
 }
 // Plane 0 has the ones, and those from 1 on the biases.
 template <int BIASES>
 __device__ __forceinline__ uint64_t plane_descriptor(unsigned planes, int plane) {
-  return planes_descriptor(planes + plane * kPlane, (BIASES + 1 - plane) * kPlane, 8 * 16);
+  return hopper::plane_descriptor(planes + plane * kPlane, (BIASES + 1 - plane) * kPlane);
 }
 
 struct Gate : PhasedMap {

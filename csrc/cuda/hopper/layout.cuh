@@ -2,6 +2,8 @@
 // Where the weights of a layer and the results of a patch lie in shared memory.
 #pragma once
 
+#include <hopper/instructions.cuh>
+
 #include "../launch.cuh"
 
 namespace ditn::cuda::hopper {
@@ -9,9 +11,19 @@ namespace ditn::cuda::hopper {
 constexpr int kSide = 64;  // channels, pixels, and hidden channels that are taken at a time
 constexpr int kTileBytes = kSide * kSide * 2;
 
-// Channel 63 of what is multiplied by a weight is 1, and row 63 of the weight its bias.
+// Channel 63 of what is multiplied by a weight is 1, and row 63 of the weight its bias. With 64 channels (FULL) none is left for
+// that: they have kernels of their own, whose products are a fifth step of 16 channels deeper. In it one factor has the bias,
+// as input 64, and the other a 1.
 constexpr int kOne = kSide - 1;
-constexpr int kMostChannels = kOne;
+template <bool FULL>
+constexpr int kBiasInput = FULL ? kSide : kOne;
+
+// The factors of that step are planes of pieces of 16 bytes, one for each row: the first eight columns. The other eight are a
+// plane of zeros, so many bytes behind.
+constexpr int kPiece = 16, kPlane = kSide * kPiece;
+__device__ __forceinline__ uint64_t plane_descriptor(unsigned plane, unsigned zeros) {
+  return planes_descriptor(plane, zeros, 8 * kPiece);
+}
 
 // Of attention: tiles [outputs][inputs] of W_q, W_k, W_v and W_o.
 constexpr int kAttentionBytes = 4 * kTileBytes;

@@ -15,7 +15,7 @@ __device__ T of_weight(const T* weight, const T* bias, int64_t layer, int inputs
 }
 
 // The weights of an FFN [layers][...], in which gated channel `one` is 1, for the bias of W_out.
-template <class T>
+template <class T, bool FULL>
 struct FfnPacking {
   FfnOf<const T> weights;
   int channels, one;
@@ -23,7 +23,7 @@ struct FfnPacking {
   __device__ T of_in(int64_t layer, int value, int e, int input) const {
     if (e >= weights.expanded) return T(0.0f);
     const int output = value * weights.expanded + e;
-    return of_weight(weights.in_weight, weights.in_bias, layer, channels, 2 * weights.expanded, output, input, kOne);
+    return of_weight(weights.in_weight, weights.in_bias, layer, channels, 2 * weights.expanded, output, input, kBiasInput<FULL>);
   }
 
   __device__ T of_out(int64_t layer, int output, int e) const {
@@ -52,7 +52,7 @@ struct FfnPacking {
 template <class T>
 struct Packing {
   AttentionOf<const T> attention;
-  FfnPacking<T> ffn;
+  FfnPacking<T, false> ffn;
   int channels;
 
   Packing(const AttentionOf<const T>& attention, const FfnOf<const T>& ffn, int channels)
