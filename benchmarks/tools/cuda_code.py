@@ -99,7 +99,7 @@ KERNELS = (
 # copied, and behind it stands the wait for them.
 HOPPER_KERNELS = (
     Kernel(
-        "_hopper_stage_kernelI6__halfLNS_4NormE1E",
+        "_hopper_stage_kernelI6__halfLNS_4NormE1ELb0E",
         "inner_patch_stage",
         warps=16,
         pixels=256,

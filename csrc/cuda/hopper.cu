@@ -53,7 +53,7 @@ int persistent_blocks(const char* name) {
 }
 
 bool serves_stage(const Shape& shape, int expanded, int patch) {
-  return patch == 8 && shape.channels < kSide && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
+  return patch == 8 && shape.channels <= kSide && expanded <= kMostExpanded && serves(Operator::kInnerPatchStage);
 }
 
 template <class T>

@@ -42,18 +42,26 @@ def check(kernels: HostKernels, args: dict) -> None:
 
 @needs_gcc
 @pytest.mark.parametrize(
-    ("norm", "dtype", "reverse"),
-    [*((norm, torch.float16, False) for norm in NORMS), ("tanh", torch.float16, True), ("tanh", torch.bfloat16, False)],
+    ("norm", "channels", "dtype", "reverse"),
+    [
+        *((norm, 60, torch.float16, False) for norm in NORMS),
+        ("tanh", 60, torch.float16, True),
+        ("tanh", 60, torch.bfloat16, False),
+        ("tanh", 64, torch.float16, True),
+    ],
 )
-def test_stage(norm: str, dtype: torch.dtype, reverse: bool) -> None:
+def test_stage(norm: str, channels: int, dtype: torch.dtype, reverse: bool) -> None:
     """Two patches, which a pair of warpgroups shares."""
-    check(HostKernels(800, hopper=True, reverse=reverse), OP.inputs(sample(norm, W=16), dtype=dtype))
+    check(HostKernels(800, hopper=True, reverse=reverse), OP.inputs(sample(norm, C=channels, W=16), dtype=dtype))
 
 
 # As many channels as there may be; blocks that take patches several times, and the last time fewer than four; odd
 # numbers of channels; a second pass over the hidden channels with only the bias or one channel in it; no layers.
 SIZES = [
     sample("tanh", L=4, C=63, E=127, H=16, W=24),
+    sample("tanh", L=2, C=64, E=127, H=16, W=24),
+    sample("layernorm", L=2, C=64, E=63, H=8, W=40),
+    sample("none", L=2, C=64, E=64, H=24, W=8),
     sample("layernorm", B=3, L=2, H=16, W=48),
     sample("none", L=3, C=61, E=63, H=24, W=8),
     sample("tanh", B=2, L=2, C=1, E=1, H=8, W=40),
@@ -96,7 +104,7 @@ def test_large_hidden_values() -> None:
 @needs_gcc
 def test_what_it_cannot_is_left_to_the_others() -> None:
     kernels = HostKernels(800, hopper=True)
-    for one in (sample("none", L=0, C=64), sample("none", L=0, E=128), sample("none", patch_size=4, C=8, E=8)):
+    for one in (sample("none", L=0, C=65), sample("none", L=0, E=128), sample("none", patch_size=4, C=8, E=8)):
         kernels(OP, OP.inputs(one, dtype=torch.float16))
         assert not is_chosen(kernels), one
     kernels(OP, OP.inputs(sample("none", L=0), dtype=torch.float32))
@@ -110,7 +118,7 @@ def test_what_it_cannot_is_left_to_the_others() -> None:
 def test_bfloat16_has_no_other_kernels() -> None:
     """What these cannot is an error, should it be called in spite of `why_not`; no pixels are none."""
     kernels, support = HostKernels(800, hopper=True), OP.backends["cuda"].forward_in[torch.bfloat16]
-    for one in (sample("none", L=0, C=64), sample("none", L=0, E=128), sample("none", patch_size=4, C=8, E=8)):
+    for one in (sample("none", L=0, C=65), sample("none", L=0, E=128), sample("none", patch_size=4, C=8, E=8)):
         args = OP.inputs(one, dtype=torch.bfloat16)
         with pytest.raises(
             RuntimeError, match=r"inner_patch_stage in bfloat16 has kernels for compute capability 9\.0"
@@ -118,7 +126,7 @@ def test_bfloat16_has_no_other_kernels() -> None:
             kernels(OP, args)
         assert any("takes" in reason for reason in support.why_not(args, backward=False))
     kernels(OP, OP.inputs(sample("none", L=0, B=0), dtype=torch.bfloat16))
-    args = OP.inputs(sample("none", L=0, C=63, E=127), dtype=torch.bfloat16)
+    args = OP.inputs(sample("none", L=0, C=64, E=127), dtype=torch.bfloat16)
     kernels(OP, args)
     assert is_chosen(kernels)
     assert support.why_not(args, backward=False) == ["runs on cuda, the input is on cpu"]
@@ -264,8 +272,18 @@ def test_machine_code() -> None:
     functions = sass.cuobjdump("-sass", path).split("Function : ")[1:]
     assert len(functions) == len(usage)
     assert [found for code in functions for found in written_too_early(code)] == []
-    assert sum("_hopper_stage_kernel" in name for name in usage) == len(NORMS) * len(BUDGETS)
+    assert sum("_hopper_stage_kernel" in name for name in usage) == 2 * len(NORMS) * len(BUDGETS)
     assert {name: stack for name, (_, stack) in usage.items() if stack} == {}
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_machine_code_of_other_norms() -> None:
+    """Nine products 64 deep; for 64 channels six of them 80, the last 16 of which bring the bias."""
+    path = cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE)
+    for function in sass.cuobjdump("-sass", path).split("Function : ")[1:]:
+        if "_hopper_stage_kernel" in (title := function.partition("\n")[0]):
+            assert function.count("HGMMA.64x64x16.F32") == (9 * 4 + 6 if "ELb1E" in title else 9 * 4)
 
 
 @needs_nvcc

@@ -53,11 +53,11 @@ def test_map(dtype: torch.dtype) -> None:
 
 
 @needs_gcc
-@pytest.mark.parametrize("channels", [9, 64])
-def test_pixels_outside_the_image_are_zeros(channels: int) -> None:
+@pytest.mark.parametrize("axes", [{"C": 9, "H": 15, "W": 23}, {"C": 64, "H": 3, "W": 5}], ids=str)
+def test_pixels_outside_the_image_are_zeros(axes: dict[str, int]) -> None:
     """Where hidden channels are 0, whatever their biases are: large ones would show at the borders. Four tiles, of
-    which three end outside."""
-    args = arguments("layernorm", C=channels, E=7, H=15, W=23)
+    which three end outside; and one, most of which is outside."""
+    args = arguments("layernorm", E=7, **axes)
     args[named("in_bias")] = torch.full_like(args[named("in_bias")], 4)
     check(HostKernels(800, hopper=True, reverse=True), args)
 

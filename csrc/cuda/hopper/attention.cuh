@@ -64,30 +64,33 @@ __device__ __forceinline__ void softmax(Factor& factor, float (&sums)[32], float
 }
 
 // x += W_o (softmax(t qn kn^T) v) + b_o of a warpgroup's patch. `tile` and the one behind it are its own, and not in use;
-// `weights` the descriptor of the first of four. The warpgroup's threads meet at `barrier`.
-template <Norm NORM, class T>
-__device__ __forceinline__ void attend(Stream<T>& x, uint64_t weights, unsigned tile, float temperature, int channels, int barrier) {
-  const unsigned place = place_in_tile();
-  const uint64_t of_tile = tile_descriptor(tile), of_second = of_tile + kNextTile;
+// `weights` and, for 64 channels, `ones` where these lie. The warpgroup's threads meet at `barrier`.
+template <Norm NORM, bool FULL, class T>
+__device__ __forceinline__ void attend(Stream<T>& x, unsigned weights, unsigned ones, unsigned tile, float temperature, int channels,
+                                       int barrier) {
+  const unsigned place = place_in_tile(), biases = weights + kAttentionBiases;
+  const uint64_t of_weights = tile_descriptor(weights), of_tile = tile_descriptor(tile), of_second = of_tile + kNextTile;
   const auto meet_warpgroup = [&] {
     publish();
     meet(barrier, 128);
   };
   Factor u, factor;
   float sums[32];
-  x.template normalize<NORM>(u, channels);
+  x.template normalize<NORM, FULL>(u, channels);
   store_factor(tile, place, u);
   meet_warpgroup();
 
   begin_products();
-  start_product<T>(sums, weights + kNextTile, of_tile);
+  start_product<T>(sums, of_weights + kNextTile, of_tile);
+  add_biases<FULL, true, T>(sums, biases, ones, 1);
   finish_products();
   const InverseLengths of_k(sums);
   round_sums<T>(factor, sums, of_k.upper, of_k.lower);
   store_factor(tile + kTileBytes, place, factor);
 
   begin_products();
-  start_product<T>(sums, weights, of_tile);
+  start_product<T>(sums, of_weights, of_tile);
+  add_biases<FULL, true, T>(sums, biases, ones, 0);
   finish_products();
   const InverseLengths of_q(sums);
   round_sums<T>(factor, sums);
@@ -100,7 +103,8 @@ __device__ __forceinline__ void attend(Stream<T>& x, uint64_t weights, unsigned 
   store_factor(tile, place, factor);
 
   begin_products();
-  start_product<T>(sums, u, weights + 2 * kNextTile);
+  start_product<T>(sums, u, of_weights + 2 * kNextTile);
+  add_biases<FULL, false, T>(sums, biases, ones, 2);
   finish_products();
   round_sums<T>(factor, sums);
   meet_warpgroup();
@@ -108,9 +112,10 @@ __device__ __forceinline__ void attend(Stream<T>& x, uint64_t weights, unsigned 
   start_product<T>(sums, factor, of_tile);
   finish_products();
   round_sums<T>(factor, sums);
-  set_one<T>(factor);
+  if constexpr (!FULL) set_one<T>(factor);
   begin_products();
-  start_product<T>(sums, factor, weights + 3 * kNextTile);
+  start_product<T>(sums, factor, of_weights + 3 * kNextTile);
+  add_biases<FULL, false, T>(sums, biases, ones, 3);
   finish_products();
   x.add(sums);
 }

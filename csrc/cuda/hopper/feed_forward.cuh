@@ -67,24 +67,25 @@ __device__ __forceinline__ void gate_hidden(unsigned gated, unsigned hidden, uns
 }
 
 // x += W_out (gelu(d1) * d2) + b_out, d = dw3x3(W_in u + b_in) + b_dw, of a warpgroup's patch. `first_patch`: of both, `patch`:
-// its own. The threads of both warpgroups meet at `barrier`; when they first have, met() is called.
-template <Norm NORM, class T, class Met>
-__device__ __forceinline__ void feed_forward(Stream<T>& x, unsigned weights, unsigned first_patch, unsigned patch, int channels,
-                                             int barrier, const Met& met) {
+// its own. `ones`: where they lie. The threads of both warpgroups meet at `barrier`; when they first have, met() is called.
+template <Norm NORM, bool FULL, class T, class Met>
+__device__ __forceinline__ void feed_forward(Stream<T>& x, unsigned weights, unsigned ones, unsigned first_patch, unsigned patch,
+                                             int channels, int barrier, const Met& met) {
   const unsigned hidden = patch + kTileBytes;
   const uint64_t gated = tile_descriptor(patch);
   Factor u;
   float out[32];
-  x.template normalize<NORM>(u, channels);
+  x.template normalize<NORM, FULL>(u, channels);
   clear_between_channels(hidden, threadIdx.x % 128, kZeroLinesUnderTile, 128);
 #pragma unroll 1
-  for (int i = 0; i < kPasses; ++i, weights += kPassBytes) {
+  for (int i = 0; i < kPasses; ++i, weights += kPassBytes<FULL>) {
     const uint64_t of_weights = tile_descriptor(weights);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       float sums[32];
       begin_products();
       start_product<T>(sums, u, of_weights + part * kNextTile);
+      add_biases<FULL, false, T>(sums, weights + kPassBiases, ones, part);
       finish_products();
       store_hidden<T>(hidden + part * kSide * kHiddenPitch, sums);
     }

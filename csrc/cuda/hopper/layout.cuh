@@ -25,18 +25,26 @@ __device__ __forceinline__ uint64_t plane_descriptor(unsigned plane, unsigned ze
   return planes_descriptor(plane, zeros, 8 * kPiece);
 }
 
-// Of attention: tiles [outputs][inputs] of W_q, W_k, W_v and W_o.
-constexpr int kAttentionBytes = 4 * kTileBytes;
+// Of attention: tiles [outputs][inputs] of W_q, W_k, W_v and W_o. With 64 channels a plane follows, with the biases of tile i in
+// column i.
+constexpr int kAttentionTiles = 4, kAttentionBiases = kAttentionTiles * kTileBytes;
+template <bool FULL>
+constexpr int kAttentionBytes = kAttentionBiases + (FULL ? kPlane : 0);
 
 // Hidden channels are taken in passes of 64 gates and their values. For a pass: W_in as two tiles [hidden][inputs], W_out as a
-// tile [outputs][gated], and the taps of 64 pairs of a gate and a value. The last gated channel is 1, for the bias of
-// W_out: what the taps make of its gate is 8, whose GELU is 8, and of its value 1/8.
+// tile [outputs][gated], and the taps of 64 pairs of a gate and a value; with 64 channels W_in's biases, as those of attention. The
+// last gated channel is 1, for the bias of W_out: what the taps make of its gate is 8, whose GELU is 8, and of its value 1/8.
 constexpr int kPasses = 2;
 constexpr int kTapsOfPair = 240;
 constexpr int kOutWeight = 2 * kTileBytes, kTaps = 3 * kTileBytes;
-constexpr int kPassBytes = kTaps + kSide * kTapsOfPair;
+constexpr int kPassBiases = kTaps + kSide * kTapsOfPair;
 constexpr int kMostExpanded = kPasses * kSide - 1;
-constexpr int kFfnBytes = kPasses * kPassBytes, kLayerBytes = kAttentionBytes + kFfnBytes;
+template <bool FULL>
+constexpr int kPassBytes = kPassBiases + (FULL ? kPlane : 0);
+template <bool FULL>
+constexpr int kFfnBytes = kPasses * kPassBytes<FULL>;
+template <bool FULL>
+constexpr int kLayerBytes = kAttentionBytes<FULL> + kFfnBytes<FULL>;
 
 // Of a patch: attention has two tiles. The FFN has a tile, and over the other one the hidden map [channel][8 lines of 8
 // pixels]: channels are 144 bytes apart, so that 16 bytes of zeros lie before the first line of each and behind its last, and
@@ -47,10 +55,16 @@ constexpr int kPatchBytes = kTileBytes + (kHiddenBytes + 1023) / 1024 * 1024;
 constexpr int kZeroLinesUnderTile = (kTileBytes + kHiddenPitch - 1) / kHiddenPitch;
 
 constexpr int kPatches = 4;  // of a block
-constexpr int kPatchesAt = kLayerBytes;
-constexpr int kArrivalsAt = kPatchesAt + kPatches * kPatchBytes;  // two mbarriers, then two counters
-constexpr int kSharedBytes = kArrivalsAt + 2 * 8 + 2 * 4;
-static_assert(kPassBytes % 1024 == 0 && kPatchBytes % 1024 == 0 && kSharedBytes <= 227 << 10);
+
+// A layer's weights lie in front of these. With 64 channels there are four planes, of which plane i has ones in column i, for the
+// biases of tile i, and behind them one of zeros. So the biases of four tiles share a plane: for one each there is no room.
+template <bool FULL>
+struct StageMemory {
+  static constexpr int kPatchesAt = kLayerBytes<FULL>, kOnesAt = kPatchesAt + kPatches * kPatchBytes;
+  static constexpr int kArrivalsAt = kOnesAt + (FULL ? (kAttentionTiles + 1) * kPlane : 0);  // two mbarriers, then two counters
+  static constexpr int kSharedBytes = kArrivalsAt + 2 * 8 + 2 * 4;
+  static_assert(kPassBytes<FULL> % 1024 == 0 && kPatchBytes % 1024 == 0 && kSharedBytes <= 227 << 10);
+};
 
 // Taps of a channel are multiplied as a banded matrix [column that is seen][column of the result] for each of three lines. Of
 // its two words for mma lane l needs (2 j, n) and (2 j + 1, n) with j = l % 4 and n = l / 4, which are the taps d = 2 j - n and

@@ -49,10 +49,10 @@ struct FfnPacking {
 };
 
 // The weights of a stage, [layers][...], and what becomes of them.
-template <class T>
+template <class T, bool FULL>
 struct Packing {
   AttentionOf<const T> attention;
-  FfnPacking<T, false> ffn;
+  FfnPacking<T, FULL> ffn;
   int channels;
 
   Packing(const AttentionOf<const T>& attention, const FfnOf<const T>& ffn, int channels)
@@ -60,9 +60,14 @@ struct Packing {
 
   // The i-th value of a layer's weights as they lie in shared memory.
   __device__ T at(int64_t layer, int i) const {
-    constexpr int kTile = kTileBytes / 2, kAttention = kAttentionBytes / 2, kPass = kPassBytes / 2;
+    constexpr int kTile = kTileBytes / 2, kAttention = kAttentionBytes<FULL> / 2, kPass = kPassBytes<FULL> / 2;
     const int pass = i < kAttention ? -1 : (i - kAttention) / kPass;
     const int j = i < kAttention ? i : (i - kAttention) % kPass, part = j / kTile;
+    if (FULL && j >= (pass < 0 ? kAttentionBiases : kPassBiases) / 2) {
+      const int row = j % (kPlane / 2) / 8, tile = j % 8;
+      if (pass < 0) return tile < kAttentionTiles ? of_attention(layer, tile, row, kBiasInput<FULL>) : T(0.0f);
+      return tile < 2 ? ffn.of_in(layer, tile, pass * kSide + row, kBiasInput<FULL>) : T(0.0f);
+    }
     // Of a tile; see tile_descriptor.
     const int row = j % kTile / kSide, column = (j / 8 % 8 ^ row % 8) * 8 + j % 8;
     if (pass < 0) return of_attention(layer, part, row, column);
@@ -75,8 +80,8 @@ struct Packing {
   __device__ T of_attention(int64_t layer, int part, int output, int input) const {
     const int c = channels;
     if (output >= c) return T(0.0f);
-    if (part == 3) return of_weight(attention.out_weight, attention.out_bias, layer, c, c, output, input, kOne);
-    return of_weight(attention.qkv_weight, attention.qkv_bias, layer, c, 3 * c, part * c + output, input, kOne);
+    if (part == 3) return of_weight(attention.out_weight, attention.out_bias, layer, c, c, output, input, kBiasInput<FULL>);
+    return of_weight(attention.qkv_weight, attention.qkv_bias, layer, c, 3 * c, part * c + output, input, kBiasInput<FULL>);
   }
 
   // The i-th value of what there is for a pair.
@@ -91,9 +96,9 @@ struct Packing {
 
 // target [layers][kLayerBytes].
 // Grid: (a thread per value, the layers).
-template <class T>
-__global__ void _pack_stage_kernel(T* target, Packing<T> packing) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x, values = kLayerBytes / 2;
+template <class T, bool FULL>
+__global__ void _pack_stage_kernel(T* target, Packing<T, FULL> packing) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x, values = kLayerBytes<FULL> / 2;
   if (i < values) target[static_cast<int64_t>(blockIdx.y) * values + i] = packing.at(blockIdx.y, i);
 }
 

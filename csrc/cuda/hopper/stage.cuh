@@ -28,6 +28,7 @@ struct Stage {
 };
 
 // Weights of one kind, attention's or the FFN's, as they come to shared memory and go: one layer's after the other's.
+template <bool FULL>
 class Supply {
  public:
   __device__ Supply(unsigned target, unsigned bytes, const unsigned char* source, unsigned arrival, unsigned counter)
@@ -38,7 +39,7 @@ class Supply {
     prepare_arrival(arrival_);
     store_word(counter_, 0);
   }
-  __device__ void start(int layer) const { start_bulk_copy(target_, source_ + layer * kLayerBytes, bytes_, arrival_); }
+  __device__ void start(int layer) const { start_bulk_copy(target_, source_ + layer * kLayerBytes<FULL>, bytes_, arrival_); }
   // By all lanes of a warp, which are together again afterwards.
   __device__ void wait(unsigned number) const {
     wait_for_arrival(arrival_, number);
@@ -54,22 +55,25 @@ class Supply {
   const unsigned char* source_;
 };
 
-// `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, which take four patches in turn.
-template <class T, Norm NORM>
+// `weights`: [layers][kLayerBytes]. Grid: as many blocks as run at once, which take four patches in turn. FULL: 64 channels.
+template <class T, Norm NORM, bool FULL>
 __global__ void __launch_bounds__(128 * kPatches, 1)
     _hopper_stage_kernel(const T* x, T* y, const unsigned char* weights, const T* temperature, Stage stage) {
-  assume_network(stage.pairs && stage.channels == 60);
-  const unsigned memory = shared_address(shared_memory<unsigned char>()), arrivals = memory + kArrivalsAt;
+  using At = StageMemory<FULL>;
+  assume_network(stage.pairs && stage.channels == (FULL ? kSide : 60));
+  const unsigned memory = shared_address(shared_memory<unsigned char>()), arrivals = memory + At::kArrivalsAt;
+  const unsigned weights_of_ffn = memory + kAttentionBytes<FULL>, ones = memory + At::kOnesAt;
   const int warpgroup = uniform(threadIdx.x / 128);
-  const Supply of_attention(memory, kAttentionBytes, weights, arrivals, arrivals + 16);
-  const Supply of_ffn(memory + kAttentionBytes, kFfnBytes, weights + kAttentionBytes, arrivals + 8, arrivals + 20);
+  const Supply<FULL> of_attention(memory, kAttentionBytes<FULL>, weights, arrivals, arrivals + 16);
+  const Supply<FULL> of_ffn(weights_of_ffn, kFfnBytes<FULL>, weights + kAttentionBytes<FULL>, arrivals + 8, arrivals + 20);
   if (threadIdx.x == 0) {
     of_attention.prepare();
     of_ffn.prepare();
   }
-  const unsigned patches = memory + kPatchesAt, mine = patches + warpgroup * kPatchBytes;
+  const unsigned patches = memory + At::kPatchesAt, mine = patches + warpgroup * kPatchBytes;
   const unsigned first = patches + warpgroup / 2 * 2 * kPatchBytes;
   clear_between_channels(mine + kTileBytes, threadIdx.x % 128, 2 * kSide + 1, 128);
+  if constexpr (FULL) fill_ones<T>(ones);
   __syncthreads();
   if (threadIdx.x == 0 && stage.layers) of_attention.start(0);
 
@@ -86,13 +90,13 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
       meet(1 + warpgroup, 128);  // after that nobody needs what was in shared memory for the layer before
       of_ffn.leave(layer);
       of_attention.wait(number);
-      attend<NORM>(stream, tile_descriptor(memory), mine, scale, stage.channels, 1 + warpgroup);
+      attend<NORM, FULL>(stream, memory, ones, mine, scale, stage.channels, 1 + warpgroup);
       of_ffn.wait(number);
       const auto met = [&] {
         const bool more = layer + 1 < stage.layers;
         if (more || !last) of_attention.leave(more ? layer + 1 : 0);
       };
-      feed_forward<NORM>(stream, memory + kAttentionBytes, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, met);
+      feed_forward<NORM, FULL>(stream, weights_of_ffn, ones, first, mine, stage.channels, 1 + kPatches + warpgroup / 2, met);
     }
     // There are no registers to keep the place in.
     const int again = read_again(patch);
@@ -102,27 +106,34 @@ __global__ void __launch_bounds__(128 * kPatches, 1)
 
 namespace stage {
 
-template <class T>
-void inner_patch_stage(Device& device, const char* name, const Shape& shape, const T* x, T* y, const AttentionOf<const T>& attention,
-                       const FfnOf<const T>& ffn, int layers, Norm norm) {
-  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes));
-  constexpr unsigned kThreads = 256, kValues = kLayerBytes / 2;
+template <bool FULL, class T>
+void run(Device& device, const char* name, const Shape& shape, const T* x, T* y, const AttentionOf<const T>& attention,
+         const FfnOf<const T>& ffn, int layers, Norm norm) {
+  auto* weights = static_cast<T*>(device.allocate_weights(static_cast<size_t>(layers) * kLayerBytes<FULL>));
+  constexpr unsigned kThreads = 256, kValues = kLayerBytes<FULL> / 2;
   if (!device.has_weights()) {
-    launch(device, name, _pack_stage_kernel<T>, dim3((kValues + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
-           Packing<T>{attention, ffn, shape.channels});
+    launch(device, name, _pack_stage_kernel<T, FULL>, dim3((kValues + kThreads - 1) / kThreads, layers), kThreads, 0, weights,
+           Packing<T, FULL>{attention, ffn, shape.channels});
   }
   const int64_t columns = shape.width / 8, patches = shape.batch * (shape.height / 8) * columns;
   const auto in_pairs = [&](const T* data) { return reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0; };
   const Stage stage{static_cast<int>(patches), static_cast<int>(columns), shape.channels, layers,
                     shape.channels % 2 == 0 && in_pairs(x) && in_pairs(y)};
   const dim3 blocks(std::min(blocks_for(patches, kPatches, name), static_cast<unsigned>(persistent_blocks(name))));
-  const auto run = [&](auto kernel) {
-    launch(device, name, kernel, blocks, 128 * kPatches, kSharedBytes, x, y, reinterpret_cast<const unsigned char*>(weights),
-           attention.temperature, stage);
+  const auto run_kernel = [&](auto kernel) {
+    launch(device, name, kernel, blocks, 128 * kPatches, StageMemory<FULL>::kSharedBytes, x, y,
+           reinterpret_cast<const unsigned char*>(weights), attention.temperature, stage);
   };
-  if (norm == Norm::kTanh) return run(_hopper_stage_kernel<T, Norm::kTanh>);
-  if (norm == Norm::kLayerNorm) return run(_hopper_stage_kernel<T, Norm::kLayerNorm>);
-  run(_hopper_stage_kernel<T, Norm::kNone>);
+  if (norm == Norm::kTanh) return run_kernel(_hopper_stage_kernel<T, Norm::kTanh, FULL>);
+  if (norm == Norm::kLayerNorm) return run_kernel(_hopper_stage_kernel<T, Norm::kLayerNorm, FULL>);
+  run_kernel(_hopper_stage_kernel<T, Norm::kNone, FULL>);
+}
+
+template <class T>
+void inner_patch_stage(Device& device, const char* name, const Shape& shape, const T* x, T* y, const AttentionOf<const T>& attention,
+                       const FfnOf<const T>& ffn, int layers, Norm norm) {
+  const auto run_kernels = shape.channels == kSide ? run<true, T> : run<false, T>;
+  run_kernels(device, name, shape, x, y, attention, ffn, layers, norm);
 }
 
 }  // namespace stage

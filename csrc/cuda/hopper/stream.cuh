@@ -58,6 +58,27 @@ __device__ __forceinline__ void start_product(float (&sums)[32], uint64_t a, uin
   for (int k = 0; k < 4; ++k) multiply_tile<T, false>(sums, a + k * kNextColumns, b + k * kNextColumns, k != 0);
 }
 
+// Planes of ones and one of zeros, as StageMemory has them. By all threads, which then have to meet.
+template <class T>
+__device__ __forceinline__ void fill_ones(unsigned ones) {
+  for (int i = threadIdx.x; i < (kAttentionTiles + 1) * kSide; i += blockDim.x) {
+    const int column = i / kSide;
+    const unsigned one = Words<T>::kOne << column % 2 * 16;
+    store_piece(ones + i * kPiece, {column / 2 == 0 ? one : 0, column / 2 == 1 ? one : 0, 0, 0});
+  }
+  publish();
+}
+
+// With 64 channels: sums += the biases of tile `tile`, one for each row or, if not OF_ROWS, for each column. `biases`: their plane.
+template <bool FULL, bool OF_ROWS, class T>
+__device__ __forceinline__ void add_biases(float (&sums)[32], unsigned biases, unsigned ones, int tile) {
+  if constexpr (FULL) {
+    const uint64_t bias = plane_descriptor(biases, ones + kAttentionTiles * kPlane - biases);
+    const uint64_t one = plane_descriptor(ones + tile * kPlane, (kAttentionTiles - tile) * kPlane);
+    multiply_tile<T, false>(sums, OF_ROWS ? bias : one, OF_ROWS ? one : bias, true);
+  }
+}
+
 // x [64 pixels][64 channels], as a factor: of it warp w of the warpgroup has the pixels 16 w on. A lane has two, `row` values
 // apart, which exist or not (`upper`, `lower`). Channels behind the last are zeros.
 template <class T>

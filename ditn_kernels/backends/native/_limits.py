@@ -37,7 +37,7 @@ _CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16, torch.bfloat16)
 _HOPPER = replace(_CUDA, dtypes=(torch.bfloat16,), max_channels=64, min_capability=(9, 0), before_capability=(10, 0))
 _HOPPER_CONV = replace(_HOPPER, max_outputs=128)
 _HOPPER_FFN = replace(_HOPPER, max_expanded=127, patch_sizes=(0,))
-_HOPPER_STAGE = replace(_HOPPER_FFN, max_channels=63, patch_sizes=(8,))
+_HOPPER_STAGE = replace(_HOPPER_FFN, patch_sizes=(8,))
 
 
 def _with_bfloat16(support: Support, hopper: Support) -> Support:
