@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import outputs
-from benchmarks.harness.degraded import DEGRADATIONS, Pixels, drawings, encoded, resized, shifted
+from benchmarks.harness.degraded import DEGRADATIONS, Pixels, drawings, encoded, page, resized, shifted
 from benchmarks.harness.outputs import PROJECT, RESULTS
 from ditn.imaging.files import read
 from ditn.imaging.metrics import as_rgb, psnr_y
@@ -36,12 +36,22 @@ from ditn.inference.chooser import of_scale
 from ditn.inference.judge import Judgement, Measurements, judge, measure
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
+from ditn.model.variants import SUITED
 from ditn.training.data import list_images
+from ditn.training.degradation import worn
 
 SETS = ("Set5", "Set14", "BSD100")
 INPUTS = ("HR", "LR_bicubic/X2", "LR_bicubic/X3", "LR_bicubic/X4")
 SCALE = 4
 SIZES = ("120x80", "320x180", "1000x1000", "4000x3000")
+# Labels for `worth`.
+WORTH = (
+    *("clean", "JPEG 30 4:20", "JPEG 50 4:20", "JPEG 75 4:20", "JPEG 80 4:20", "JPEG 85 4:20", "JPEG 95 4:20"),
+    *("WebP 30", "WebP 50", "WebP 75", "noise of 5 levels", "noise of 10 levels", "noise of 15 levels"),
+    *("noise of 10 levels, JPEG 75", "noise of 15 levels, JPEG 75", "blur of 1 pixels", "blur of 0.5 pixels, JPEG 75"),
+    *("blur of 1 pixels, JPEG 75", "blurred, noisy, JPEG"),
+)
+WORTH_OF_PAGES = ("clean", "JPEG 30 4:20", "JPEG 50 4:20", "JPEG 75 4:20", "JPEG 85 4:20", "blur of 1 pixels, JPEG 75")
 
 
 def wanted(label: str) -> str:
@@ -49,6 +59,8 @@ def wanted(label: str) -> str:
     kind, _, rest = label.partition(" ")
     if label == "blurred, noisy, JPEG":
         return "photo"
+    if "levels, JPEG" in rest or "pixels, JPEG" in rest:
+        return "photo" if label.startswith(("blur of 1", "blur of 2")) else "either"
     if kind in ("clean", "drawing") or label in ("blur of 0.5 pixels", "noise of 3 levels", "WebP 90"):
         return "clean"
     if kind == "JPEG" and "resized" in rest:
@@ -56,7 +68,9 @@ def wanted(label: str) -> str:
     if kind == "JPEG":
         quality = int(rest.split()[0])
         return "photo" if quality <= 75 else "clean" if quality >= 95 else "either"
-    return "photo" if label in ("noise of 15 levels", "noise of 20 levels", "WebP 30", "WebP 50") else "either"
+    if kind == "WebP":
+        return "photo" if int(rest) <= 50 else "either"
+    return "photo" if label in ("noise of 15 levels", "noise of 20 levels") else "either"
 
 
 def _sources(data: Path, every: int) -> Iterator[tuple[str, str, Path]]:
@@ -72,7 +86,7 @@ def _read(path: Path) -> Pixels:
 
 
 def confusion(data: Path, every: int) -> list[dict[str, Any]]:
-    """Of each label: pictures, those that go through the photo model, and what was seen in how many."""
+    """Of each label: pictures, those that go through each model, and what was seen in how many."""
     seen: dict[str, list[Judgement]] = {label: [] for label in DEGRADATIONS}
     for number, (_, _, path) in enumerate(_sources(data, every)):
         picture = _read(path)
@@ -92,8 +106,8 @@ def confusion(data: Path, every: int) -> list[dict[str, Any]]:
             "label": label,
             "wanted": wanted(label) if "drawing," not in label else "either",
             "pictures": len(found),
-            "photo": sum(one.kind == "photo" for one in found),
-            "seen": Counter(_what(one) for one in found if one.kind == "photo"),
+            **{kind: sum(one.kind == kind for one in found) for kind in SUITED},
+            "seen": Counter(_what(one) for one in found if one.kind != "clean"),
         }
         for label, found in seen.items()
     ]
@@ -104,26 +118,62 @@ def _what(found: Judgement) -> str:
 
 
 def losses(data: Path) -> list[dict[str, Any]]:
-    """Of each clean set: how many are taken for photographs, and, where the original is known, what that loses."""
+    """Of each clean set: how many are taken for something else, and, where the original is known, what that loses."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     models: dict[str, Upscaler] = {}
     for name, kind, path in _sources(data, 1):
-        row = rows.setdefault((name, kind), {"set": name, "input": kind, "pictures": 0, "photo": [], "loss_db": 0.0})
+        row = rows.setdefault((name, kind), {"set": name, "input": kind, "pictures": 0, "others": [], "loss_db": 0.0})
         row["pictures"] += 1
         low = _read(path)
         found = judge(low)
         if found.kind == "clean":
             continue
-        row["photo"].append(f"{path.stem}: {found.reason}")
+        row["others"].append(f"{path.stem}: {found.reason}")
         if kind.endswith(f"X{SCALE}"):
-            with Image.open(data / name / "HR" / f"{path.stem.removesuffix(f'x{SCALE}')}.png") as image:
-                high = crop_to_multiple(np.asarray(image.convert("RGB")), SCALE)
-            models = models or {kind: Upscaler(load(model)) for kind, model in of_scale(SCALE).items()}
-            clean, photo = (psnr_y(models[k](low), high, shave=SCALE) for k in ("clean", "photo"))
-            row["loss_db"] += clean - photo
+            high = _original(path)
+            models = models or _models()
+            clean, chosen = (psnr_y(models[k](low), high, shave=SCALE) for k in ("clean", found.kind))
+            row["loss_db"] += clean - chosen
     for row in rows.values():
         row["loss_db"] = row["loss_db"] / row["pictures"] if row["input"].endswith(f"X{SCALE}") else None
     return list(rows.values())
+
+
+def _models() -> dict[str, Upscaler]:
+    return {kind: Upscaler(load(model)) for kind, model in of_scale(SCALE).items()}
+
+
+def _original(low: Path) -> Pixels:
+    """Of a picture of LR_bicubic/X4."""
+    return crop_to_multiple(_read(low.parents[2] / "HR" / f"{low.stem.removesuffix(f'x{SCALE}')}.png"), SCALE)
+
+
+def worth(data: Path, every: int) -> list[dict[str, Any]]:
+    """PSNR-Y at x4 of what each model makes of degraded pictures whose original is known, of what `auto` takes, and of
+    bicubic interpolation."""
+    pairs = [(_read(path), _original(path)) for _, kind, path in _sources(data, every) if kind.endswith(f"X{SCALE}")]
+    pages = [(page(size, ink), page(size, ink, SCALE)) for size, ink in ((8, 0), (11, 90), (20, 40))]
+    models, rows = _models(), []
+    for label in WORTH:
+        rows.append({"label": label, **_scores(models, pairs, label)})
+    for label in WORTH_OF_PAGES:
+        rows.append({"label": f"page of text, {label}", **_scores(models, pages, label)})
+    return rows
+
+
+def _scores(models: dict[str, Upscaler], pairs: list[tuple[Pixels, Pixels]], label: str) -> dict[str, float]:
+    """The means over pairs of low and high resolution."""
+    found = []
+    for number, (low, high) in enumerate(pairs):
+        random = np.random.default_rng(number)
+        degraded = worn(high, SCALE, random) if label == "blurred, noisy, JPEG" else DEGRADATIONS[label](low, random)
+        # Some begin a few rows and columns later.
+        top, left = (SCALE * (whole - part) for whole, part in zip(low.shape[:2], degraded.shape[:2], strict=True))
+        large = Image.fromarray(degraded).resize((high.shape[1] - left, high.shape[0] - top), Image.Resampling.BICUBIC)
+        outputs = {"bicubic": np.asarray(large), **{kind: model(degraded) for kind, model in models.items()}}
+        scores = {kind: psnr_y(output, high[top:, left:], shave=SCALE) for kind, output in outputs.items()}
+        found.append({**scores, "auto": scores[judge(degraded).kind]})
+    return {kind: float(np.mean([one[kind] for one in found])) for kind in found[0]}
 
 
 def cost(source: Pixels) -> list[dict[str, Any]]:
@@ -198,50 +248,13 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "confusion": confusion(args.data, args.every),
         "clean": losses(args.data),
+        "worth": worth(args.data, args.every),
         "cost": cost(as_rgb(_read(next(_sources(args.data, 1))[2]))),
         "real": real(args.real) if args.real.is_dir() else [],
     }
     args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(confusion_table(result), clean_table(result), cost_table(result), real_table(result), sep="\n\n")
+    print(f"{args.json}: its tables are docs/auto.md's after `python -m benchmarks.report`")
     return 0
-
-
-def confusion_table(result: dict[str, Any]) -> str:
-    lines = ["| pictures | number | clean | photo | right | seen in the photos |", "|---|---|---|---|---|---|"]
-    for row in result["confusion"]:
-        photo = row["photo"] / row["pictures"]
-        seen = ", ".join(f"{what} {count}" for what, count in sorted(row["seen"].items(), key=lambda one: -one[1]))
-        lines.append(
-            f"| {row['label']} | {row['pictures']} | {1 - photo:.1%} | {photo:.1%} | {row['wanted']} | {seen} |"
-        )
-    return "\n".join(lines)
-
-
-def clean_table(result: dict[str, Any]) -> str:
-    lines = [
-        f"| clean pictures | number | taken for photographs | mean loss at x{SCALE} | which |",
-        "|---|---|---|---|---|",
-    ]
-    for row in result["clean"]:
-        loss = "" if row["loss_db"] is None else f"{row['loss_db']:.4f} dB"
-        few = row["photo"][:3] + ["..."] * (len(row["photo"]) > 3)
-        lines.append(
-            f"| {row['set']} {row['input']} | {row['pictures']} | {len(row['photo'])} | {loss} | {'; '.join(few)} |"
-        )
-    return "\n".join(lines)
-
-
-def cost_table(result: dict[str, Any]) -> str:
-    lines = ["| picture | choosing | of the enlargement |", "|---|---|---|"]
-    for row in result["cost"]:
-        share = "" if row["share"] is None else f"{row['share']:.1%}"
-        lines.append(f"| {row['size']} | {1000 * row['judge_s']:.0f} ms | {share} |")
-    return "\n".join(lines)
-
-
-def real_table(result: dict[str, Any]) -> str:
-    lines = ["| file | model for | why |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {row['file']} | {row['kind']} | {row['reason']} |" for row in result["real"]])
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
             raise SystemExit(f"the run's weights have a share of {recipe.init_share} of {recipe.init} already")
         recipe = dataclasses.replace(recipe, init_share=args.init_share)
         model = blended(model, ditn.load(recipe.init), args.init_share)
-    name = weights_name(recipe.model, recipe.upscale, photo=recipe.degradation == "photo")
+    name = weights_name(recipe.model, recipe.upscale, recipe.degradation)
     target = WEIGHTS / f"{name}.safetensors"
     recipe_file = PROJECT / "recipes" / f"{name}.toml"
     if not recipe_file.exists() or load_recipe(recipe_file) != recipe:
@@ -82,7 +82,7 @@ def main() -> None:
     scores = {r.dataset: {"psnr_y": round(r.mean.psnr_y, 3), "ssim_y": round(r.mean.ssim_y, 4)} for r in results}
     ditn.save(model, target, dtype=torch.bfloat16, metadata={**facts, "scores": json.dumps(scores)}, overwrite=True)
     write_checksums(WEIGHTS)
-    bicubic = weights_name(BICUBIC, recipe.upscale, photo=recipe.degradation == "photo")
+    bicubic = weights_name(BICUBIC, recipe.upscale, recipe.degradation)
     if not _scores_file(bicubic).exists():
         _evaluate(BICUBIC, bicubic, recipe, args.evaluate)
     pages.main([], PROJECT)

@@ -60,16 +60,33 @@ def _blur(sigma: float) -> Degrade:
     return lambda p, random: np.asarray(Image.fromarray(p).filter(ImageFilter.GaussianBlur(sigma)))
 
 
+def _saved(degrade: Degrade) -> Degrade:
+    return lambda p, random: _jpeg(75, 2)(degrade(p, random), random)
+
+
 DEGRADATIONS: dict[str, Degrade] = {
     "clean": lambda p, random: p,
     **{f"JPEG {q} 4:{'20' if s else '44'}": _jpeg(q, s) for q in (30, 50, 65, 75, 80, 85, 90, 95) for s in (2, 0)},
     **{f"JPEG {q}, resized by {f}": _resized_jpeg(q, f) for q in (50, 75) for f in (0.5, 0.75, 1.5, 2)},
     **{f"WebP {q}": _webp(q) for q in (30, 50, 75, 90)},
     **{f"noise of {s} levels": _noise(s) for s in (3, 5, 10, 15, 20)},
+    **{f"blur of {s} pixels": _blur(s) for s in (0.5, 1, 2)},
+    **{f"noise of {s} levels, JPEG 75": _saved(_noise(s)) for s in (10, 15)},
+    **{f"blur of {s} pixels, JPEG 75": _saved(_blur(s)) for s in (0.5, 1, 2)},
     # All of these at random, as half of what the photo models were trained on.
     "blurred, noisy, JPEG": lambda p, random: worn(crop_to_multiple(p, 2), 2, random),
-    **{f"blur of {s} pixels": _blur(s) for s in (0.5, 1, 2)},
 }
+
+
+def page(size: int, ink: int, larger: int = 1) -> Pixels:
+    """A page full of text on white paper, 300x200 and `larger` times as large, of letters `size` pixels high; from one
+    four times as large."""
+    image = Image.new("L", (1200, 800), 255)
+    draw = ImageDraw.Draw(image)
+    for line in range(0, 800, 5 * size):
+        text = "Pack my box with five dozen liquor jugs, 0123456789"[line % 40 :]
+        draw.text((4 * size, line), text, ink, ImageFont.load_default(4 * size))
+    return np.asarray(image.resize((300 * larger, 200 * larger), Image.Resampling.BICUBIC).convert("RGB"))
 
 
 def drawings(random: Random) -> dict[str, Pixels]:

@@ -19,9 +19,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import auto, video
+from benchmarks import video
 from benchmarks.harness.outputs import PROJECT
-from benchmarks.report import cpu, deploy, gpu, operators, peers, plots, quality, sizing
+from benchmarks.report import auto, cpu, deploy, gpu, operators, peers, plots, quality, sizing
 from benchmarks.report.results import Content, folder, load
 
 # A block's content, from the results in a project's folder.
@@ -58,12 +58,7 @@ PAGES: dict[str, dict[str, Block]] = {
         "gpu-networks": gpu.networks,
         "gpu-operators": gpu.operators,
     },
-    "docs/auto.md": {
-        "confusion": _auto(auto.confusion_table),
-        "clean": _auto(auto.clean_table),
-        "cost": _auto(auto.cost_table),
-        "real": _auto(auto.real_table),
-    },
+    "docs/auto.md": {name: _auto(table) for name, table in auto.TABLES.items()},
     "docs/deployment.md": {"deployed": deploy.deployed},
     "docs/clusters.md": {"pictures": sizing.per_picture, "scan": sizing.scan},
     "docs/video.md": {"video": lambda project: video.table(load(folder(project) / "video.json"))},

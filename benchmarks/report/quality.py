@@ -12,24 +12,27 @@ from benchmarks.report.results import Content, folder, load
 from ditn.commands.scores import overview
 from ditn.training.recipe import load_recipe
 
+_HEADINGS = {
+    "bicubic": "",
+    "jpeg": "The low-resolution images saved as JPEG or WebP, some of them twice (`--degradation jpeg`):",
+    "photo": "The low-resolution images saved as JPEG, half of them blurred and noisy, too (`--degradation photo`):",
+}
+
 
 def at_x4(project: Path) -> str:
     """The scores alone, at x4, of clean images."""
-    return overview([row for row in _rows(project) if row["scale"] == 4 and row["degradation"] != "photo"])
+    return overview([row for row in _rows(project) if row["scale"] == 4 and row["degradation"] == "bicubic"])
 
 
 def quality(project: Path) -> str:
-    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how the weights came about; of images
-    degraded as photographs are in a table of their own."""
+    """PSNR-Y and SSIM-Y of the shipped weights and of bicubic interpolation, and how they came about; of degraded
+    images in tables of their own."""
     rows = _rows(project)
-    photos = [row for row in rows if row["degradation"] == "photo"]
-    blocks = [_scores(project, [row for row in rows if row not in photos])]
-    if photos:
-        blocks += [
-            "The low-resolution images saved as JPEGs, half of them blurred and noisy, too (`--degradation photo`):",
-            _scores(project, photos),
-        ]
-    return "\n\n".join(blocks)
+    blocks = []
+    for degradation, heading in _HEADINGS.items():
+        some = [row for row in rows if row["degradation"] == degradation]
+        blocks += [heading, _scores(project, some)] if some else []
+    return "\n\n".join(filter(None, blocks))
 
 
 def _rows(project: Path) -> list[Content]:

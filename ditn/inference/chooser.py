@@ -24,7 +24,7 @@ class Choice:
 
 
 def shipped_by_scale() -> dict[int, dict[Kind, str]]:
-    """What ships, by scale: always a model for clean images, and one for photographs if there is one."""
+    """What ships, by scale: always a model for clean images, and those for the other kinds that there are."""
     shipped = set(models())
     found: dict[int, dict[Kind, str]] = {}
     for scale in (1, 2, 3, 4):
@@ -72,4 +72,4 @@ def choose(pixels: Samples, names: dict[Kind, str]) -> Choice:
     found = judge(pixels)
     if found.kind in names:
         return Choice(names[found.kind], found.reason)
-    return Choice(names["clean"], f"{found.reason}; no model for photographs ships at this scale")
+    return Choice(names["clean"], f"{found.reason}; no model for {SUITED[found.kind].images} ships at this scale")

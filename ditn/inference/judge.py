@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ _RANGE = {"uint8": 1.0, "uint16": 257.0}
 
 _MIN_BLOCKS = 6  # to see a grid in
 _FEW_BLOCKS = 16  # with fewer, clipped ones are better than none
-_JPEG_QUALITY = 77  # above which compression is hardly seen
+_JPEG_QUALITY = 77  # above which undoing compression takes more than it gives
 _RESAVED = 0.8  # of the change at a finer quality; 1.0 where nothing shows
 _WEBP_STEP = 24.0  # levels: about quality 60
 _SPECKLE, _MIN_AROUND = 0.08, 100  # share of the pixels around drawn edges; pixels to see it on
@@ -37,7 +37,7 @@ _COARSE, _SMOOTHED = {False: 5.0, True: 8.0}, 0.2
 _SPECTRUM = 1.25  # of noise, between middle and high frequencies: texture falls off faster
 _MIN_PHOTO = 1024  # pixels, to take anything for noise or blur
 _LEVELS = 0.5  # share of the levels in use: drawings have few
-_BLUR = -29.0  # dB; what is blurred by a Gaussian of a pixel or more, or was enlarged three times
+_BLUR = -13.0  # dB; what is blurred by a Gaussian of a pixel or more, or was enlarged three times
 _CONTRASTS = 10.0  # drawn waves and gradients are as smooth, but the same everywhere
 
 _FREQUENCY = np.add.outer(np.arange(8), np.arange(8)).reshape(-1)
@@ -56,7 +56,7 @@ class Measurements:
     coarse_noise  that of the middle frequencies there: the same for white noise, more for texture and for noise that
                   was compressed
     levels        share of luma's levels that occur, between the 5th and the 95th percentile
-    sharpness     high over low frequencies in blocks of much contrast, in dB
+    sharpness     middle over low frequencies in blocks of much contrast, in dB; compression takes the high ones
     contrasts     energy of low frequencies, 90th over 10th percentile of the blocks
     pixels        visible pixels looked at
     """
@@ -110,39 +110,55 @@ def judge(pixels: Samples) -> Judgement:
     return Judgement(kind, reason, measured)
 
 
+class _Saved(NamedTuple):
+    """As what an image was saved, how that shows, and whether so coarsely that it should be undone."""
+
+    form: str
+    how: str
+    coarse: bool
+
+
 def _verdict(seen: Measurements) -> tuple[Kind, str]:
-    webp = seen.webp
-    jpeg = _saved_as_jpeg(seen)
-    was_jpeg = jpeg is not None
-    if jpeg and jpeg[0] <= _JPEG_QUALITY:
-        return "photo", f"JPEG of quality {jpeg[0]} or so: {jpeg[1]}"
-    if not was_jpeg and _is_seen(webp) and webp.step >= _WEBP_STEP:
-        return "photo", f"WebP: blocks of 4x4 at offset {webp.offset}, in steps of {webp.step:.0f} levels"
+    saved = _saved(seen)
+    if saved and saved.coarse:
+        return "photo", f"{saved.form}: {saved.how}"
     if seen.around >= _MIN_AROUND and seen.speckle >= _SPECKLE:
         return "photo", f"mosquito noise on {seen.speckle:.0%} of the pixels around edges, as JPEG leaves"
-    if seen.pixels >= _MIN_PHOTO and seen.levels >= _LEVELS:
-        if _NOISE <= seen.noise <= _MOST_NOISE and seen.coarse_noise <= _SPECTRUM * seen.noise:
-            return "photo", f"noise of about {seen.noise:.0f} levels"
-        coarse = seen.coarse_noise
-        if _COARSE[was_jpeg] <= coarse <= _MOST_NOISE and seen.noise <= _SMOOTHED * coarse:
-            return "photo", f"noise of about {coarse:.0f} levels that was {'compressed' if was_jpeg else 'smoothed'}"
-        if seen.sharpness <= _BLUR and seen.contrasts >= _CONTRASTS:
-            return "photo", f"blurred, or enlarged before: edges hold {-seen.sharpness:.0f} dB less of high frequencies"
-    if jpeg:
-        return "clean", f"clean: JPEG of quality {jpeg[0]} or so, which is fine enough"
-    if _is_seen(webp) and webp.step >= _WEBP_STEP / 4:
-        return "clean", f"clean: WebP in steps of {webp.step:.0f} levels, which is fine enough"
-    return "clean", "clean"
+    worn = _worn(seen, compressed=saved is not None)
+    if worn:
+        return "photo", worn
+    return "clean", f"clean: {saved.form}, which is fine enough" if saved else "clean"
 
 
-def _saved_as_jpeg(seen: Measurements) -> tuple[int, str] | None:
-    """The lowest quality that shows, and how it does: an image may have been saved twice, on different grids."""
+def _saved(seen: Measurements) -> _Saved | None:
+    """Of JPEG the lowest quality that shows: an image may have been saved twice, on different grids."""
     found = []
     if _is_seen(seen.jpeg):
         found.append((seen.jpeg.quality, f"blocks of 8x8 at offset {seen.jpeg.offset}"))
     if seen.resaved.ratio <= _RESAVED:
         found.append((seen.resaved.quality, "saved at that again, it hardly changes"))
-    return min(found, default=None)
+    if found:
+        quality, how = min(found)
+        return _Saved(f"JPEG of quality {quality} or so", how, quality <= _JPEG_QUALITY)
+    webp = seen.webp
+    if _is_seen(webp) and webp.step >= _WEBP_STEP / 4:
+        how = f"blocks of 4x4 at offset {webp.offset}"
+        return _Saved(f"WebP in steps of {webp.step:.0f} levels", how, webp.step >= _WEBP_STEP)
+    return None
+
+
+def _worn(seen: Measurements, *, compressed: bool) -> str:
+    """The noise or blur of a photograph, in words; "" without."""
+    if seen.pixels < _MIN_PHOTO or seen.levels < _LEVELS:
+        return ""
+    noise, coarse = seen.noise, seen.coarse_noise
+    if _NOISE <= noise <= _MOST_NOISE and coarse <= _SPECTRUM * noise:
+        return f"noise of about {noise:.0f} levels"
+    if _COARSE[compressed] <= coarse <= _MOST_NOISE and noise <= _SMOOTHED * coarse:
+        return f"noise of about {coarse:.0f} levels that was {'compressed' if compressed else 'smoothed'}"
+    if seen.sharpness <= _BLUR and seen.contrasts >= _CONTRASTS:
+        return f"blurred, or enlarged before: edges hold {-seen.sharpness:.0f} dB less of middle frequencies"
+    return ""
 
 
 def _is_seen(grid: Grid) -> bool:
@@ -241,7 +257,8 @@ def _sharpness(energies: Plane) -> tuple[float, float]:
     if edges.sum() < 16:
         return 0.0, 0.0
     # Of the sharpest tenth: an image is blurred only if nothing in it is sharp. Along the axes, too, where edges are.
-    ratio = energies[_EXTENT >= 6].mean(0)[edges] / energies[(_EXTENT >= 1) & (_EXTENT <= 2)].mean(0)[edges]
+    low_extent, middle_extent = (_EXTENT >= 1) & (_EXTENT <= 2), (_EXTENT >= 4) & (_EXTENT <= 5)
+    ratio = energies[middle_extent].mean(0)[edges] / energies[low_extent].mean(0)[edges]
     spread = np.quantile(low, [0.1, 0.9])
     return 10 * float(np.log10(np.quantile(ratio, 0.9) + 1e-9)), float(spread[1] / max(spread[0], 1e-3))
 

@@ -35,6 +35,6 @@ SUITED: dict[Kind, Suited] = {
 }
 
 
-def weights_name(variant: str, scale: int, *, photo: bool = False) -> str:
-    """The name that weights ship under; `photo`: those that were trained on degraded photographs."""
-    return f"{variant}{'-photo' * photo}-x{scale}"
+def weights_name(variant: str, scale: int, degradation: str = "bicubic") -> str:
+    """The name that weights ship under which were trained on images with that degradation: "photo" for all but one."""
+    return f"{variant}{'-photo' * (degradation != 'bicubic')}-x{scale}"

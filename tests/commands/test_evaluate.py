@@ -192,13 +192,18 @@ def test_sheet_shows_the_detail_pixel_by_pixel(photos: Path, weights: Path, tmp_
         _run(*flags, "--sheet", path)
 
 
-def test_photo_degradation_replaces_the_published_images(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("degradation", ["jpeg", "photo"])
+def test_a_degradation_replaces_the_published_images(
+    photos: Path, capsys: pytest.CaptureFixture[str], degradation: str
+) -> None:
     upscale, scale = upscaler("bicubic")
-    results = [evaluate(upscale, photos, scale, degradation="photo") for _ in range(2)]
+    results = [evaluate(upscale, photos, scale, degradation=degradation) for _ in range(2)]
     assert results[0] == results[1]
     assert not results[0].errors
-    assert results[0].mean.psnr_y < evaluate(upscale, photos, scale).mean.psnr_y
-    assert _run("--model", "bicubic", "--data", photos, "--degradation", "photo") == 0
+    published = evaluate(upscale, photos, scale).mean.psnr_y
+    # These pictures are noise, of which the filters that come before JPEG may leave more than the published one.
+    assert results[0].mean.psnr_y < published if degradation == "photo" else results[0].mean.psnr_y != published
+    assert _run("--model", "bicubic", "--data", photos, "--degradation", degradation) == 0
     assert f"mean  {results[0].mean.psnr_y:6.2f}" in capsys.readouterr().out
 
 

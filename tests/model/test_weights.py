@@ -122,7 +122,7 @@ def test_says_how_it_was_made(name: str) -> None:
     facts = _metadata(name)
     assert facts["licence"] == "CC-BY-SA-4.0"
     recipe = _recipe(name)
-    assert f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}" == name
+    assert f"{recipe.model}{'-photo' * (recipe.degradation != 'bicubic')}-x{recipe.upscale}" == name
     assert int(facts["steps"]) == recipe.steps
     assert recipe.init in ("", *ditn.models())
     if RECIPES.is_dir():

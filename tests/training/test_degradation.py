@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from ditn.training import degradation
-from ditn.training.degradation import blur_kernel, photo, shared, sinc_kernel, worn
+from ditn.training.degradation import DEGRADE, blur_kernel, photo, shared, sinc_kernel, worn
+from ditn.training.recipe import DEGRADATIONS
 
 
 @pytest.fixture
@@ -122,6 +123,10 @@ def test_noise_has_its_strength() -> None:
         assert columns == pytest.approx(expected, rel=0.05)
         seen.add((gray, poisson))
     assert len(seen) == 4
+
+
+def test_each_has_a_name_that_recipes_take() -> None:
+    assert {"bicubic", *DEGRADE} == set(DEGRADATIONS)
 
 
 def test_refuses_other_sizes(picture: np.ndarray) -> None:

@@ -426,7 +426,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_pa
 )
 def test_recipes_are_understood(path: Path) -> None:
     recipe = load_recipe(path)
-    assert path.stem == f"{recipe.model}{'-photo' * (recipe.degradation == 'photo')}-x{recipe.upscale}"
+    assert path.stem == f"{recipe.model}{'-photo' * (recipe.degradation != 'bicubic')}-x{recipe.upscale}"
     assert recipe.init in ("", *ditn.models())
 
 
