@@ -2,7 +2,7 @@
 """How often `--model auto` takes which model, on pictures whose degradation is known; what a wrong choice costs, and
 how long choosing takes. Writes `results/auto.json`, of which `benchmarks.report` makes docs/auto.md.
 
-    python -m benchmarks.auto [--data FOLDER] [--real FOLDER] [--every N] [--json FILE]
+    OMP_NUM_THREADS=1 python -m benchmarks.auto [--data FOLDER] [--real FOLDER] [--every N] [--json FILE]
     python -m benchmarks.auto --measurements FOLDER
 
 The pictures are the evaluation sets' (`--data`, with Set5, Set14 and BSD100 in it); high and low resolution alike are
