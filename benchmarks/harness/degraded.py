@@ -73,7 +73,7 @@ DEGRADATIONS: dict[str, Degrade] = {
     **{f"blur of {s} pixels": _blur(s) for s in (0.5, 1, 2)},
     **{f"noise of {s} levels, JPEG 75": _saved(_noise(s)) for s in (10, 15)},
     **{f"blur of {s} pixels, JPEG 75": _saved(_blur(s)) for s in (0.5, 1, 2)},
-    # All of these at random, as half of what the photo models were trained on.
+    # All of these at random, as Real-ESRGAN does it.
     "blurred, noisy, JPEG": lambda p, random: worn(crop_to_multiple(p, 2), 2, random),
 }
 

@@ -164,7 +164,10 @@ def test_photographs_are_never_repaired(shared: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ditn.models())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name.endswith("x4") else pytest.mark.exhaustive) for name in ditn.models()],
+)
 def test_no_photograph_of_the_sets_is_repaired(shared: Path, name: str) -> None:
     upscaler, low = ditn.Upscaler(ditn.load(name)), f"X{name[-1]}"
     folders = [shared / "data" / "real" / source for source in ("RealESRGAN_inputs", "RealSRSet")]

@@ -113,7 +113,7 @@ def check_golden_network(shared, name: str, fused: bool) -> None:
 CHAINS = ("UFONE.0", "UFONE.0.ITLs", "UFONE.0.SALs")
 
 
-@ways(pytest.mark.slow)
+@ways(*LONGEST)
 def test_golden_layers(shared, fused: bool) -> None:
     check_golden_modules(shared, fused, lambda name: name not in CHAINS)
 
