@@ -33,6 +33,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     add(
         "inputs",
         nargs="+",
+        type=_name,
         metavar="INPUT",
         help="images, folders or glob patterns, or - for standard input; or films, animations, frames/%%06d.png",
     )
@@ -40,6 +41,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
+        type=_name,
         help="an image for one input, else a folder; - for standard output; or a film (.mkv, .mp4, .mov, .webm), an "
         "animation, or frames/%%06d.png",
     )
@@ -101,7 +103,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--skip-existing", action="store_true", help="leave outputs that exist as they are")
     existing.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     add("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    add("--json", type=Path, metavar="REPORT", help="write a report of every image")
+    add("--json", type=_path, metavar="REPORT", help="write a report of every image")
     _films(parser.add_argument_group("films and animations", "see docs/video.md").add_argument)
 
 
@@ -137,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
 def export(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{name}: {summary}" for name, summary in FORMAT_SUMMARIES.items())
     parser.add_argument("model", help="a shipped model or a file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("-o", "--output", type=_path, required=True, metavar="FILE")
     parser.add_argument("--format", choices=FORMAT_SUMMARIES, help=f"{formats} (default: by the suffix of FILE)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, image and result (%(default)s)")
     parser.add_argument("--uint8", action="store_true", help="take and give uint8 [B, H, W, C]")
@@ -167,10 +169,10 @@ def warmup(parser: argparse.ArgumentParser) -> None:
 
 
 def train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", nargs="?", type=Path, help="a TOML file with any of the recipe's names")
-    parser.add_argument("--data", nargs="+", required=True, help="folders of images, or images")
-    parser.add_argument("--output", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--cache", type=Path, help="where decoded images are kept (default: the run's folder)")
+    parser.add_argument("config", nargs="?", type=_path, help="a TOML file with any of the recipe's names")
+    parser.add_argument("--data", nargs="+", required=True, type=_name, help="folders of images, or images")
+    parser.add_argument("--output", required=True, type=_path, help="the run's folder")
+    parser.add_argument("--cache", type=_path, help="where decoded images are kept (default: the run's folder)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     parser.add_argument(
         "--time-limit", type=float, default=math.inf, metavar="MINUTES", help="save and stop after this"
@@ -200,7 +202,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         help=f'a shipped model\'s name, a file, "{BICUBIC}", or "{ALL}": every shipped model and {BICUBIC}; '
         "may be repeated, for a table of the means",
     )
-    parser.add_argument("--data", action="append", required=True, type=Path, metavar="FOLDER", help="may be repeated")
+    parser.add_argument("--data", action="append", required=True, type=_path, metavar="FOLDER", help="may be repeated")
     parser.add_argument(
         "--scale",
         type=int,
@@ -214,9 +216,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         default="bicubic",
         help="jpeg, photo: ignore LR_bicubic; HR made smaller and saved, or blurred and noisy as well (%(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the scores there")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a PNG: bicubic, the model, the original")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write the scores there")
+    parser.add_argument("--csv", type=_path, metavar="FILE", help="write the scores there")
+    parser.add_argument("--sheet", type=_path, metavar="FILE", help="write a PNG: bicubic, the model, the original")
     parser.add_argument(
         "--sheet-images", type=int, default=8, metavar="N", help="of each folder, on the sheet (%(default)s)"
     )
@@ -224,6 +226,17 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--dtype", choices=(*DTYPES, "float64"), default="float32")
     parser.add_argument("--backend", help="force one backend of ditn_kernels")
+
+
+def _name(text: str) -> str:
+    """Not empty, as "$FILE" is where it was never set: to pathlib that is the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; write . for the folder that you are in")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def parse_bytes(text: str) -> int:

@@ -50,15 +50,21 @@ def find(
             found = list(_walk(path, path, output, recursive, here))
             left_out += here
             yield from found or [Missing(path, _nothing(here))]
-        elif path.exists():
-            yield Image(path, Path(path.name))
+        elif os.path.lexists(path):
+            yield _image(path, Path(path.name))
         elif names := sorted(glob.glob(given, recursive=True)):
-            files = [Path(name) for name in names if os.path.isfile(name)]
-            yield from (Image(file, Path(file.name)) for file in files)
+            files = [Path(name) for name in names if os.path.isfile(name) or not os.path.exists(name)]
+            yield from (_image(file, Path(file.name)) for file in files)
             if not files:
                 yield Missing(path, "fits folders only; name them without the pattern's last part")
         else:
             yield Missing(path, "does not exist")
+
+
+def _image(path: Path, place: Path) -> Image | Missing:
+    if os.path.islink(path) and not os.path.exists(path):
+        return Missing(path, f"is a link to {os.readlink(path)}, which does not exist")
+    return Image(path, place)
 
 
 def _walk(
@@ -83,7 +89,7 @@ def _walk(
             else:
                 yield from _walk(entry, root, output, recursive, left_out)
         elif entry.suffix.lower() in READABLE:
-            yield Image(entry, entry.relative_to(root))
+            yield _image(entry, entry.relative_to(root))
         else:
             left_out.append(LeftOut(str(entry), entry.suffix.lower() or "without a suffix"))
 

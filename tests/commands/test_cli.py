@@ -201,6 +201,36 @@ def test_no_images_found_says_what_would_help(folder, weights, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
+def test_links_that_lead_nowhere(folder, weights, tmp_path, capsys) -> None:
+    (folder / "link.png").symlink_to("gone.png")
+    for given in (folder, folder / "link.png", folder / "l*.png"):
+        assert upscale(weights, given, "-o", tmp_path / "out", "--overwrite") == 1
+        assert f"{folder / 'link.png'}: is a link to gone.png, which does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("upscale", "", "-o", "out"),
+        ("upscale", "a.png", "", "-o", "out"),
+        ("upscale", "a.png", "-o", ""),
+        ("upscale", "a.png", "-o", "out", "--json", ""),
+        ("export", "ditn-tiny-x4", "-o", ""),
+        ("evaluate", "--model", "bicubic", "--data", ""),
+        ("train", "--data", "", "--output", "run"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_is_not_the_folder_one_is_in(arguments, folder, monkeypatch, capsys) -> None:
+    """As "$FILE" is, where it was never set."""
+    monkeypatch.chdir(folder)
+    before = names(folder)
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments])
+    assert "an empty name" in capsys.readouterr().err
+    assert names(folder) == before
+
+
 def test_report_says_what_ran(folder, weights, tmp_path) -> None:
     report = tmp_path / "report.json"
     assert upscale(weights, folder / "a.png", "-o", tmp_path / "b.png", "--json", report, "--backend", "torch") == 0
