@@ -27,7 +27,17 @@ from ditn.video.encoding import CONTAINERS, choose
 from ditn.video.film import SUFFIXES, Film, probe
 from ditn.video.joining import lost_of
 from ditn.video.layout import FilmError, layout_of
-from ditn.video.pictures import ANIMATED, NUMBERED, animation, as_depth, is_animated, is_pattern, numbered, pictures
+from ditn.video.pictures import (
+    ANIMATED,
+    NUMBERED,
+    Animation,
+    animation,
+    as_depth,
+    is_animated,
+    is_pattern,
+    numbered,
+    pictures,
+)
 from ditn.video.source import Source, file_identity
 from ditn.video.work import Work, begin, enlarge_segment, finish, outcome_of, part_of, segments
 
@@ -210,7 +220,10 @@ def prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[Wo
     job.input_size, job.output_size = (source.width, source.height), (width, height)
     job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
     job.notes += source.notes
-    work = Work(source, job.target, (width, height), plan, encoding, quality=args.quality or QUALITY, reuse=args.reuse)
+    quality = args.quality
+    if quality is None and not (suffix == ".webp" and isinstance(source, Animation) and source.lossless):
+        quality = QUALITY
+    work = Work(source, job.target, (width, height), plan, encoding, quality=quality, reuse=args.reuse)
     weights = Path(job.model)
     options = {
         "version": version("ditn-kernels"),
@@ -221,7 +234,7 @@ def prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[Wo
             name: getattr(args, name)
             for name in ("backend", "flavor", "guard", "self_ensemble", "tile", "time", "rate")
         },
-        "quality": args.quality or QUALITY,
+        "quality": quality,
     }
     return work, upscaler, {name: str(value) for name, value in options.items()}
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -21,8 +22,11 @@ def is_webp(head: bytes) -> bool:
 
 
 def is_lossless(file: BinaryIO) -> bool:
-    """Whether a WebP's pixels are coded so that none is changed."""
-    return next((kind == b"VP8L" for kind, _ in _chunks(file) if kind in (b"VP8 ", b"VP8L")), False)
+    """Whether a WebP's pixels, of an animation those of every frame, are coded so that none is changed."""
+    kinds = set()
+    for kind, data in _chunks(file):
+        kinds |= {inner for inner, _ in _chunks(io.BytesIO(data), start=16)} if kind == b"ANMF" else {kind}
+    return b"VP8L" in kinds and b"VP8 " not in kinds
 
 
 def read(file: BinaryIO) -> Metadata:
@@ -72,8 +76,8 @@ def _with_resolution(block: bytes, resolution: tuple[float, float] | None) -> by
     return exif.build(found | {exif.RESOLUTION_UNIT: exif.Entry(exif.SHORT, b"\2\0")})
 
 
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    file.seek(12)
+def _chunks(file: BinaryIO, start: int = 12) -> Iterator[tuple[bytes, bytes]]:
+    file.seek(start)
     while len(head := file.read(8)) == 8:
         kind, length = struct.unpack("<4sI", head)
         yield kind, file.read(length)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ditn.imaging import png
+from ditn.imaging import png, webp
 from ditn.imaging.arrays import ImageError, Pixels
 from ditn.imaging.atomic import atomic_write
 from ditn.imaging.colour import interpretation, to_8_bit
@@ -115,9 +115,10 @@ def name_of(pattern: Path, number: int) -> Path:
 @dataclass(frozen=True)
 class Animation(Source):
     """A GIF, WebP or APNG with several frames, upright as Pillow composes them. `loops` as in the file: 0 for ever,
-    None if it does not say."""
+    None if it does not say. `lossless` of a WebP that loses nothing."""
 
     loops: int | None = None
+    lossless: bool = False
 
     def frames(self, start: int, stop: int) -> Iterator[tuple[int, Pixels]]:
         for number, image in enumerate(_composed(self.path)):
@@ -154,6 +155,8 @@ def animation(path: Path) -> Animation:
     with Image.open(path) as image:
         width, height = image.size
         loops = image.info.get("loop")
+    with path.open("rb") as file:
+        lossless = webp.is_webp(file.read(12)) and webp.is_lossless(file)
     times, alpha = [0], False
     for frame in _composed(path):
         # Browsers show what says nothing, or next to nothing, for a tenth of a second.
@@ -172,6 +175,7 @@ def animation(path: Path) -> Animation:
         colour=_RGB,
         identity=file_identity(path),
         loops=loops,
+        lossless=lossless,
     )
 
 
@@ -211,8 +215,9 @@ def as_depth(pixels: Pixels, depth: int) -> Pixels:
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def picture_bytes(pixels: Pixels, suffix: str, *, quality: int) -> bytes:
-    """One picture as a file of that suffix, in its depth or, where the format has no more, 8 bits; JPEG on white."""
+def picture_bytes(pixels: Pixels, suffix: str, *, quality: int | None) -> bytes:
+    """One picture as a file of that suffix, in its depth or, where the format has no more, 8 bits; JPEG on white.
+    `quality` is JPEG's and WebP's; None makes a WebP that loses nothing."""
     import pyvips
 
     if suffix in (".jpg", ".jpeg"):
@@ -222,16 +227,18 @@ def picture_bytes(pixels: Pixels, suffix: str, *, quality: int) -> bytes:
     image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels))
     image = image.copy(interpretation=interpretation(image.bands, 8 * pixels.itemsize))
     options: dict[str, Any] = {"Q": quality} if suffix in _EIGHT_BIT else {}
-    if suffix in (".tif", ".tiff"):
+    if suffix == ".webp" and quality is None:
+        options = {"lossless": True, "exact": True}
+    elif suffix in (".tif", ".tiff"):
         options = {"compression": "lzw", "predictor": "horizontal"}
     data: bytes = image.write_to_buffer(suffix, **options)
     return data
 
 
-def write_animation(path: Path, source: Source, frames: Sequence[tuple[int, Path]], *, quality: int) -> None:
+def write_animation(path: Path, source: Source, frames: Sequence[tuple[int, Path]], *, quality: int | None) -> None:
     """The frames, each a file by its number, as an animation at `path`, with the times of the source: to the
-    millisecond, in GIF to the hundredth of a second. Pillow holds what changes in GIF and APNG in memory until all is
-    there."""
+    millisecond, in GIF to the hundredth of a second. `quality` is as for `picture_bytes`. Pillow holds what changes in
+    GIF and APNG in memory until all is there."""
     from PIL import Image
 
     suffix = path.suffix.lower()
@@ -246,7 +253,7 @@ def write_animation(path: Path, source: Source, frames: Sequence[tuple[int, Path
     if loops is not None:
         options["loop"] = loops
     if suffix == ".webp":
-        options |= {"quality": quality, "method": 4}
+        options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality, "method": 4}
     first, *others = (file for _, file in frames)
     with atomic_write(path) as temporary:
         form = {".gif": "GIF", ".webp": "WEBP"}.get(suffix, "PNG")

@@ -41,14 +41,15 @@ _MANIFEST = "manifest.json"
 @dataclass(frozen=True)
 class Work:
     """A film to be made: from `source`, in the tiles of `plan`, as frames of `size` (width, height), to `output`;
-    encoded as `encoding` or, where that is None, as pictures or an animation. It can be pickled."""
+    encoded as `encoding` or, where that is None, as pictures or an animation of `quality` (see `picture_bytes`). It
+    can be pickled."""
 
     source: Source
     output: Path
     size: tuple[int, int]
     plan: TilePlan
     encoding: Encoding | None
-    quality: int = QUALITY
+    quality: int | None = QUALITY
     reuse: bool = False
 
     @property

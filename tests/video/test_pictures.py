@@ -73,6 +73,20 @@ def test_an_animated_png_is_enlarged_frame_by_frame(tmp_path, weights, alpha: bo
         assert np.array_equal(pixels[visible][:, : expected.shape[2]], expected[visible])
 
 
+@pytest.mark.parametrize("target", ["large.webp", "%d.webp"])
+def test_an_animated_webp_that_loses_nothing_stays_so(tmp_path, weights, target: str) -> None:
+    source = animated(tmp_path / "a.webp", alpha=True)
+    assert run(source, tmp_path / target, weights) == 0
+    first = tmp_path / target.replace("%d", "1")
+    pixels = read(first)[0][0]
+    expected = without_guard(small())(frame(0, alpha=True))
+    visible = expected[..., 3] > 0
+    np.testing.assert_array_equal(pixels[visible], expected[visible])
+    # Asked for, it loses.
+    assert run(source, tmp_path / target, weights, "--quality", "80", "--overwrite") == 0
+    assert not np.array_equal(read(first)[0][0][visible], expected[visible])
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 @pytest.mark.parametrize("given", [".gif", ".webp"])
 def test_gif_and_webp_keep_frames_times_and_loops(tmp_path, given: str, suffix: str) -> None:
