@@ -45,4 +45,6 @@ def row(panels: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])
