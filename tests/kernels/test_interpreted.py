@@ -63,15 +63,16 @@ def quick_samples(op: Op, dtype: torch.dtype, *, backward: bool) -> list[Sample]
 
 
 def cases(*, backward: bool) -> list:
-    """The small maps and the whole ones, in every dtype. The whole ones of bfloat16, whose loops are float16's, and of
-    float32, which test_float32.py has, are left to `make test-all`."""
+    """The small maps and the whole ones, in every dtype. Of bfloat16, whose loops are float16's, the small ones are
+    slow; its whole ones, and float32's, which test_float32.py has, are left to `make test-all`."""
     slow = [pytest.mark.slow]
     found = []
     for op, dtype in itertools.product((op for op in WITH_KERNELS if op.backward or not backward), DTYPES):
-        others = dtype != torch.float16
+        is_quick = dtype == torch.float16 or (dtype == torch.float32 and not backward)
+        longest = [] if dtype == torch.float16 else [pytest.mark.exhaustive]
         kinds = {
-            "small": (quick_samples(op, dtype, backward=backward), slow if backward and others else []),
-            "whole": (samples(op, dtype, backward=backward), [*slow, pytest.mark.exhaustive] if others else slow),
+            "small": (quick_samples(op, dtype, backward=backward), [] if is_quick else slow),
+            "whole": (samples(op, dtype, backward=backward), [*slow, *longest]),
         }
         for kind, (chosen, marks) in kinds.items():
             for sample in chosen:
