@@ -196,6 +196,7 @@ def check_backward(op: Op, sample, dtype: torch.dtype, backends: list[str]) -> N
             assert_as_good(result, exact, plain, op.atol_of_max[dtype], f"{op.name} {sample.name} {backend} d{name}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", [op for op in REGISTRY.values() if op.backward], ids=lambda op: op.name)
 def test_backward_is_deterministic(op: Op, device: torch.device) -> None:
     """The same bits twice, though threads and programs share the sums over pixels. (Plain PyTorch promises nothing.)"""
