@@ -211,10 +211,16 @@ def count_hopper(dtype: torch.dtype = torch.float16) -> dict[Kernel, Count]:
     return {one: found[twin] for one, twin in twins.items()}
 
 
+def functions(path: Path, named: str = "") -> dict[str, str]:
+    """The machine code (SASS) of the functions in a file whose mangled names contain `named`, by these."""
+    found = re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL)
+    return {name: code for name, code in found if named in name}
+
+
 def _count(chosen: Iterable[Kernel], source: Path, capability: int) -> dict[Kernel, Count]:
     path = cubin(NETWORK, capability=capability, source=source)
     usage = resources(path)
-    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s+Function :|\Z)", sass.cuobjdump("-sass", path), re.DOTALL))
+    code = functions(path)
     return {kernel: _counted(kernel, capability, _mangled(kernel, usage), usage, code) for kernel in chosen}
 
 

@@ -269,9 +269,9 @@ def test_machine_code() -> None:
     """No warning of nvcc, which would tell of products that are not asynchronous; no spill."""
     path = cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE)
     usage = cuda_code.resources(path)
-    functions = sass.cuobjdump("-sass", path).split("Function : ")[1:]
+    functions = cuda_code.functions(path)
     assert len(functions) == len(usage)
-    assert [found for code in functions for found in written_too_early(code)] == []
+    assert [found for code in functions.values() for found in written_too_early(code)] == []
     assert sum("_hopper_stage_kernel" in name for name in usage) == 2 * len(NORMS) * len(BUDGETS)
     assert {name: stack for name, (_, stack) in usage.items() if stack} == {}
 
@@ -281,9 +281,10 @@ def test_machine_code() -> None:
 def test_machine_code_of_other_norms() -> None:
     """Nine products 64 deep; for 64 channels six of them 80, the last 16 of which bring the bias."""
     path = cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE)
-    for function in sass.cuobjdump("-sass", path).split("Function : ")[1:]:
-        if "_hopper_stage_kernel" in (title := function.partition("\n")[0]):
-            assert function.count("HGMMA.64x64x16.F32") == (9 * 4 + 6 if "ELb1E" in title else 9 * 4)
+    functions = cuda_code.functions(path, "_hopper_stage_kernel")
+    assert len(functions) == 2 * len(NORMS) * len(BUDGETS)
+    for name, code in functions.items():
+        assert code.count("HGMMA.64x64x16.F32") == (9 * 4 + 6 if "ELb1E" in name else 9 * 4)
 
 
 @needs_nvcc

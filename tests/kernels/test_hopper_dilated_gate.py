@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cuda_host import HostKernels
 
 from benchmarks.oracle.tolerance import assert_as_good
-from benchmarks.tools import cuda_code, sass
+from benchmarks.tools import cuda_code
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import NORMS, Sample
 
@@ -177,10 +177,11 @@ def test_machine_code(dtype: torch.dtype) -> None:
 def test_machine_code_of_other_norms() -> None:
     """Products 64 deep, one and three; for 64 channels 80, the last 16 of which bring the bias."""
     path = cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE)
-    for function in sass.cuobjdump("-sass", path).split("Function : ")[1:]:
-        for name, products in (("_hopper_gate_near", 1), ("_hopper_gate_far", 3)):
-            if name in (title := function.partition("\n")[0]):
-                assert function.count("HGMMA.64x64x16.F32") == (5 if "ELb1E" in title else 4) * products
+    for kernel, products in (("_hopper_gate_near", 1), ("_hopper_gate_far", 3)):
+        functions = cuda_code.functions(path, kernel)
+        assert functions
+        for name, code in functions.items():
+            assert code.count("HGMMA.64x64x16.F32") == (5 if "ELb1E" in name else 4) * products
 
 
 TENSOR_INSTRUCTIONS = {

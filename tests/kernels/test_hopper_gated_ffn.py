@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cuda_host import HostKernels
 
 from benchmarks.oracle.tolerance import assert_as_good
-from benchmarks.tools import cuda_code, sass
+from benchmarks.tools import cuda_code
 from ditn_kernels import REGISTRY
 from ditn_kernels._op import NORMS, Sample
 
@@ -199,7 +199,8 @@ def test_machine_code(dtype: torch.dtype) -> None:
 def test_machine_code_of_other_norms() -> None:
     """W_in's product 64 deep; for 64 channels 80, the last 16 of which bring the bias. W_out's 32, in two parts."""
     path = cuda_code.cubin(capability=90, source=cuda_code.HOPPER_SOURCE)
-    for function in sass.cuobjdump("-sass", path).split("Function : ")[1:]:
-        if "_hopper_map_ffn_kernel" in (title := function.partition("\n")[0]):
-            depths = {96: 5 if "ELb1E" in title else 4, 64: 2, 32: 2}
-            assert {columns: function.count(f"HGMMA.64x{columns}x16.F32") for columns in depths} == depths
+    functions = cuda_code.functions(path, "_hopper_map_ffn_kernel")
+    assert len(functions) == 2 * len(NORMS) * len(BUDGETS)
+    for name, code in functions.items():
+        depths = {96: 5 if "ELb1E" in name else 4, 64: 2, 32: 2}
+        assert {columns: code.count(f"HGMMA.64x{columns}x16.F32") for columns in depths} == depths

@@ -175,13 +175,13 @@ def test_machine_code(dtype: torch.dtype) -> None:
     """No product is lost, all are asynchronous (nvcc warns of others), and other work is done meanwhile."""
     path = cuda_code.cubin(cuda_code.NETWORK, capability=90, source=cuda_code.HOPPER_SOURCE)
     named = f"_hopper_conv3x3_kernelI{'6__half' if dtype == torch.float16 else '13__nv_bfloat16'}"
-    functions = [code for code in sass.cuobjdump("-sass", path).split("Function : ")[1:] if named in code]
+    functions = cuda_code.functions(path, named)
     assert len(functions) == 5
-    for code in functions:
+    for mangled, code in functions.items():
         assert sums_used_too_early(code) == []
         instructions = [one for _, one in sorted(sass.parse(code).items())]
         assert sum(name.startswith("HGMMA") for name, _ in instructions) == 2 * 9 * 4  # squares, taps, 16 channels
-        columns = int(re.findall(r"conv3x3_kernelI\w+Li(\d+)ELb", code)[0])
+        columns = int(re.findall(r"conv3x3_kernelI\w+Li(\d+)ELb", mangled)[0])
         assert stores_beside_products(instructions) >= 2 * columns / 16, (
             "a square is stored while nothing is multiplied"
         )
