@@ -86,6 +86,8 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
         reasons = reasons_unproved(op, name, args, backward=backward)
         if not reasons and not forced and (auto := op.backends[name].auto):
             reasons = auto.why_not(args, backward=backward)
+        if not reasons and not forced and op.backends[name].as_layers:
+            reasons = _layers_elsewhere(op, name, args)
         if not reasons:
             reasons = _proof.reasons_against(op, name, BACKENDS[name], args, backward=backward, serving=True)
         if not reasons:
@@ -97,6 +99,15 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
         return DECOMPOSED
     title = f"{op.name}{' backward' if backward else ''}"
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
+
+
+def _layers_elsewhere(op: Op, backend: str, args: Mapping[str, Any]) -> list[str]:
+    """The operators of a stage that another backend runs here, each as a reason."""
+    x, *rest = op.structured(args.values())
+    # All layers are alike: one of each operator tells.
+    links = dict(op.decomposition(*rest)) if op.decomposition else {}
+    chosen = {link.name: select(link, link.named([x, *arguments])) for link, arguments in links.items()}
+    return [f"leaves this to its layers, {name} to {other}" for name, other in chosen.items() if other != backend]
 
 
 def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | None:

@@ -21,7 +21,8 @@ class Support:
     length of the operator's last bias, and `max_outputs_backward` that of gradients, if that is less; `max_expanded`
     the hidden channels, which are the rows of its last weight. `forward_in`: what the forward can run in further
     dtypes, by kernels of their own. `auto`: what it may be chosen for automatically, without being forced, if that is
-    less.
+    less. `as_layers`: that it runs the kernels of a stage's layers, and may be chosen automatically only where each of
+    these would be.
     """
 
     devices: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Support:
     max_expanded: int | None = None
     forward_in: Mapping[torch.dtype, Support] = field(default_factory=dict)
     auto: Support | None = None
+    as_layers: bool = False
 
     def why_not_on(self, capability: tuple[int, int], *, backward: bool) -> list[str]:
         """Every reason why a chip of this compute capability cannot run it; empty if it can."""

@@ -93,6 +93,11 @@ class HostKernels:
         number = self.library.launches(ctypes.byref(found))
         return [(found[i].threads, found[i].shared_bytes) for i in range(number)]
 
+    def scratch(self) -> int:
+        """Bytes that the last call asked for, besides its result and packed weights."""
+        self.library.scratch_bytes.restype = ctypes.c_int64
+        return int(self.library.scratch_bytes())
+
     def blocks(self) -> int:
         """How many blocks the last launch of the last call had."""
         found = ctypes.POINTER(_Launch)()
@@ -131,7 +136,7 @@ def _dense(axes: str, tensor: Tensor) -> Tensor:
 
 def main() -> None:
     kernels = HostKernels(int(sys.argv[1]), sanitized=True)
-    for op in (op for op in REGISTRY.values() if "cuda" in op.backends):
+    for op in (op for op in REGISTRY.values() if "cuda" in op.backends and not op.backends["cuda"].as_layers):
         for dtype in op.backends["cuda"].dtypes:
             for sample in op.samples:
                 kernels(op, op.inputs(sample, dtype=dtype))

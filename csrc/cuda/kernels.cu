@@ -11,6 +11,7 @@
 #include "inner_patch_attention.cuh"
 #include "inner_patch_stage.cuh"
 #include "layer_norm2d.cuh"
+#include "spatial_stage.cuh"
 #include "tanh_affine.cuh"
 
 namespace ditn::cuda {
@@ -38,11 +39,14 @@ DITN_KERNEL(_inner_patch_stage_kernel<false>);
   template void inner_patch_attention<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&, Norm, int);     \
   template void inner_patch_stage<T>(Device&, Shape, const T*, T*, const AttentionOf<const T>&,                     \
                                      const FfnOf<const T>&, int, Norm, int);                                        \
+  template void spatial_stage<T>(Device&, Shape, const T*, T*, const GateOf<const T>&, const FfnOf<const T>&, int, Norm); \
   template void tanh_affine<T>(Device&, Shape, const T*, T*, const T*, const T*, int);                              \
   template void layer_norm2d<T>(Device&, Shape, const T*, T*, const T*, const T*, float);
 
 DITN_INSTANTIATE(__half)
 DITN_INSTANTIATE(float)
+template void spatial_stage<__nv_bfloat16>(Device&, Shape, const __nv_bfloat16*, __nv_bfloat16*, const GateOf<const __nv_bfloat16>&,
+                                           const FfnOf<const __nv_bfloat16>&, int, Norm);
 
 unsigned kernels_in_use() {
 #ifdef DITN_HOPPER

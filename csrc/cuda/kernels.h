@@ -68,6 +68,10 @@ template <class T>
 void inner_patch_stage(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, const FfnOf<const T>&, int layers, Norm,
                        int patch);
 
+// `layers` times gate and FFN on the whole map, in float16, float32 or bfloat16; parameters are [layers][...].
+template <class T>
+void spatial_stage(Device&, Shape, const T* x, T* y, const GateOf<const T>&, const FfnOf<const T>&, int layers, Norm);
+
 // In bfloat16 there are the kernels for sm_90a alone (hopper.h). These throw where that has none for a call.
 template <>
 void inner_patch_stage(Device&, Shape, const __nv_bfloat16* x, __nv_bfloat16* y, const AttentionOf<const __nv_bfloat16>&,

@@ -188,6 +188,15 @@ PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weigh
   return {launch_of<__nv_bfloat16>(type, launch), weights.ffn.out_weight.size(2)};
 }
 
+PreparedOperator spatial_stage(ScalarType type, SpatialStageWeights weights, int64_t norm) {
+  const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
+  const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
+    cuda::spatial_stage<T>(device, shape, x, y, weights.gate.as<GateOf<const T>>(kData<T>),
+                           weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers), static_cast<Norm>(norm));
+  };
+  return {launch_of<__nv_bfloat16>(type, launch), weights.ffn.out_weight.size(2)};
+}
+
 PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
   const int64_t outputs = weight.size(3);
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* image, const T*, T* y) {

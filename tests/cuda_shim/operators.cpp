@@ -27,13 +27,17 @@ struct Packed {
 };
 std::map<unsigned, Packed> all_packed;
 bool kept = false;
+int64_t scratch = 0;  // bytes that the last operator asked for, besides weights
 
 class Host : public cuda::Device {
  public:
   Host() : Device(nullptr) {}
-  void* allocate(size_t bytes) override { return allocate_in(memory_, bytes); }
+  void* allocate(size_t bytes) override {
+    scratch += bytes;
+    return allocate_in(memory_, bytes);
+  }
   void* allocate_weights(size_t bytes) override {
-    if (!kept) return allocate(bytes);
+    if (!kept) return allocate_in(memory_, bytes);
     return packed.there ? packed.memory.at(next_++).get() : allocate_in(packed.memory, bytes);
   }
   bool has_weights() const override { return packed.there; }
@@ -50,6 +54,7 @@ template <class... Types, class Work>
 const char* attempt(int64_t type, void** tensors, const Work& work) {
   static std::string message;
   shim::launches.clear();
+  scratch = 0;
   try {
     Host device;
     if (type == 0) {
@@ -83,6 +88,9 @@ void reverse(bool reversed) { shim::reversed = reversed; }
 // The compute capability of the device that what follows finds: 90 for 9.0.
 void capability(int number) { shim::capability = number; }
 
+// Bytes that the last operator that ran asked for, besides its result and packed weights.
+int64_t scratch_bytes() { return scratch; }
+
 // The launches of the last operator that ran: their number, and each one's threads, bytes of shared memory and blocks.
 int64_t launches(const shim::Launch** found) {
   *found = shim::launches.data();
@@ -102,6 +110,14 @@ const char* inner_patch_stage(int64_t type, const Shape* shape, void** tensors, 
     const FfnOf<const T> ffn{t[6], t[7], t[8], t[9], t[10], t[11], static_cast<int>(expanded)};
     cuda::inner_patch_stage<T>(device, *shape, t[0], t[12], {t[1], t[2], t[3], t[4], t[5]}, ffn, static_cast<int>(layers),
                                static_cast<Norm>(norm), static_cast<int>(patch));
+  });
+}
+
+const char* spatial_stage(int64_t type, const Shape* shape, void** tensors, int64_t layers, int64_t expanded, int64_t norm) {
+  return attempt<__nv_bfloat16>(type, tensors, [&]<class T>(cuda::Device& device, T** t) {
+    const GateOf<const T> gate{t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10]};
+    const FfnOf<const T> ffn{t[11], t[12], t[13], t[14], t[15], t[16], static_cast<int>(expanded)};
+    cuda::spatial_stage<T>(device, *shape, t[0], t[17], gate, ffn, static_cast<int>(layers), static_cast<Norm>(norm));
   });
 }
 

@@ -27,7 +27,8 @@ from ditn_kernels._op import Sample
 needs_gcc = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which is not installed")
 needs_nvcc = pytest.mark.skipif(cuda_code.NVCC is None, reason="needs nvcc, which is not installed")
 DTYPES = (torch.float16, torch.float32)
-OPERATORS = [op for op in REGISTRY.values() if "cuda" in op.backends]
+# Those that run the kernels of others are in test_spatial_stage.py.
+OPERATORS = [op for op in REGISTRY.values() if "cuda" in op.backends and not op.backends["cuda"].as_layers]
 # Kernels of one call, where it takes more than one; a stage in float32 takes two for each layer.
 LAUNCHES = {"dilated_gate": 2, "image_tail": 2}
 CASES = [pytest.param(op, sample, id=f"{op.name}-{sample.name}") for op in OPERATORS for sample in op.samples]

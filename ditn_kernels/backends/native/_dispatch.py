@@ -112,12 +112,14 @@ class Cuda(_Compiled):
         return forward
 
     def identity(self, op: Op, device: torch.device) -> Mapping[str, str]:
-        kernels = "sm_90a" if _hopper.serves(op.name, device) else "all chips"
-        return {"library": digest(_libraries.FOLDER / "_C_cuda.so"), "kernels": kernels}
+        kernels = ["sm_90a" if _hopper.serves(name, device) else "all chips" for name in _hopper.whose(op.name)]
+        return {"library": digest(_libraries.FOLDER / "_C_cuda.so"), "kernels": ", ".join(kernels)}
 
     def fall_back(self, op: Op, device: torch.device, dtype: torch.dtype) -> bool:
-        # In a dtype in which there is no other kernel, that of float16 may still be right.
-        if dtype in _limits.CUDA[op.name].forward_in or not _hopper.serves(op.name, device):
+        # In a dtype in which there is no other kernel, that of float16 may still be right. What runs the kernels of
+        # others leaves its work to them, who have proofs of their own.
+        support = _limits.CUDA[op.name]
+        if support.as_layers or dtype in support.forward_in or not _hopper.serves(op.name, device):
             return False
         _hopper.turn(op.name, device, on=False)
         return True

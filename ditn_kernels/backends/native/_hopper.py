@@ -15,16 +15,24 @@ from ditn_kernels.backends.native import _libraries
 CAPABILITY = (9, 0)
 # On trial, so that each takes patches several times.
 _FEW_BLOCKS = 3
+# Operators that run the kernels of others.
+_RUNS = {"spatial_stage": ("dilated_gate", "gated_ffn")}
+
+
+def whose(operator: str) -> tuple[str, ...]:
+    """The operators whose kernels an operator runs: its own, mostly."""
+    return _RUNS.get(operator, (operator,))
 
 
 def serves(operator: str, device: torch.device) -> bool:
-    """Whether an operator has such kernels, and calls on the device that they can compute are theirs."""
+    """Whether there are such kernels for all that an operator runs, and calls on the device that they can compute are
+    theirs."""
     library = _library(device)
-    return library is not None and bool(library.ditn_cuda_hopper_is_on(operator.encode()))
+    return library is not None and all(library.ditn_cuda_hopper_is_on(name.encode()) for name in whose(operator))
 
 
 def turn(operator: str, device: torch.device, *, on: bool) -> None:
-    """Have an operator's kernels serve, or leave their work to those for all chips; in this process."""
+    """Have the kernels of one operator serve, or leave their work to those for all chips; in this process."""
     if library := _library(device):
         library.ditn_cuda_hopper_turn(operator.encode(), on)
 
@@ -32,14 +40,14 @@ def turn(operator: str, device: torch.device, *, on: bool) -> None:
 @contextmanager
 def without(operators: Iterable[str], device: torch.device) -> Iterator[None]:
     """The kernels for all chips serve."""
-    turned = [operator for operator in operators if serves(operator, device)]
-    for operator in turned:
-        turn(operator, device, on=False)
+    turned = [name for operator in operators for name in whose(operator) if serves(name, device)]
+    for name in turned:
+        turn(name, device, on=False)
     try:
         yield
     finally:
-        for operator in turned:
-            turn(operator, device, on=True)
+        for name in turned:
+            turn(name, device, on=True)
 
 
 @contextmanager

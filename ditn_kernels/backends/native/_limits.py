@@ -33,6 +33,8 @@ _CUDA_CONV = replace(_CUDA, max_outputs=128)
 # A stage is one kernel for the shipped networks' patches. For others it is the kernels of its layers, and whether those
 # are the fastest is better asked of each.
 _CUDA_STAGE = replace(_CUDA, auto=Support(dtypes=(torch.float16, torch.bfloat16), max_channels=64, patch_sizes=(8,)))
+# The kernels of its layers, for which the host is called once.
+_CUDA_SPATIAL_STAGE = replace(_CUDA, as_layers=True)
 # In bfloat16 there are the kernels for compute capability 9.0 alone, which take what csrc/cuda/hopper.cu says.
 _HOPPER = replace(_CUDA, dtypes=(torch.bfloat16,), max_channels=64, min_capability=(9, 0), before_capability=(10, 0))
 _HOPPER_CONV = replace(_HOPPER, max_outputs=128)
@@ -52,5 +54,6 @@ CUDA = {
     "gated_ffn": _with_bfloat16(_CUDA_ON_MAPS, _HOPPER_FFN),
     "dilated_gate": _with_bfloat16(_CUDA, _HOPPER),
     "inner_patch_stage": _with_bfloat16(_CUDA_STAGE, _HOPPER_STAGE),
+    "spatial_stage": _with_bfloat16(_CUDA_SPATIAL_STAGE, replace(_HOPPER, max_expanded=127)),
     "image_tail": _with_bfloat16(_CUDA_CONV, _HOPPER_CONV),
 }
