@@ -47,6 +47,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--model",
+        type=_name,
         default=AUTO,
         help="a shipped model (see `ditn info`), a file of weights, or auto: for each image the one for clean "
         "images or the one for photographs, as its pixels suggest (%(default)s)",
@@ -138,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
 
 def export(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{name}: {summary}" for name, summary in FORMAT_SUMMARIES.items())
-    parser.add_argument("model", help="a shipped model or a file")
+    parser.add_argument("model", type=_name, help="a shipped model or a file")
     parser.add_argument("-o", "--output", type=_path, required=True, metavar="FILE")
     parser.add_argument("--format", choices=FORMAT_SUMMARIES, help=f"{formats} (default: by the suffix of FILE)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights, image and result (%(default)s)")
@@ -155,13 +156,18 @@ def info(parser: argparse.ArgumentParser) -> None:
 
 
 def verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_WEIGHTS, help="a shipped model or a file (%(default)s)")
+    parser.add_argument("--model", type=_name, default=DEFAULT_WEIGHTS, help="a shipped model or a file (%(default)s)")
     parser.add_argument("--device", help="where to run (default: a GPU if there is one)")
 
 
 def warmup(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", default=DEFAULT_WEIGHTS, help="a shipped model (see `ditn info`) or a file of weights (%(default)s)")
+    add(
+        "--model",
+        type=_name,
+        default=DEFAULT_WEIGHTS,
+        help="a shipped model (see `ditn info`) or a file of weights (%(default)s)",
+    )
     add("--dtype", nargs="+", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
     add("--size", nargs="+", type=_size, default=[(960, 540)], metavar="WIDTHxHEIGHT", help="(default: 960x540)")
     add("--training", action="store_true", help="also what training needs")
@@ -199,6 +205,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         required=True,
+        type=_name,
         help=f'a shipped model\'s name, a file, "{BICUBIC}", or "{ALL}": every shipped model and {BICUBIC}; '
         "may be repeated, for a table of the means",
     )
@@ -231,7 +238,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 def _name(text: str) -> str:
     """Not empty, as "$FILE" is where it was never set: to pathlib that is the folder one is in."""
     if not text:
-        raise argparse.ArgumentTypeError("an empty name; write . for the folder that you are in")
+        raise argparse.ArgumentTypeError("an empty name, as of a variable that was never set")
     return text
 
 
