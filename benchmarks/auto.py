@@ -67,7 +67,7 @@ def wanted(label: str) -> str:
         return "clean" if rest.endswith(("0.5", "0.75")) else "either"
     if kind == "JPEG":
         quality = int(rest.split()[0])
-        return "photo" if quality <= 75 else "clean" if quality >= 95 else "either"
+        return "photo" if quality <= 80 else "clean" if quality >= 95 else "either"
     if kind == "WebP":
         return "photo" if int(rest) <= 50 else "either"
     return "photo" if label in ("noise of 15 levels", "noise of 20 levels") else "either"

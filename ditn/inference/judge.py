@@ -26,7 +26,7 @@ _RANGE = {"uint8": 1.0, "uint16": 257.0}
 
 _MIN_BLOCKS = 6  # to see a grid in
 _FEW_BLOCKS = 16  # with fewer, clipped ones are better than none
-_JPEG_QUALITY = 77  # above which undoing compression takes more than it gives
+_JPEG_QUALITY = 82  # above which undoing compression takes more than it gives
 _RESAVED = 0.8  # of the change at a finer quality; 1.0 where nothing shows
 _WEBP_STEP = 24.0  # levels: about quality 60
 _SPECKLE, _MIN_AROUND = 0.08, 100  # share of the pixels around drawn edges; pixels to see it on
