@@ -37,11 +37,12 @@ def links(args: dict) -> list[tuple[str, Callable[[Tensor], dict]]]:
     ("norm", "dtype", "hopper", "axes"),
     [
         ("tanh", torch.float16, False, {}),
-        ("layernorm", torch.float32, False, {"B": 2, "C": 66, "E": 7, "W": 5}),
+        pytest.param("layernorm", torch.float32, False, {"B": 2, "C": 66, "E": 7, "W": 5}, marks=pytest.mark.slow),
         pytest.param("none", torch.float16, False, {"L": 3, "C": 61, "E": 33, "W": 3}, marks=pytest.mark.slow),
         ("tanh", torch.float16, True, {"L": 3}),
         pytest.param("layernorm", torch.bfloat16, True, {"B": 2, "C": 64, "E": 40, "W": 5}, marks=pytest.mark.slow),
-        ("tanh", torch.float16, True, {"C": 66, "E": 9, "H": 2, "W": 3}),  # more than sm_90a's kernels take
+        # More channels than sm_90a's kernels take.
+        pytest.param("tanh", torch.float16, True, {"C": 66, "E": 9, "H": 2, "W": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_its_layers_kernels(norm: str, dtype: torch.dtype, hopper: bool, axes: dict[str, int]) -> None:
@@ -59,7 +60,7 @@ def test_it_is_its_layers_kernels(norm: str, dtype: torch.dtype, hopper: bool, a
     assert_as_good(y, exact, OP.reference(*args.values()), OP.atol_of_max[dtype], OP.name)
 
 
-@pytest.mark.parametrize("hopper", [False, True])
+@pytest.mark.parametrize("hopper", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layers_share_memory(hopper: bool) -> None:
     kernels = HostKernels(800, hopper=hopper)
     kernels(OP, arguments(L=1))
@@ -76,7 +77,7 @@ def test_no_layers_and_no_pixels() -> None:
     assert not kernels.launches()
 
 
-@pytest.mark.parametrize("hopper", [False, True])
+@pytest.mark.parametrize("hopper", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_weights_that_stay_packed(hopper: bool) -> None:
     """Those of each layer are its own. The second call, of a map of another size, launches nothing to pack them."""
     kernels, args = HostKernels(800, hopper=hopper), arguments()
