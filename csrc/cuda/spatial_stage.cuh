@@ -40,9 +40,9 @@ GateOf<const T> of_layer(const GateOf<const T>& w, int64_t layer, int channels) 
 
 template <class T>
 FfnOf<const T> of_layer(const FfnOf<const T>& w, int64_t layer, int channels) {
-  const int64_t hidden = layer * w.expanded;
-  return {w.in_weight + 2 * hidden * channels,  w.in_bias + 2 * hidden,     w.dw_weight + 18 * hidden, w.dw_bias + 2 * hidden,
-          w.out_weight + hidden * channels,     w.out_bias + layer * channels, w.expanded};
+  const int64_t hidden = layer * w.expanded, matrix = hidden * channels;
+  return {w.in_weight + 2 * matrix, w.in_bias + 2 * hidden,        w.dw_weight + 18 * hidden, w.dw_bias + 2 * hidden,
+          w.out_weight + matrix,    w.out_bias + layer * channels, w.expanded};
 }
 
 template <class T>
