@@ -339,7 +339,7 @@ def test_evaluation_images_are_told_apart(shared: Path) -> None:
     assert rows["drawing"]["clean"] == rows["drawing"]["pictures"]
     clean = auto.losses(shared / "data" / "eval")
     others = {name.split(":")[0] for row in clean for name in row["others"]}
-    # These high-resolution ones were JPEGs once: high frequencies are nearly zero on the grid of their corner, much more
+    # These high-resolution ones were JPEGs once: high frequencies are nearly zero on the grid of their corner, far more
     # often than on any other. Of the rest one of 472 is mistaken.
     jpegs = {"woman", "coastguard", "foreman", "zebra"}
     assert others >= jpegs
