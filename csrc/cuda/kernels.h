@@ -68,7 +68,7 @@ template <class T>
 void inner_patch_stage(Device&, Shape, const T* x, T* y, const AttentionOf<const T>&, const FfnOf<const T>&, int layers, Norm,
                        int patch);
 
-// `layers` times gate and FFN on the whole map, in float16, float32 or bfloat16; parameters are [layers][...].
+// `layers` times gate and FFN on the whole map; parameters are [layers][...]. In bfloat16 it throws where these do (below).
 template <class T>
 void spatial_stage(Device&, Shape, const T* x, T* y, const GateOf<const T>&, const FfnOf<const T>&, int layers, Norm);
 
