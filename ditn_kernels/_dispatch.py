@@ -84,10 +84,8 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     refusals: dict[str, list[str]] = {}
     for name in candidates:
         reasons = reasons_unproved(op, name, args, backward=backward)
-        if not reasons and not forced and (auto := op.backends[name].auto):
-            reasons = auto.why_not(args, backward=backward)
-        if not reasons and not forced and op.backends[name].as_layers:
-            reasons = _layers_elsewhere(op, name, args)
+        if not reasons and not forced:
+            reasons = reasons_to_pass_over(op, name, args, backward=backward)
         if not reasons:
             reasons = _proof.reasons_against(op, name, BACKENDS[name], args, backward=backward, serving=True)
         if not reasons:
@@ -101,13 +99,19 @@ def select(op: Op, args: Mapping[str, Any], *, backend: str | None = None, backw
     raise BackendError(f"{title}: " + "; ".join(f"{name} {', '.join(why)}" for name, why in refusals.items()))
 
 
-def _layers_elsewhere(op: Op, backend: str, args: Mapping[str, Any]) -> list[str]:
-    """The operators of a stage that another backend runs here, each as a reason."""
+def reasons_to_pass_over(op: Op, backend: str, args: Mapping[str, Any], *, backward: bool) -> list[str]:
+    """Why a backend that can run these arguments is not to, unless it is forced. For a stage that it runs as its
+    layers' kernels: the operators that another backend runs here."""
+    support = op.backends[backend]
+    if support.auto and (reasons := support.auto.why_not(args, backward=backward)):
+        return reasons
+    if not support.as_layers:
+        return []
     x, *rest = op.structured(args.values())
     # All layers are alike: one of each operator tells.
     links = dict(op.decomposition(*rest)) if op.decomposition else {}
     chosen = {link.name: select(link, link.named([x, *arguments])) for link, arguments in links.items()}
-    return [f"leaves this to its layers, {name} to {other}" for name, other in chosen.items() if other != backend]
+    return [f"its layers' {name} runs by {other}" for name, other in chosen.items() if other != backend]
 
 
 def order_on_gpu(op: Op, args: Mapping[str, Any], *, backward: bool) -> Order | None:
@@ -131,12 +135,14 @@ def auto_candidates(op: Op, args: Mapping[str, Any], *, backward: bool) -> list[
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found: the backend that would run and, for each of the others, the reasons against it. `order` is
-    the order in which they were tried on a GPU; None on a CPU and where a backend was forced."""
+    """What `explain` found: the backend that would run and, for each of the others, the reasons why it cannot, or why
+    it is `passed_over` although it can. `order` is the order in which they were tried on a GPU; None on a CPU and where
+    a backend was forced."""
 
     operator: str
     chosen: str | None
     refusals: Mapping[str, tuple[str, ...]]
+    passed_over: Mapping[str, tuple[str, ...]]
     order: Order | None = None
 
     def __str__(self) -> str:
@@ -148,12 +154,12 @@ class Explanation:
 
     def _passed_over(self, name: str) -> str:
         """Why a backend that could run it does not."""
-        if self.order is None:
-            return "could, but is not chosen"
-        places = {other: place for place, other in enumerate(self.order.backends)}
-        if self.order.measured and self.chosen in places and places[self.chosen] < places[name]:
+        places = {other: place for place, other in enumerate(self.order.backends)} if self.order else {}
+        if self.order and self.order.measured and self.chosen in places and places[self.chosen] < places[name]:
             return f"could, but is slower here ({self.order.source})"
-        return f"could, but is not chosen (order {self.order.source})"
+        if reasons := self.passed_over[name]:
+            return f"could, but is not chosen: {', '.join(reasons)}"
+        return "could, but is not chosen" + (f" (order {self.order.source})" if self.order else "")
 
 
 def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = False, **options: Any) -> Explanation:
@@ -169,10 +175,14 @@ def explain(op: Op, *args: Any, backend: str | None = None, backward: bool = Fal
     except BackendError:
         chosen = None
     refusals = {name: tuple(reasons_against(op, name, named, backward=backward)) for name in op.backends}
-    forced = forced_backend(backend)
-    if forced and forced not in refusals:
-        refusals[forced] = tuple(reasons_against(op, forced, named, backward=backward))
-    return Explanation(op.name, chosen, refusals, None if forced else order_on_gpu(op, named, backward=backward))
+    if forced := forced_backend(backend):
+        refusals.setdefault(forced, tuple(reasons_against(op, forced, named, backward=backward)))
+        return Explanation(op.name, chosen, refusals, dict.fromkeys(refusals, ()))
+    passed_over = {
+        name: () if reasons else tuple(reasons_to_pass_over(op, name, named, backward=backward))
+        for name, reasons in refusals.items()
+    }
+    return Explanation(op.name, chosen, refusals, passed_over, order_on_gpu(op, named, backward=backward))
 
 
 def _known(name: str | None) -> str | None:

@@ -130,6 +130,45 @@ def test_forced_or_on_a_cpu_no_order_is_spoken_of(chip) -> None:
     assert explain(op, *op.inputs(op.samples[0], device="cpu").values()).order is None
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "chosen"),
+    [
+        ((9, 0), torch.float16, "cuda"),
+        ((9, 0), torch.bfloat16, "cuda"),
+        ((9, 0), torch.float32, "layers"),  # where Triton comes first
+        ((8, 0), torch.bfloat16, "layers"),  # in which there is no kernel
+        ((8, 9), torch.float16, "cuda"),
+        ((7, 5), torch.float32, "cuda"),
+    ],
+    ids=str,
+)
+def test_spatial_stage_serves_where_its_layers_would_run_the_same(capability, dtype, chosen, chip, table_of) -> None:
+    chip(*capability)
+    op = REGISTRY["spatial_stage"]
+    given = gpu_args(op, dtype).values()
+    assert explain(op, *given).chosen == chosen
+    # With a measurement in which Triton is the faster for one of them.
+    table_of(
+        Line(
+            operator="gated_ffn",
+            direction="forward",
+            dtype=str(dtype).removeprefix("torch."),
+            capability=10 * capability[0] + capability[1],
+            backends=["triton", "cuda"],
+            source="measured on NVIDIA T4, 2027-01-02",
+        )
+    )
+    found = explain(op, *given)
+    assert found.chosen == "layers"
+    forced = explain(op, *given, backend="cuda")
+    if capability == (8, 0):
+        assert forced.chosen == "layers"
+    else:
+        assert forced.chosen == "cuda"
+        assert found.passed_over["cuda"][-1] == "its layers' gated_ffn runs by triton"
+        assert f"  cuda    could, but is not chosen: {', '.join(found.passed_over['cuda'])}" in str(found).splitlines()
+
+
 def test_the_nearest_measured_chip(table_of) -> None:
     """The newest that is not newer, else the oldest; a line with a reason is for its own chip alone."""
     backends = ("a", "b", "c", "torch")

@@ -12,7 +12,7 @@ from cuda_host import HostKernels
 from torch import Tensor
 
 from benchmarks.oracle.tolerance import assert_as_good
-from ditn_kernels import REGISTRY, _dispatch, _order, explain
+from ditn_kernels import REGISTRY
 from ditn_kernels._op import Sample
 from ditn_kernels.backends.native import _dispatch as native
 from ditn_kernels.backends.native import _hopper
@@ -90,47 +90,6 @@ def test_weights_that_stay_packed(hopper: bool) -> None:
         assert len(kernels.launches()) == 3 * AXES["L"]  # near, far, FFN
     finally:
         kernels.library.keep_packed_weights(False)
-
-
-class OnGpu(Tensor):
-    """Without values; it says that it is on a GPU."""
-
-    device = torch.device("cuda:0")
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "chosen"),
-    [
-        ((9, 0), torch.float16, "cuda"),
-        ((9, 0), torch.bfloat16, "cuda"),
-        ((9, 0), torch.float32, "layers"),  # where Triton comes first
-        ((8, 0), torch.bfloat16, "layers"),  # in which there is no kernel
-        ((8, 9), torch.float16, "cuda"),
-        ((7, 5), torch.float32, "cuda"),
-    ],
-    ids=str,
-)
-def test_it_serves_where_its_layers_would_run_the_same(capability, dtype, chosen, monkeypatch) -> None:
-    monkeypatch.setenv("DITN_PROOF", "off")  # there is no GPU to try them on
-    monkeypatch.delenv("DITN_BACKEND", raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    for name in ("triton", "cuda"):
-        monkeypatch.setattr(_dispatch.BACKENDS[name], "missing", lambda *args, **options: [])
-    args = OP.inputs(OP.samples[0], dtype=dtype, device="meta")
-    given = [value.as_subclass(OnGpu) if torch.is_tensor(value) else value for value in args.values()]
-    assert explain(OP, *given).chosen == chosen
-    # With a measurement in which Triton is the faster for one of them.
-    ours = {"operator": "gated_ffn", "direction": "forward", "dtype": str(dtype).removeprefix("torch.")}
-    source = "measured on NVIDIA T4, 2027-01-02"
-    number = 10 * capability[0] + capability[1]
-    line = _order.Line(**ours, capability=number, backends=["triton", "cuda"], source=source)
-    monkeypatch.setattr(_order, "table", lambda: (line,))
-    _order.order.cache_clear()
-    try:
-        assert explain(OP, *given).chosen == "layers"
-        assert explain(OP, *given, backend="cuda").chosen == ("layers" if capability == (8, 0) else "cuda")
-    finally:
-        _order.order.cache_clear()
 
 
 def test_what_it_was_proved_with(monkeypatch) -> None:
