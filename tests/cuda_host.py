@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ditn_kernels import REGISTRY, Op
-from ditn_kernels._op import NORMS
+from ditn_kernels._op import NORMS, Sample
 
 PROJECT = Path(__file__).parent.parent
 SHIM = PROJECT / "tests" / "cuda_shim"
@@ -45,6 +45,8 @@ SANITIZE = ["-O1", "-g", "-Wno-clobbered", "-fsanitize=address,undefined", "-fno
 _NORM_CODES = {"none": 0, "tanh": 1, "layernorm": 2}
 assert set(_NORM_CODES) == set(NORMS)
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Of a stage that runs its layers' kernels, small: those are tried by themselves.
+STAGE = Sample("stage", {"B": 1, "L": 2, "C": 12, "E": 20, "H": 9, "W": 13}, {"norm": "tanh"})
 
 
 class _Shape(ctypes.Structure):
@@ -136,16 +138,19 @@ def _dense(axes: str, tensor: Tensor) -> Tensor:
 
 def main() -> None:
     kernels = HostKernels(int(sys.argv[1]), sanitized=True)
-    for op in (op for op in REGISTRY.values() if "cuda" in op.backends and not op.backends["cuda"].as_layers):
-        for dtype in op.backends["cuda"].dtypes:
-            for sample in op.samples:
+    operators = [op for op in REGISTRY.values() if "cuda" in op.backends]
+    for op in operators:
+        cuda = op.backends["cuda"]
+        for dtype in cuda.dtypes:
+            for sample in [STAGE] if cuda.as_layers else op.samples:
                 kernels(op, op.inputs(sample, dtype=dtype))
             print(op.name, dtype)
     hopper = HostKernels(int(sys.argv[1]), sanitized=True, hopper=True)
-    for op in REGISTRY.values():
-        if hopper.library.ditn_cuda_hopper_is_on(op.name.encode()):
+    for op in operators:
+        as_layers = op.backends["cuda"].as_layers
+        if as_layers or hopper.library.ditn_cuda_hopper_is_on(op.name.encode()):
             for dtype in (torch.float16, torch.bfloat16):
-                hopper(op, op.inputs(op.samples[1], dtype=dtype))
+                hopper(op, op.inputs(STAGE if as_layers else op.samples[1], dtype=dtype))
                 print(op.name, "sm_90a", dtype)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cuda_host import HostKernels
+from cuda_host import STAGE, HostKernels
 from torch import Tensor
 
 from benchmarks.oracle.tolerance import assert_as_good
@@ -19,7 +19,7 @@ from ditn_kernels.backends.native import _hopper
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which is not installed")
 OP = REGISTRY["spatial_stage"]
-AXES = {"B": 1, "L": 2, "C": 12, "E": 20, "H": 9, "W": 13}
+AXES = STAGE.axes
 
 
 def arguments(norm: str = "tanh", dtype: torch.dtype = torch.float16, **axes: int) -> dict:
