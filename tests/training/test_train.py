@@ -31,6 +31,7 @@ from ditn.training.train import read_checkpoint
 from ditn.training.trainer import Trainer
 from ditn.training.update import pixel_loss
 from ditn.training.warm_start import start_at_interpolation, take_weights
+from ditn_kernels import REGISTRY, explain
 
 SMALL = ("--batch", "1", "--patch", "8", "--held-out", "3", "--warmup", "2")
 
@@ -404,6 +405,14 @@ def test_run_by_time_ends_decayed(pictures: Path, tmp_path: Path) -> None:
     assert rates[0] == 1e-3
     assert rates[-1] < 0.5e-3
     assert 1.2 <= _checkpoint(tmp_path)["seconds"] < 20
+
+
+def test_what_is_slow_on_a_cpu_is_said(pictures: Path, tmp_path: Path, capsys) -> None:
+    assert _run(pictures, tmp_path, "--steps", "1", "--amp", "bfloat16") == 0
+    assert "amp bfloat16 is slower than none on a CPU" in capsys.readouterr().out
+    ffn = REGISTRY["gated_ffn"]
+    for dtype, backend in ((torch.bfloat16, "torch"), (torch.float32, "cpp")):
+        assert explain(ffn, *ffn.inputs(ffn.samples[0], dtype=dtype).values(), backward=True).chosen == backend
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_path: Path, capsys) -> None:
