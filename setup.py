@@ -102,7 +102,7 @@ class BuildLibrary(build_ext):
         known = ["-DDITN_AMX"] if "amx" in levels else []
         units = {"level": ("csrc/cpu/level.cpp", known), "register": ("csrc/register.cpp", target)}
         for name, flags in levels.items():
-            for stem in ("kernels", "backward"):
+            for stem in ("kernels", "backward") if name != "amx" else ("kernels",):
                 units[f"{stem}-{name}"] = (f"csrc/cpu/{stem}.cpp", [f"-DDITN_LEVEL={name}", *flags])
 
         def compile_unit(name: str) -> str:

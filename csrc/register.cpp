@@ -195,62 +195,89 @@ PreparedOperator layer_norm2d(ScalarType type, Tensor weight, Tensor bias, doubl
   return {kernels_for(type).layer_norm2d(as_int(channels), data(weight), data(bias), static_cast<float>(eps)), channels};
 }
 
+// Gradients for activations of the type of x: results are like what they are the gradients of. gradients(kernels, in, out)
+// has activations as the kernels take them.
+template <class Gradients>
+void differentiate(const Tensor& x, const Gradients& gradients) {
+  const auto with = [&]<class T>(const Backward<T>& kernels) {
+    gradients(kernels, [](const Tensor& t) { return data<T>(t); }, [](const Tensor& t) { return out<T>(t); });
+  };
+  x.scalar_type() == ScalarType::Float ? with(*level().backward_of_float) : with(*level().backward_of_bfloat16);
+}
+
+// Gradients of weights, which are computed in float32, in the weights' type.
+auto in_type_of(const Tensor& weight) {
+  return [type = weight.scalar_type()](const Tensor& t) {
+    return type == ScalarType::Float ? t : torch::stable::to(t, type);
+  };
+}
+
 std::tuple<Tensor, AttentionWeights> inner_patch_attention_backward(Tensor grad, Tensor x, AttentionWeights weights, int64_t norm,
                                                                     int64_t patch_size) {
   Tensor dx = new_like(x);
-  const AttentionWeights dweights = weights.map(kNewLike);
-  level().backward->inner_patch_attention(kThreads, shape_of(x), data(grad), data(x), weights.as<Attention>(kData),
-                                          static_cast<Norm>(norm), as_int(patch_size), out(dx),
-                                          dweights.as<AttentionOf<float>>(kOut));
-  return {dx, dweights};
+  const AttentionWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
+  differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
+    kernels.inner_patch_attention(kThreads, shape_of(x), in(grad), in(x), wide.as<Attention>(kData), static_cast<Norm>(norm),
+                                  as_int(patch_size), out_of(dx), dweights.as<AttentionOf<float>>(kOut));
+  });
+  return {dx, dweights.map(in_type_of(weights.out_bias))};
 }
 
 std::tuple<Tensor, FfnWeights> gated_ffn_backward(Tensor grad, Tensor x, FfnWeights weights, int64_t norm, int64_t patch_size) {
   Tensor dx = new_like(x);
-  const FfnWeights dweights = weights.map(kNewLike);
+  const FfnWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
   const int expanded = as_int(weights.out_weight.size(0));
-  level().backward->gated_ffn(kThreads, shape_of(x), data(grad), data(x), weights.as<Ffn>(kData, expanded),
-                              static_cast<Norm>(norm), as_int(patch_size), out(dx), dweights.as<FfnOf<float>>(kOut, expanded));
-  return {dx, dweights};
+  differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
+    kernels.gated_ffn(kThreads, shape_of(x), in(grad), in(x), wide.as<Ffn>(kData, expanded), static_cast<Norm>(norm),
+                      as_int(patch_size), out_of(dx), dweights.as<FfnOf<float>>(kOut, expanded));
+  });
+  return {dx, dweights.map(in_type_of(weights.out_bias))};
 }
 
 std::tuple<Tensor, GateWeights> dilated_gate_backward(Tensor grad, Tensor x, GateWeights weights, int64_t norm) {
   Tensor dx = new_like(x);
-  const GateWeights dweights = weights.map(kNewLike);
-  level().backward->dilated_gate(kThreads, shape_of(x), data(grad), data(x), weights.as<Gate>(kData), static_cast<Norm>(norm),
-                                 out(dx), dweights.as<GateOf<float>>(kOut));
-  return {dx, dweights};
+  const GateWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
+  differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
+    kernels.dilated_gate(kThreads, shape_of(x), in(grad), in(x), wide.as<Gate>(kData), static_cast<Norm>(norm), out_of(dx),
+                         dweights.as<GateOf<float>>(kOut));
+  });
+  return {dx, dweights.map(in_type_of(weights.out_bias))};
+}
+
+// Of an operator with a weight and a bias alone; `options` come between weight and dx.
+template <class Kernel, class... Options>
+std::tuple<Tensor, Tensor, Tensor> affine_backward(const Kernel& kernel, const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                   const Tensor& bias, Options... options) {
+  Tensor dx = new_like(x), wide = kWiden(weight), dweight = new_like(wide), dbias = new_like(kWiden(bias));
+  differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
+    kernel(kernels)(kThreads, shape_of(x), in(grad), in(x), data(wide), options..., out_of(dx), out(dweight), out(dbias));
+  });
+  const auto narrowed = in_type_of(weight);
+  return {dx, narrowed(dweight), narrowed(dbias)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> tanh_affine_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias) {
-  Tensor dx = new_like(x), dweight = new_like(weight), dbias = new_like(bias);
-  level().backward->tanh_affine(kThreads, shape_of(x), data(grad), data(x), data(weight), as_int(weight.size(1)), out(dx),
-                                out(dweight), out(dbias));
-  return {dx, dweight, dbias};
+  return affine_backward([](const auto& kernels) { return kernels.tanh_affine; }, grad, x, weight, bias, as_int(weight.size(1)));
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_norm2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, double eps) {
-  Tensor dx = new_like(x), dweight = new_like(weight), dbias = new_like(bias);
-  level().backward->layer_norm2d(kThreads, shape_of(x), data(grad), data(x), data(weight), static_cast<float>(eps), out(dx),
-                                 out(dweight), out(dbias));
-  return {dx, dweight, dbias};
+  return affine_backward([](const auto& kernels) { return kernels.layer_norm2d; }, grad, x, weight, bias, static_cast<float>(eps));
 }
 
 std::tuple<Tensor, Tensor, Tensor> image_head_backward(Tensor grad, Tensor image, Tensor weight, Tensor bias) {
-  Tensor dimage = new_like(image), dweight = new_like(weight), dbias = new_like(bias);
-  level().backward->image_head(kThreads, shape_of(image), data(grad), data(image), data(weight), as_int(weight.size(3)),
-                               out(dimage), out(dweight), out(dbias));
-  return {dimage, dweight, dbias};
+  return affine_backward([](const auto& kernels) { return kernels.image_head; }, grad, image, weight, bias, as_int(weight.size(3)));
 }
 
 std::tuple<Tensor, Tensor, TailWeights> image_tail_backward(Tensor grad, Tensor x, Tensor skip, TailWeights weights,
                                                             int64_t upscale) {
   Tensor dx = new_like(x), dskip = new_like(skip);
-  const TailWeights dweights = weights.map(kNewLike);
+  const TailWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
   const int outputs = as_int(weights.up_weight.size(3)), scale = as_int(upscale);
-  level().backward->image_tail(kThreads, shape_of(x), data(grad), data(x), data(skip), weights.as<Tail>(kData, outputs, scale),
-                               out(dx), out(dskip), dweights.as<TailOf<float>>(kOut, outputs, scale));
-  return {dx, dskip, dweights};
+  differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
+    kernels.image_tail(kThreads, shape_of(x), in(grad), in(x), in(skip), wide.as<Tail>(kData, outputs, scale), out_of(dx),
+                       out_of(dskip), dweights.as<TailOf<float>>(kOut, outputs, scale));
+  });
+  return {dx, dskip, dweights.map(in_type_of(weights.up_bias))};
 }
 
 Tensor function(std::string name, Tensor x) {

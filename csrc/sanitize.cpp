@@ -106,34 +106,51 @@ void print_digest(const char* name, const Shape& shape, const std::vector<T>& va
               static_cast<long>(shape.channels), Type<T>::kName, sizes, places);
 }
 
-// One allocation per result.
 template <class T>
 using Results = std::vector<T*>;
 
-// The kernel writes results of so many values each.
+// Results of so many values each, for a kernel to write; one allocation per result.
 template <class T>
-void check(const char* name, const Shape& shape, const std::vector<int64_t>& counts,
-           const std::function<void(Threads, const Results<T>&)>& kernel) {
-  const auto run = [&](Threads threads) {
-    std::vector<std::vector<T>> all;
-    Results<T> results;
+class Written {
+ public:
+  explicit Written(const std::vector<int64_t>& counts) {
     for (const int64_t count : counts) {
-      std::vector<T>& values = all.emplace_back(static_cast<size_t>(count));
+      std::vector<T>& values = all_.emplace_back(static_cast<size_t>(count));
       std::memset(static_cast<void*>(values.data()), 0xff, values.size() * sizeof(T));  // NaN
       results.push_back(values.data());
     }
-    kernel(threads, results);
-    return all;
-  };
-  const auto alone = run({run_alone, [] { return int64_t{1}; }}),
-             together = run({run_on_three, [] { return int64_t{3}; }});
-  bool good = true;
-  for (size_t i = 0; i < alone.size(); ++i) {
-    good = good && std::memcmp(alone[i].data(), together[i].data(), alone[i].size() * sizeof(T)) == 0;
-    for (const T value : alone[i]) good = good && finite(value);
-    if (digest) print_digest(name, shape, alone[i]);
   }
-  if (good) return;
+  bool finite_and_the_same(const Written& other) const {
+    bool good = true;
+    for (size_t i = 0; i < all_.size(); ++i) {
+      good = good && std::memcmp(all_[i].data(), other.all_[i].data(), all_[i].size() * sizeof(T)) == 0;
+      for (const T value : all_[i]) good = good && finite(value);
+    }
+    return good;
+  }
+  void print(const char* name, const Shape& shape) const {
+    for (const std::vector<T>& values : all_) print_digest(name, shape, values);
+  }
+
+  Results<T> results;
+
+ private:
+  std::vector<std::vector<T>> all_;
+};
+
+// The kernel writes activations of type T and, if it is a gradient, floats for each weight, of so many values each.
+template <class T>
+void check(const char* name, const Shape& shape, const std::vector<int64_t>& activations, const std::vector<int64_t>& weights,
+           const std::function<void(Threads, const Results<T>&, const Results<float>&)>& kernel) {
+  Written<T> alone(activations), together(activations);
+  Written<float> alone_of_weights(weights), together_of_weights(weights);
+  kernel({run_alone, [] { return int64_t{1}; }}, alone.results, alone_of_weights.results);
+  kernel({run_on_three, [] { return int64_t{3}; }}, together.results, together_of_weights.results);
+  if (digest) {
+    alone.print(name, shape);
+    alone_of_weights.print(name, shape);
+  }
+  if (alone.finite_and_the_same(together) && alone_of_weights.finite_and_the_same(together_of_weights)) return;
   std::printf("%s %ldx%ldx%ldx%d %s: results differ or are not finite\n", name, static_cast<long>(shape.batch),
               static_cast<long>(shape.height), static_cast<long>(shape.width), shape.channels, Type<T>::kName);
   std::exit(1);
@@ -142,7 +159,7 @@ void check(const char* name, const Shape& shape, const std::vector<int64_t>& cou
 // Checks an operator, whose weights are released at the end, on such a map; a result has so many values.
 template <class T>
 void check(const char* name, const Shape& shape, int64_t count, const Prepared& prepared, const T* x, const T* skip = nullptr) {
-  check<T>(name, shape, {count}, [&](Threads threads, const Results<T>& y) {
+  check<T>(name, shape, {count}, {}, [&](Threads threads, const Results<T>& y, const Results<float>&) {
     prepared.run(prepared.weights, threads, shape, x, skip, y[0]);
   });
   prepared.release(prepared.weights);
@@ -186,59 +203,64 @@ void map(const Kernels& kernels, Shape shape, Norm norm) {
   check("layer_norm2d", shape, pixels * c, kernels.layer_norm2d(shape.channels, scale, offset, 1e-5f), x);
 }
 
-void check_ffn_backward(Shape shape, const float* grad, const float* x, const Ffn& ffn, int patch, Norm norm) {
+template <class T>
+void check_ffn_backward(const Backward<T>& backward, Shape shape, const T* grad, const T* x, const Ffn& ffn, int patch,
+                        Norm norm) {
   const int64_t c = shape.channels, e = ffn.expanded, count = shape.batch * shape.height * shape.width * c;
-  check<float>("gated_ffn_backward", shape, {count, c * 2 * e, 2 * e, 18 * e, 2 * e, e * c, c},
-               [&](Threads threads, const Results<float>& d) {
-                 level().backward->gated_ffn(threads, shape, grad, x, ffn, norm, patch, d[0],
-                                             {d[1], d[2], d[3], d[4], d[5], d[6], ffn.expanded});
-               });
+  check<T>("gated_ffn_backward", shape, {count}, {c * 2 * e, 2 * e, 18 * e, 2 * e, e * c, c},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.gated_ffn(threads, shape, grad, x, ffn, norm, patch, dx[0],
+                                {d[0], d[1], d[2], d[3], d[4], d[5], ffn.expanded});
+           });
 }
 
-void patches_backward(Shape shape, int patch, Norm norm) {
+template <class T>
+void patches_backward(const Backward<T>& backward, Shape shape, int patch, Norm norm) {
   Tensors t;
   const int64_t c = shape.channels, count = shape.batch * shape.height * shape.width * c;
-  const float *x = t(count), *grad = t(count);
+  const T *x = t.make<T>(count), *grad = t.make<T>(count);
   const Attention weights = attention(t, c);
-  check<float>("inner_patch_attention_backward", shape, {count, c * 3 * c, 3 * c, 1, c * c, c},
-               [&](Threads threads, const Results<float>& d) {
-                 level().backward->inner_patch_attention(threads, shape, grad, x, weights, norm, patch, d[0],
-                                                         {d[1], d[2], d[3], d[4], d[5]});
-               });
-  check_ffn_backward(shape, grad, x, ffn(t, c, 2 * c), patch, norm);
+  check<T>("inner_patch_attention_backward", shape, {count}, {c * 3 * c, 3 * c, 1, c * c, c},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.inner_patch_attention(threads, shape, grad, x, weights, norm, patch, dx[0],
+                                            {d[0], d[1], d[2], d[3], d[4]});
+           });
+  check_ffn_backward(backward, shape, grad, x, ffn(t, c, 2 * c), patch, norm);
 }
 
-void map_backward(Shape shape, Norm norm) {
-  const Backward& backward = *level().backward;
+template <class T>
+void map_backward(const Backward<T>& backward, Shape shape, Norm norm) {
   const int outputs = 27, upscale = 3;
   Tensors t;
   const int64_t c = shape.channels, pixels = shape.batch * shape.height * shape.width;
-  const float *x = t(pixels * c), *skip = t(pixels * c), *grad = t(pixels * c), *grad_outputs = t(pixels * outputs);
+  const T *x = t.make<T>(pixels * c), *skip = t.make<T>(pixels * c), *grad = t.make<T>(pixels * c),
+          *grad_outputs = t.make<T>(pixels * outputs);
   const Gate weights = gate(t, c);
-  check<float>("dilated_gate_backward", shape, {pixels * c, c * 2 * c, 2 * c, 25 * c, c, 49 * c, c, c * c, c, c * c, c},
-               [&](Threads threads, const Results<float>& d) {
-                 backward.dilated_gate(threads, shape, grad, x, weights, norm, d[0],
-                                       {d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10]});
-               });
-  check_ffn_backward(shape, grad, x, ffn(t, c, 2 * c + 1), 0, norm);
+  check<T>("dilated_gate_backward", shape, {pixels * c}, {c * 2 * c, 2 * c, 25 * c, c, 49 * c, c, c * c, c, c * c, c},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.dilated_gate(threads, shape, grad, x, weights, norm, dx[0],
+                                   {d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9]});
+           });
+  check_ffn_backward(backward, shape, grad, x, ffn(t, c, 2 * c + 1), 0, norm);
   const float *weight = t(c * outputs), *scale = t(c), *head_weight = t(9 * c * outputs);
-  check<float>("tanh_affine_backward", shape, {pixels * c, c * outputs, outputs},
-               [&](Threads threads, const Results<float>& d) {
-                 backward.tanh_affine(threads, shape, grad_outputs, x, weight, outputs, d[0], d[1], d[2]);
-               });
-  check<float>("layer_norm2d_backward", shape, {pixels * c, c, c}, [&](Threads threads, const Results<float>& d) {
-    backward.layer_norm2d(threads, shape, grad, x, scale, 1e-5f, d[0], d[1], d[2]);
-  });
-  check<float>("image_head_backward", shape, {pixels * c, 9 * c * outputs, outputs},
-               [&](Threads threads, const Results<float>& d) {
-                 backward.image_head(threads, shape, grad_outputs, x, head_weight, outputs, d[0], d[1], d[2]);
-               });
+  check<T>("tanh_affine_backward", shape, {pixels * c}, {c * outputs, outputs},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.tanh_affine(threads, shape, grad_outputs, x, weight, outputs, dx[0], d[0], d[1]);
+           });
+  check<T>("layer_norm2d_backward", shape, {pixels * c}, {c, c},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.layer_norm2d(threads, shape, grad, x, scale, 1e-5f, dx[0], d[0], d[1]);
+           });
+  check<T>("image_head_backward", shape, {pixels * c}, {9 * c * outputs, outputs},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.image_head(threads, shape, grad_outputs, x, head_weight, outputs, dx[0], d[0], d[1]);
+           });
   const Tail tail{t(9 * c * c), t(c), t(9 * c * outputs), t(outputs), outputs, upscale};
-  check<float>("image_tail_backward", shape, {pixels * c, pixels * c, 9 * c * c, c, 9 * c * outputs, outputs},
-               [&](Threads threads, const Results<float>& d) {
-                 backward.image_tail(threads, shape, grad_outputs, x, skip, tail, d[0], d[1],
-                                     {d[2], d[3], d[4], d[5], outputs, upscale});
-               });
+  check<T>("image_tail_backward", shape, {pixels * c, pixels * c}, {9 * c * c, c, 9 * c * outputs, outputs},
+           [&](Threads threads, const Results<T>& dx, const Results<float>& d) {
+             backward.image_tail(threads, shape, grad_outputs, x, skip, tail, dx[0], dx[1],
+                                 {d[0], d[1], d[2], d[3], outputs, upscale});
+           });
 }
 
 std::vector<int> all_channels = {1, 7, 60, 128};
@@ -253,6 +275,12 @@ void every_size(const std::function<void(Shape, int, Norm)>& patches, const std:
       }
     }
   }
+}
+
+template <class T>
+void every_size(const Backward<T>& backward) {
+  every_size([&](Shape shape, int patch, Norm norm) { patches_backward(backward, shape, patch, norm); },
+             [&](Shape shape, Norm norm) { map_backward(backward, shape, norm); });
 }
 
 template <class T>
@@ -271,7 +299,8 @@ int main(int count, char** arguments) {
   every_size<float>(level().for_float);
   every_size<bfloat16>(level().for_bfloat16);
   every_size<float16>(level().for_float16);
-  every_size(patches_backward, map_backward);
+  every_size(*level().backward_of_float);
+  every_size(*level().backward_of_bfloat16);
   for (const char* name : {"exp", "tanh", "erf"}) {
     const std::vector<float> x{-INFINITY, -1e30f, -1.0f, 0.0f, NAN, 1e-40f, 1.0f, 1e30f, INFINITY};
     std::vector<float> y(x.size());

@@ -16,9 +16,9 @@ for sanitizer in address,undefined thread; do
       compile -DDITN_LEVEL=avx2 -mavx2 -mfma -mf16c -c cpu/$stem.cpp -o "$build/$stem-avx2.o" &
       compile -DDITN_LEVEL=avx512 $avx512 -c cpu/$stem.cpp -o "$build/$stem-avx512.o" &
       compile -DDITN_LEVEL=avx512bf16 $avx512 -mavx512bf16 -c cpu/$stem.cpp -o "$build/$stem-avx512bf16.o" &
-      compile -DDITN_LEVEL=amx $avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -c cpu/$stem.cpp -o "$build/$stem-amx.o"
       wait
     done
+    compile -DDITN_LEVEL=amx $avx512 -mavx512bf16 -mamx-tile -mamx-bf16 -c cpu/kernels.cpp -o "$build/kernels-amx.o"
     levels=avx2
     if grep -q avx512vl /proc/cpuinfo; then levels="$levels avx512"; fi
     if grep -q avx512_bf16 /proc/cpuinfo; then levels="$levels avx512bf16"; fi

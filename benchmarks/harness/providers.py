@@ -94,8 +94,9 @@ def fused_graph(model: ditn.DITN, task: Task) -> Call:
     return CudaGraphRunner(model)
 
 
-def training_step(network: nn.Module, task: Task) -> Call:
-    """Forward, backward and an update that leaves the weights as they are. Returns all gradients as one vector."""
+def training_step(network: nn.Module, task: Task, dtype: torch.dtype = torch.float32) -> Call:
+    """Forward, backward and an update that leaves the weights as they are, in mixed precision for other dtypes than
+    float32. Returns all gradients as one vector."""
     network.train().requires_grad_()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
     target = task.target
@@ -104,7 +105,9 @@ def training_step(network: nn.Module, task: Task) -> Call:
     def run(image: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            (network(image) - target).square().mean().backward()
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                output = network(image)
+            (output.to(target) - target).square().mean().backward()
         optimizer.step()
         return torch.cat([p.grad.flatten() for p in network.parameters()])  # type: ignore[union-attr]
 
@@ -169,6 +172,7 @@ TRAINING: dict[str, OfDITN] = {
     "PyTorch eager, published": lambda model, task: training_step(Published(model), task),
     "PyTorch eager, folded": lambda model, task: training_step(folded(model), task),
     "fused float32": training_step,
+    "fused bfloat16": lambda model, task: training_step(model, task, torch.bfloat16),
 }
 
 

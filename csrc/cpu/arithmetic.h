@@ -25,6 +25,10 @@ struct Single {
   // down the rows, whose words are then kPack * pitch apart; behind an odd number of rows there is one more, of zeros.
   static void pack_along(float*, int64_t, int64_t, int) {}
   static void pack_across(float*, int64_t, int64_t, int) {}
+  // The same, but into `words`, which may be where the rows are. Words across are one `pitch` apart here, and what is behind
+  // an odd number of rows is taken for zeros. A float is a word: these stay where they are.
+  static const float* along(const float* rows, int64_t, int64_t, int, float*) { return rows; }
+  static const float* across(const float* rows, int64_t, int64_t, int, float*) { return rows; }
 };
 
 #if defined(__AVX512BF16__)
@@ -45,20 +49,32 @@ struct Pairs {
   static float word(const Value& value, int k) {
     return _mm512_cvtss_f32(joined(splat(value(2 * k)), splat(value(2 * k + 1))));
   }
-  static void pack_along(float* rows, int64_t count, int64_t pitch, int width) {
-    for (int64_t i = 0; i < count; ++i) {
-      float* row = rows + i * pitch;
-      for (int at = 0; at < width; at += 2 * kLanes) {
-        const Vec behind = at + kLanes < width ? load(row + at + kLanes) : splat(0.0f);
-        store(row + at / 2, narrowed(load(row + at), behind));
-      }
-    }
-  }
+  static void pack_along(float* rows, int64_t count, int64_t pitch, int width) { along(rows, count, pitch, width, rows); }
   static void pack_across(float* rows, int64_t count, int64_t pitch, int width) {
     for (int64_t i = 0; i < count; i += 2) {
       float* row = rows + i * pitch;
       for (int at = 0; at < width; at += kLanes) store(row + at, joined(load(row + at), load(row + pitch + at)));
     }
+  }
+  static const float* along(const float* rows, int64_t count, int64_t pitch, int width, float* words) {
+    for (int64_t i = 0; i < count; ++i) {
+      const float* row = rows + i * pitch;
+      for (int at = 0; at < width; at += 2 * kLanes) {
+        const Vec behind = at + kLanes < width ? load(row + at + kLanes) : splat(0.0f);
+        store(words + i * pitch + at / 2, narrowed(load(row + at), behind));
+      }
+    }
+    return words;
+  }
+  static const float* across(const float* rows, int64_t count, int64_t pitch, int width, float* words) {
+    for (int64_t i = 0; i < count; i += 2) {
+      const float* row = rows + i * pitch;
+      for (int at = 0; at < width; at += kLanes) {
+        const Vec below = i + 1 < count ? load(row + pitch + at) : splat(0.0f);
+        store(words + i / 2 * pitch + at, joined(load(row + at), below));
+      }
+    }
+    return words;
   }
 
  private:

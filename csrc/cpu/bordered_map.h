@@ -17,7 +17,8 @@ class BorderedMap {
     return data_ + ((b * height_ + y + border_) * width_ + x + border_) * rows_.stride;
   }
   // A dense map of the same shape goes inside.
-  void fill(const Threads& threads, const Shape& shape, const float* x) {
+  template <class T>
+  void fill(const Threads& threads, const Shape& shape, const T* x) {
     each_run(threads, shape, [&](Units& units, const Runs& runs) {
       for (Run run; runs.next(units, run);) {
         for (int i = 0; i < run.count; ++i) {

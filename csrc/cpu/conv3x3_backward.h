@@ -10,6 +10,7 @@
 
 namespace ditn::DITN_LEVEL {
 
+template <class P>
 class DirectConv3x3 {
  public:
   // weight [3, 3, inputs, outputs]
@@ -18,30 +19,40 @@ class DirectConv3x3 {
         taps_(9,
               [&](int tap) {
                 const float* w = weight + static_cast<int64_t>(tap) * inputs * outputs;
-                return new Packed(inputs, outputs_.vecs,
-                                  [&](int k, int n) { return n < outputs ? w[k * outputs + n] : 0.0f; });
+                return new PackedAs<P>(inputs, outputs_.vecs,
+                                       [&](int k, int n) { return n < outputs ? w[k * outputs + n] : 0.0f; });
               }),
         bias_(padded(bias, outputs)), zeros_(outputs_.stride) {}
 
-  // A run -> out [kRun, outputs' stride]; tap is as large. Each tap has a sum of its own: one chain of 9 * inputs
-  // roundings would lose a digit against blocked libraries.
-  void run(BorderedMap& map, const Run& run, float* tap, float* out) const {
+  struct Scratch {
+    explicit Scratch(const DirectConv3x3& conv)
+        : tap(kRun * conv.outputs_.stride), out(kRun * conv.outputs_.stride), left(words<P>(kRun * conv.inputs_.stride)) {}
+    Buffer tap, out;  // [kRun, outputs' stride]
+    Buffer left;
+  };
+
+  // A run -> s.out. Each tap has a sum of its own: one chain of 9 * inputs roundings would lose a digit against blocked
+  // libraries.
+  void run(BorderedMap& map, const Run& run, Scratch& s) const {
     const int rows = round_up(run.count, 4);
     for (int i = 0; i < 9; ++i) {
       const float* from = map.at(run.b, run.row + i / 3 - 1, run.left + i % 3 - 1);
-      product(rows_of(from, inputs_.stride), rows, taps_[i].right(), outputs_.vecs,
-              i ? static_cast<const float*>(zeros_) : static_cast<const float*>(bias_), false,
-              {i ? tap : out, outputs_.stride});
-      for (int at = 0; i && at < rows * outputs_.stride; at += kLanes) store(out + at, load(out + at) + load(tap + at));
+      product<P>(along<P>(from, run.count, inputs_.stride, inputs_.stride, s.left), rows, taps_[i].right(), outputs_.vecs,
+                 i ? static_cast<const float*>(zeros_) : static_cast<const float*>(bias_), false,
+                 {i ? s.tap : s.out, outputs_.stride});
+      for (int at = 0; i && at < rows * outputs_.stride; at += kLanes) {
+        store(s.out + at, load(s.out + at) + load(s.tap + at));
+      }
     }
   }
 
  private:
   Rows inputs_, outputs_;
-  Several<Packed> taps_;
+  Several<PackedAs<P>> taps_;
   Buffer bias_, zeros_;
 };
 
+template <class P>
 class Conv3x3Backward {
  public:
   // weight [3, 3, inputs, outputs]
@@ -53,19 +64,27 @@ class Conv3x3Backward {
   const Rows& inputs() const { return inputs_; }
   int64_t sums() const { return 9 * tap_ + outputs_.stride; }
 
-  // sums += the run's share of the gradients of weight and bias
-  void add_up(BorderedMap& x, BorderedMap& grad, const Run& run, float* sums) const {
+  struct Scratch {
+    explicit Scratch(const Conv3x3Backward& conv)
+        : turned(conv.turned_), dx(turned.out), left(words<P>(kRun * conv.inputs_.stride)),
+          right(words<P>(kRun * conv.outputs_.stride)) {}
+    typename DirectConv3x3<P>::Scratch turned;
+    float* dx;  // [kRun, inputs' stride]
+    Buffer left, right;
+  };
+
+  // The gradient of x into s.dx, and sums += the run's share of the gradients of weight and bias
+  void run(BorderedMap& x, BorderedMap& grad, const Run& run, Scratch& s, float* sums) const {
     const float* g = grad.at(run.b, run.row, run.left);
+    const Right right = down<P>(g, run.count, outputs_.stride, outputs_.stride, s.right);
     for (int i = 0; i < 9; ++i) {
-      product(columns_of(x.at(run.b, run.row + i / 3 - 1, run.left + i % 3 - 1), inputs_.stride),
-              round_up(inputs_.channels, 4), {g, run.count, outputs_.stride}, outputs_.vecs, zeros_, true,
-              {sums + i * tap_, outputs_.stride});
+      const float* from = x.at(run.b, run.row + i / 3 - 1, run.left + i % 3 - 1);
+      product<P>(across<P>(from, run.count, inputs_.stride, inputs_.stride, s.left), round_up(inputs_.channels, 4), right,
+                 outputs_.vecs, zeros_, true, {sums + i * tap_, outputs_.stride});
     }
     add_rows(g, run.count, outputs_.stride, outputs_.vecs, sums + 9 * tap_);
+    turned_.run(grad, run, s.turned);
   }
-
-  // The gradient of x; tap and dx are [kRun, inputs' stride].
-  void run(BorderedMap& grad, const Run& run, float* tap, float* dx) const { turned_.run(grad, run, tap, dx); }
 
   void write(const float* sums, float* dweight, float* dbias) const {
     const int64_t floats = static_cast<int64_t>(inputs_.channels) * outputs_.channels;
@@ -93,7 +112,7 @@ class Conv3x3Backward {
 
   Rows inputs_, outputs_;
   Buffer zeros_;
-  DirectConv3x3 turned_;
+  DirectConv3x3<P> turned_;
   int64_t tap_;
 };
 

@@ -15,6 +15,7 @@
 
 namespace ditn::DITN_LEVEL {
 
+template <class P>
 class MapGateBackward {
  public:
   MapGateBackward(const Gate& w, int channels)
@@ -36,14 +37,15 @@ class MapGateBackward {
   int64_t sums() const { return where_.end; }
 
   // The maps' borders are zero and stay so.
-  void run(const Threads& threads, const Shape& shape, const float* grad, const float* x, Norm norm, Maps& maps,
-           Sums& sums, float* dx) const {
+  template <class T>
+  void run(const Threads& threads, const Shape& shape, const T* grad, const T* x, Norm norm, Maps& maps, Sums& sums,
+           T* dx) const {
     const int64_t count = Runs(shape).count();
     each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
         normalized(x, run, norm, s.u);
-        multiply(s.u, run, a_, a_bias_, s.v);
+        multiply(s.u, run, a_, a_bias_, s, s.v);
         put(s.v, run, maps.a);
       }
     });
@@ -109,8 +111,10 @@ class MapGateBackward {
   struct Scratch {
     explicit Scratch(const Rows& rows)
         : u(kRun * rows.stride), g(kRun * rows.stride), grad(kRun * rows.stride), far(kRun * rows.stride),
-          mixed(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride) {}
+          mixed(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride), left(words<P>(kRun * rows.stride)),
+          right(words<P>(kRun * rows.stride)) {}
     Buffer u, g, grad, far, mixed, v, w;
+    Buffer left, right;  // the operands of one product
   };
 
   // Where each gradient lies in the sums.
@@ -130,35 +134,36 @@ class MapGateBackward {
   };
 
   // From the gradient of the result to that of far, in s.v; dx takes what reaches u through g.
-  void gate_backward(const float* grad, const float* x, const Run& run, Norm norm, BorderedMap& near, Scratch& s,
-                     float* sums, float* dx) const {
+  template <class T>
+  void gate_backward(const T* grad, const T* x, const Run& run, Norm norm, BorderedMap& near, Scratch& s, float* sums,
+                     T* dx) const {
     const int64_t floats = static_cast<int64_t>(round_up(run.count, 4)) * rows_.stride;
     normalized(x, run, norm, s.u);
-    multiply(s.u, run, g_, g_bias_, s.g);
+    multiply(s.u, run, g_, g_bias_, s, s.g);
     depthwise<7, 3>(near, run, dw7_, dw7_bias_, s.far);
-    multiply(s.far, run, mix_, mix_bias_, s.mixed);
+    multiply(s.far, run, mix_, mix_bias_, s, s.mixed);
     read(grad, run, s.grad);
-    multiply(s.grad, run, out_back_, zeros_, s.v);
+    multiply(s.grad, run, out_back_, zeros_, s, s.v);
     for (int64_t i = 0; i < floats; i += kLanes) {
       const Vec g = load(s.g + i), mixed = load(s.mixed + i), d = load(s.v + i);
       store(s.v + i, g * mixed);
       store(s.g + i, d * mixed);
       store(s.mixed + i, d * g);
     }
-    add_up(s.v, s.grad, run, where_.out, sums);
-    add_up(s.far, s.mixed, run, where_.mix, sums);
-    add_up(s.u, s.g, run, where_.g, sums);
-    multiply(s.g, run, g_back_, zeros_, s.w);
+    add_up(s.v, s.grad, run, where_.out, s, sums);
+    add_up(s.far, s.mixed, run, where_.mix, s, sums);
+    add_up(s.u, s.g, run, where_.g, s, sums);
+    multiply(s.g, run, g_back_, zeros_, s, s.w);
     for (int i = 0; i < run.count; ++i) copy_out(s.w + i * rows_.stride, rows_, dx + (run.pixel + i) * rows_.channels);
-    multiply(s.mixed, run, mix_back_, zeros_, s.v);
+    multiply(s.mixed, run, mix_back_, zeros_, s, s.v);
   }
 
   // From the gradient of a, in s.v, and what dx has already.
-  void input_backward(const float* grad, const float* x, const Run& run, Norm norm, Scratch& s, float* sums,
-                      float* dx) const {
+  template <class T>
+  void input_backward(const T* grad, const T* x, const Run& run, Norm norm, Scratch& s, float* sums, T* dx) const {
     normalized(x, run, norm, s.u);
-    add_up(s.u, s.v, run, where_.a, sums);
-    multiply(s.v, run, a_back_, zeros_, s.w);
+    add_up(s.u, s.v, run, where_.a, s, sums);
+    multiply(s.v, run, a_back_, zeros_, s, s.w);
     for (int i = 0; i < run.count; ++i) {
       const int64_t at = (run.pixel + i) * rows_.channels;
       float* du = s.w + i * rows_.stride;
@@ -170,24 +175,28 @@ class MapGateBackward {
     }
   }
 
-  void read(const float* map, const Run& run, float* rows) const {
+  template <class T>
+  void read(const T* map, const Run& run, float* rows) const {
     for (int i = 0; i < run.count; ++i) copy_in(map + (run.pixel + i) * rows_.channels, rows_, rows + i * rows_.stride);
   }
 
-  void normalized(const float* x, const Run& run, Norm norm, float* u) const {
+  template <class T>
+  void normalized(const T* x, const Run& run, Norm norm, float* u) const {
     read(x, run, u);
     for (int i = 0; i < run.count; ++i) normalize(u + i * rows_.stride, rows_, norm, u + i * rows_.stride);
   }
 
-  void multiply(const float* from, const Run& run, const Packed& weight, const float* bias, float* to) const {
-    product(rows_of(from, rows_.stride), round_up(run.count, 4), weight.right(), rows_.vecs, bias, false,
-            {to, rows_.stride});
+  void multiply(const float* from, const Run& run, const PackedAs<P>& weight, const float* bias, Scratch& s,
+                float* to) const {
+    product<P>(along<P>(from, run.count, rows_.stride, rows_.stride, s.left), round_up(run.count, 4), weight.right(),
+               rows_.vecs, bias, false, {to, rows_.stride});
   }
 
   // The gradients of an affine map's weight and bias, from its input u and the gradient d of its result.
-  void add_up(const float* u, const float* d, const Run& run, const Affine& to, float* sums) const {
-    product(columns_of(u, rows_.stride), round_up(rows_.channels, 4), {d, run.count, rows_.stride}, rows_.vecs, zeros_,
-            true, {sums + to.weight, rows_.stride});
+  void add_up(const float* u, const float* d, const Run& run, const Affine& to, Scratch& s, float* sums) const {
+    const int stride = rows_.stride;
+    product<P>(across<P>(u, run.count, stride, stride, s.left), round_up(rows_.channels, 4),
+               down<P>(d, run.count, stride, stride, s.right), rows_.vecs, zeros_, true, {sums + to.weight, stride});
     add_rows(d, run.count, rows_.stride, rows_.vecs, sums + to.bias);
   }
 
@@ -202,13 +211,13 @@ class MapGateBackward {
     std::memcpy(map.at(run.b, run.row, run.left), rows, sizeof(float) * static_cast<size_t>(run.count * rows_.stride));
   }
 
-  Packed forth(const float* weight, int pitch) const {
-    return Packed(rows_.channels, rows_.vecs,
+  PackedAs<P> forth(const float* weight, int pitch) const {
+    return PackedAs<P>(rows_.channels, rows_.vecs,
                   [&](int k, int n) { return n < rows_.channels ? weight[k * pitch + n] : 0.0f; });
   }
 
-  Packed back(const float* weight, int pitch) const {
-    return Packed(rows_.channels, rows_.vecs,
+  PackedAs<P> back(const float* weight, int pitch) const {
+    return PackedAs<P>(rows_.channels, rows_.vecs,
                   [&](int k, int n) { return n < rows_.channels ? weight[n * pitch + k] : 0.0f; });
   }
 
@@ -221,18 +230,20 @@ class MapGateBackward {
   }
 
   Rows rows_;
-  Packed a_, g_, mix_, a_back_, g_back_, mix_back_, out_back_;
+  PackedAs<P> a_, g_, mix_, a_back_, g_back_, mix_back_, out_back_;
   Buffer a_bias_, g_bias_, mix_bias_, dw5_bias_, dw7_bias_, zeros_;
   Buffer dw5_, dw7_, dw5_turned_, dw7_turned_;
   Where where_{rows_};
 };
 
-static void dilated_gate_backward(Threads threads, Shape shape, const float* grad, const float* x, const Gate& w,
-                                  Norm norm, float* dx, const GateOf<float>& gradient) {
-  const MapGateBackward gate(w, shape.channels);
+template <class T>
+static void dilated_gate_backward(Threads threads, Shape shape, const T* grad, const T* x, const Gate& w, Norm norm, T* dx,
+                                  const GateOf<float>& gradient) {
+  using Backward = MapGateBackward<typename Multiplied<T>::As>;
+  const Backward gate(w, shape.channels);
   const Shape most = group_of_images(shape);
   Sums sums(Runs(most).count(), gate.sums());
-  MapGateBackward::Maps maps(most, Rows(shape.channels));
+  typename Backward::Maps maps(most, Rows(shape.channels));
   each_group(shape, [&](const Shape& group, int64_t first) {
     const int64_t at = first * shape.height * shape.width * shape.channels;
     gate.run(threads, group, grad + at, x + at, norm, maps, sums, dx + at);

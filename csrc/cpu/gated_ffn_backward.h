@@ -14,6 +14,7 @@
 
 namespace ditn::DITN_LEVEL {
 
+template <class P>
 class TileFfnBackward {
  public:
   static constexpr int kSlice = 32 / kLanes;  // vectors of each half that are taken at a time
@@ -33,6 +34,8 @@ class TileFfnBackward {
           dgated(most.within(1).height * static_cast<int64_t>(most.within(1).pitch()) * kSlice * kLanes),
           gated(static_cast<int64_t>(most.pixels()) * kSlice * kLanes),
           dhidden(round_up(most.pixels(), 4) * static_cast<int64_t>(2 * kSlice * kLanes)),
+          u_words(words<P>(most.pixels() * static_cast<int64_t>(rows.stride))),
+          dhidden_words(words<P>(most.pixels() * static_cast<int64_t>(2 * kSlice * kLanes))),
           du(round_up(most.pixels(), 4) * static_cast<int64_t>(rows.stride)),
           zeros(rows.stride > 2 * kSlice * kLanes ? rows.stride : 2 * kSlice * kLanes) {}
     // From the planes' (0, 0) to the pixel (r, c) of the tile, which lies two rows and columns inside.
@@ -43,39 +46,43 @@ class TileFfnBackward {
     Buffer u, g;              // rows of the tile and two, of the tile and one pixel around it
     Buffer inner_u, inner_g;  // of the tile
     Buffer hidden, dmixed;    // planes; zero where there is no pixel
-    Buffer dgated, gated, dhidden, du, zeros;
+    Buffer dgated, gated, dhidden, u_words, dhidden_words, du, zeros;
     Tile last{};
   };
 
   int64_t sums() const { return where_.end; }
 
-  // From u and g, inner_u and inner_g to du, [pixels, stride], the gradient of u.
+  // From u and g, inner_u and inner_g to du, [pixels, stride], the gradient of u. Afterwards inner_u alone is what it was.
   void run(const Tile& tile, Scratch& s, float* sums) const {
     if (!(tile == s.last)) {
       std::memset(s.hidden, 0, sizeof(float) * static_cast<size_t>(2 * kSlice * s.plane));
       std::memset(s.dmixed, 0, sizeof(float) * static_cast<size_t>(2 * kSlice * s.plane));
       s.last = tile;
     }
-    const Area around = tile.within(1);
+    const Area around = tile.within(1), wide = tile.within(2);
     const int pixels = tile.pixels(), stride = rows_.stride, count = parts_count();
     add_rows(s.inner_g, pixels, stride, rows_.vecs, sums + where_.out_bias);
+    const Right g = down<P>(s.inner_g, pixels, stride, stride, s.inner_g);
+    const Left u = across<P>(s.inner_u, pixels, stride, stride, s.u_words);
+    P::pack_along(s.u, wide.height * wide.pitch(), stride, stride);
+    P::pack_along(s.g, around.height * around.pitch(), stride, stride);
     for (int i = 0; i < count; ++i) {
       const Part& part = parts_[i];
       const int row = part.vecs * kLanes, column = 2 * part.first * kLanes;
       make_hidden(part, tile, s);
-      product(rows_of(s.g, stride), around.height * around.pitch(), part.out_transposed.right(), part.vecs, s.zeros,
-              false, {s.dgated, row});
+      product<P>(rows_of(s.g, stride), around.height * around.pitch(), part.out_transposed.right(), part.vecs, s.zeros,
+                 false, {s.dgated, row});
       for (int j = 0; j < part.vecs; ++j) gate_backward(part, j, tile, s);
-      product(columns_of(s.gated, row), row, {s.inner_g, pixels, stride}, rows_.vecs, s.zeros, true,
-              {sums + where_.out + static_cast<int64_t>(part.first) * kLanes * stride, stride});
+      product<P>(across<P>(s.gated, pixels, row, row, s.gated), row, g, rows_.vecs, s.zeros, true,
+                 {sums + where_.out + static_cast<int64_t>(part.first) * kLanes * stride, stride});
       for (int j = 0; j < 2 * part.vecs; ++j) {
         taps_backward(part, j, tile, s, sums + where_.dw + (2 * part.first + j) * 10 * kLanes);
       }
       add_rows(s.dhidden, pixels, 2 * row, 2 * part.vecs, sums + where_.in_bias + column);
-      product(columns_of(s.inner_u, stride), round_up(rows_.channels, 4), {s.dhidden, pixels, 2 * row}, 2 * part.vecs,
-              s.zeros, true, {sums + where_.in + column, row_});
-      product(rows_of(s.dhidden, 2 * row), round_up(pixels, 4), part.in_transposed.right(), rows_.vecs, s.zeros, i > 0,
-              {s.du, stride});
+      product<P>(u, round_up(rows_.channels, 4), down<P>(s.dhidden, pixels, 2 * row, 2 * row, s.dhidden_words),
+                 2 * part.vecs, s.zeros, true, {sums + where_.in + column, row_});
+      product<P>(along<P>(s.dhidden, pixels, 2 * row, 2 * row, s.dhidden), round_up(pixels, 4),
+                 part.in_transposed.right(), rows_.vecs, s.zeros, i > 0, {s.du, stride});
     }
   }
 
@@ -130,7 +137,7 @@ class TileFfnBackward {
     }
 
     int first, vecs;
-    Packed in, in_transposed, out_transposed;
+    PackedAs<P> in, in_transposed, out_transposed;
     Buffer in_bias, dw;  // dw: [2 * vecs, 9 taps and the bias, kLanes]
   };
 
@@ -148,8 +155,8 @@ class TileFfnBackward {
     const Area area = tile.within(2);
     for (int r = 0; r < area.height; ++r) {
       float* first = s.hidden + s.at(area.top + r, area.left);
-      product(rows_of(s.u + static_cast<int64_t>(r) * area.pitch() * rows_.stride, rows_.stride), area.pitch(),
-              part.in.right(), 2 * part.vecs, part.in_bias, false, {first, kLanes, s.plane});
+      product<P>(rows_of(s.u + static_cast<int64_t>(r) * area.pitch() * rows_.stride, rows_.stride), area.pitch(),
+                 part.in.right(), 2 * part.vecs, part.in_bias, false, {first, kLanes, s.plane});
       for (int c = area.width; c < area.pitch(); ++c) {
         for (int j = 0; j < 2 * part.vecs; ++j) store(first + j * s.plane + c * kLanes, splat(0.0f));
       }
@@ -227,10 +234,12 @@ class TileFfnBackward {
   Where where_{rows_, row_};
 };
 
-static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, const float* x, const Ffn& w, Norm norm,
-                               int patch, float* dx, const FfnOf<float>& gradient) {
+template <class T>
+static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, const T* x, const Ffn& w, Norm norm, int patch,
+                               T* dx, const FfnOf<float>& gradient) {
+  using Backward = TileFfnBackward<typename Multiplied<T>::As>;
   const Rows rows(shape.channels);
-  const TileFfnBackward ffn(w, shape.channels);
+  const Backward ffn(w, shape.channels);
   const int64_t across = patch ? shape.width / patch : (shape.width + 47) / 48;
   const int height = patch ? patch : 16, width = across ? static_cast<int>((shape.width + across - 1) / across) : 0;
   const Tile most = patch ? Tile{height, width, 0, 0, 0, 0} : Tile{height, width, 2, 2, 2, 2};
@@ -239,7 +248,7 @@ static void gated_ffn_backward(Threads threads, Shape shape, const float* grad, 
   const int64_t tiles = shape.batch * down * across;
   Sums sums(tiles, ffn.sums());
   sums.add(threads, tiles, [&](SharedUnits& units) {
-    TileFfnBackward::Scratch s(rows, most);
+    typename Backward::Scratch s(rows, most);
     Buffer row(rows.stride);
     for (int64_t unit; units.next(unit);) {
       const int64_t b = unit / (down * across), top = unit / across % down * height, left = unit % across * width;

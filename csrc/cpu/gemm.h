@@ -79,6 +79,29 @@ __attribute__((noinline)) static void product(const Left& a, int rows, const Rig
   }
 }
 
+// Operands out of rows of floats, for which `words` is room: rows with the depth along them, columns with the depth down
+// them, and a right side with the depth down the rows.
+template <class P>
+DITN_INLINE Left along(const float* rows, int64_t count, int64_t pitch, int width, float* words) {
+  return rows_of(P::along(rows, count, pitch, width, words), pitch);
+}
+
+template <class P>
+DITN_INLINE Left across(const float* rows, int64_t count, int64_t pitch, int width, float* words) {
+  return columns_of(P::across(rows, count, pitch, width, words), pitch);
+}
+
+template <class P>
+DITN_INLINE Right down(const float* rows, int64_t count, int64_t pitch, int width, float* words) {
+  return {P::across(rows, count, pitch, width, words), static_cast<int>((count + P::kPack - 1) / P::kPack), pitch};
+}
+
+// Room for so many words; a float needs none.
+template <class P>
+static int64_t words(int64_t count) {
+  return P::kPack > 1 ? count : 0;
+}
+
 // A weight matrix in the order in which product() reads it.
 template <class P>
 class PackedAs {

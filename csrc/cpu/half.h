@@ -77,6 +77,14 @@ DITN_INLINE Half to_bfloat16(Vec v) {
 
 #endif
 
+DITN_INLINE float widened(float value) { return value; }
+DITN_INLINE float widened(bfloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+
 DITN_INLINE Vec load_first(const bfloat16* p, int n) { return from_bfloat16(load_half(&p->bits, n)); }
 DITN_INLINE Vec load_first(const float16* p, int n) { return from_float16(load_half(&p->bits, n)); }
 DITN_INLINE void store_first(bfloat16* p, Vec v, int n) { store_half(&p->bits, to_bfloat16(v), n); }

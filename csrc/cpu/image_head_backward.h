@@ -6,9 +6,11 @@
 
 namespace ditn::DITN_LEVEL {
 
-static void image_head_backward(Threads threads, Shape shape, const float* grad, const float* image,
-                                const float* weight, int outputs, float* dimage, float* dweight, float* dbias) {
-  const Conv3x3Backward conv(weight, shape.channels, outputs);
+template <class T>
+static void image_head_backward(Threads threads, Shape shape, const T* grad, const T* image, const float* weight,
+                                int outputs, T* dimage, float* dweight, float* dbias) {
+  using Backward = Conv3x3Backward<typename Multiplied<T>::As>;
+  const Backward conv(weight, shape.channels, outputs);
   const Shape most = group_of_images(shape);
   BorderedMap map(most, Rows(shape.channels), 1), g(most, Rows(outputs), 1);
   Sums sums(Runs(most).count(), conv.sums());
@@ -19,12 +21,11 @@ static void image_head_backward(Threads threads, Shape shape, const float* grad,
     g.fill(threads, {group.batch, group.height, group.width, outputs}, grad + pixels * outputs);
     sums.add(threads, runs.count(), [&](SharedUnits& units) {
       const Rows& rows = conv.inputs();
-      Buffer tap(kRun * rows.stride), out(kRun * rows.stride);
+      typename Backward::Scratch s(conv);
       for (Run run; runs.next(units, run);) {
-        conv.add_up(map, g, run, units.sums());
-        conv.run(g, run, tap, out);
+        conv.run(map, g, run, s, units.sums());
         for (int i = 0; i < run.count; ++i) {
-          copy_out(out + i * rows.stride, rows, dimage + (pixels + run.pixel + i) * shape.channels);
+          copy_out(s.dx + i * rows.stride, rows, dimage + (pixels + run.pixel + i) * shape.channels);
         }
       }
     });

@@ -12,6 +12,7 @@
 
 namespace ditn::DITN_LEVEL {
 
+template <class P>
 class PatchAttentionBackward {
  public:
   PatchAttentionBackward(const Attention& w, int channels, int pixels)
@@ -23,6 +24,7 @@ class PatchAttentionBackward {
                         [&](int k, int n) { return n < channels ? w.out_weight[n * channels + k] : 0.0f; }),
         out_(static_cast<int64_t>(channels) * rows_.stride), qkv_bias_(3 * rows_.stride) {
     for (int k = 0; k < channels; ++k) copy_in(w.out_weight + k * channels, rows_, out_ + k * rows_.stride);
+    P::across(out_, channels, rows_.stride, rows_.stride, out_);
     for (int n = 0; n < 3 * rows_.stride; ++n) qkv_bias_[n] = third(w.qkv_bias, n);
   }
 
@@ -36,11 +38,14 @@ class PatchAttentionBackward {
           values(static_cast<int64_t>(rows.stride) * rows.stride),
           dscores(static_cast<int64_t>(rows.stride) * rows.stride),
           turned(static_cast<int64_t>(rows.stride) * rows.stride), inverse_lengths(2 * rows.stride),
-          along(2 * rows.stride), zeros(3 * rows.stride) {}
+          along(2 * rows.stride), zeros(3 * rows.stride),
+          left(words<P>(most(rows, pixels) * 3 * rows.stride)), right(words<P>(most(rows, pixels) * 3 * rows.stride)) {}
+    static int64_t most(const Rows& rows, int pixels) { return pixels > rows.stride ? pixels : rows.stride; }
     Buffer x, g, u, qkv, dqkv;                         // [pixels, ..]
     Buffer cosines, softmax, values, dscores, turned;  // [channels, stride]
     Buffer inverse_lengths, along;                     // of q and k
     Buffer zeros;
+    Buffer left, right;  // the operands of one product
   };
 
   int64_t sums() const { return parts_.end; }
@@ -50,27 +55,35 @@ class PatchAttentionBackward {
     const int stride = rows_.stride, channels = rows_.channels, row = 3 * stride;
     const float *q = s.qkv, *k = s.qkv + stride, *v = s.qkv + 2 * stride;
     for (int t = 0; t < pixels_; ++t) normalize(s.x + t * stride, rows_, norm, s.u + t * stride);
-    product(rows_of(s.u, stride), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false, {s.qkv, row});
+    product<P>(along<P>(s.u, pixels_, stride, stride, s.left), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false,
+               {s.qkv, row});
     measure(q, s.inverse_lengths);
     measure(k, s.inverse_lengths + stride);
     over_pixels(k, q, row, s, s.cosines);
     over_pixels(v, s.g, stride, s, s.values);
     softmax(s);
     add_rows(s.g, pixels_, stride, rows_.vecs, sums + parts_.out_bias);
-    product(columns_of(s.softmax, stride), padded_, {s.values, channels, stride}, rows_.vecs, s.zeros, true,
-            {sums + parts_.out, stride});
-    product(rows_of(s.values, stride), padded_, out_transposed_.right(), rows_.vecs, s.zeros, false,
-            {s.dscores, stride});
+    // Of [C, C]: rows, columns, and a right side.
+    const auto along_channels = [&](const float* t) { return along<P>(t, channels, stride, stride, s.left); };
+    const auto across_channels = [&](const float* t) { return across<P>(t, channels, stride, stride, s.left); };
+    const auto down_channels = [&](const float* t) { return down<P>(t, channels, stride, stride, s.right); };
+    // Of [pixels, C] in rows of q, k and v.
+    const auto along_pixels = [&](const float* t, int pitch) { return along<P>(t, pixels_, pitch, stride, s.left); };
+    product<P>(across_channels(s.softmax), padded_, down_channels(s.values), rows_.vecs, s.zeros, true,
+               {sums + parts_.out, stride});
+    product<P>(along_channels(s.values), padded_, out_transposed_.right(), rows_.vecs, s.zeros, false,
+               {s.dscores, stride});
     softmax_backward(s, sums + parts_.temperature);
 
-    product(rows_of(k, row), pixels_, {s.dscores, channels, stride}, rows_.vecs, s.zeros, false, {s.dqkv, row});
+    product<P>(along_pixels(k, row), pixels_, down_channels(s.dscores), rows_.vecs, s.zeros, false, {s.dqkv, row});
     turn(s.dscores, s.turned);
-    product(rows_of(q, row), pixels_, {s.turned, channels, stride}, rows_.vecs, s.zeros, false, {s.dqkv + stride, row});
+    product<P>(along_pixels(q, row), pixels_, down_channels(s.turned), rows_.vecs, s.zeros, false,
+               {s.dqkv + stride, row});
     turn(s.softmax, s.turned);
-    product(columns_of(out_, stride), padded_, {s.turned, channels, stride}, rows_.vecs, s.zeros, false,
-            {s.values, stride});
-    product(rows_of(s.g, stride), pixels_, {s.values, channels, stride}, rows_.vecs, s.zeros, false,
-            {s.dqkv + 2 * stride, row});
+    product<P>(columns_of(out_, stride), padded_, down_channels(s.turned), rows_.vecs, s.zeros, false,
+               {s.values, stride});
+    product<P>(along_pixels(s.g, stride), pixels_, down_channels(s.values), rows_.vecs, s.zeros, false,
+               {s.dqkv + 2 * stride, row});
     for (int j = 0; j < 2 * stride; j += kLanes) {
       const Vec along = load(s.along + j);
       for (int t = 0; t < pixels_; ++t) {
@@ -80,9 +93,10 @@ class PatchAttentionBackward {
     }
 
     add_rows(s.dqkv, pixels_, row, 3 * rows_.vecs, sums + parts_.qkv_bias);
-    product(columns_of(s.u, stride), padded_, {s.dqkv, pixels_, row}, 3 * rows_.vecs, s.zeros, true,
-            {sums + parts_.qkv, row});
-    product(rows_of(s.dqkv, row), pixels_, qkv_transposed_.right(), rows_.vecs, s.zeros, false, {s.g, stride});
+    product<P>(across<P>(s.u, pixels_, stride, stride, s.left), padded_, down<P>(s.dqkv, pixels_, row, row, s.right),
+               3 * rows_.vecs, s.zeros, true, {sums + parts_.qkv, row});
+    product<P>(along<P>(s.dqkv, pixels_, row, row, s.left), pixels_, qkv_transposed_.right(), rows_.vecs, s.zeros, false,
+               {s.g, stride});
     for (int t = 0; t < pixels_; ++t) {
       normalize_backward(s.x + t * stride, s.u + t * stride, rows_, norm, s.g + t * stride);
     }
@@ -132,8 +146,9 @@ class PatchAttentionBackward {
     const int row = 3 * rows_.stride;
     for (int p = 0; p < pixels_; p += 64) {
       const int count = pixels_ < 64 ? pixels_ : 64;
-      product(columns_of(a + p * row, row), padded_, {b + p * b_row, count, b_row}, rows_.vecs, s.zeros, false,
-              {p ? static_cast<float*>(s.turned) : to, rows_.stride});
+      product<P>(across<P>(a + p * row, count, row, rows_.stride, s.left), padded_,
+                 down<P>(b + p * b_row, count, b_row, rows_.stride, s.right), rows_.vecs, s.zeros, false,
+                 {p ? static_cast<float*>(s.turned) : to, rows_.stride});
       for (int i = 0; p && i < padded_ * rows_.stride; i += kLanes) store(to + i, load(to + i) + load(s.turned + i));
     }
   }
@@ -208,22 +223,24 @@ class PatchAttentionBackward {
   Rows rows_;
   int padded_, pixels_;
   float temperature_;
-  Packed qkv_, qkv_transposed_, out_transposed_;
-  Buffer out_, qkv_bias_;
+  PackedAs<P> qkv_, qkv_transposed_, out_transposed_;
+  Buffer out_;  // words down the channels
+  Buffer qkv_bias_;
   Parts parts_{rows_};
 };
 
-static void inner_patch_attention_backward(Threads threads, Shape shape, const float* grad, const float* x,
-                                           const Attention& w, Norm norm, int patch, float* dx,
-                                           const AttentionOf<float>& gradient) {
+template <class T>
+static void inner_patch_attention_backward(Threads threads, Shape shape, const T* grad, const T* x, const Attention& w,
+                                           Norm norm, int patch, T* dx, const AttentionOf<float>& gradient) {
+  using Backward = PatchAttentionBackward<typename Multiplied<T>::As>;
   const Rows rows(shape.channels);
   const int pixels = patch * patch;
-  const PatchAttentionBackward attention(w, shape.channels, pixels);
+  const Backward attention(w, shape.channels, pixels);
   const int64_t across = shape.width / patch, down = shape.height / patch;
   const int64_t patches = shape.batch * down * across;
   Sums sums(patches, attention.sums());
   sums.add(threads, patches, [&](SharedUnits& units) {
-    PatchAttentionBackward::Scratch s(rows, pixels);
+    typename Backward::Scratch s(rows, pixels);
     const int64_t row = shape.width * shape.channels, width = static_cast<int64_t>(patch) * shape.channels;
     for (int64_t unit; units.next(unit);) {
       const auto corner = [&](int64_t u) { return u / across * patch * row + u % across * width; };

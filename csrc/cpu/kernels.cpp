@@ -10,6 +10,19 @@
 #include "layer_norm2d.h"
 #include "tanh_affine.h"
 
+// The level whose gradients this one has. None are written for AMX's tiles, and on its chips the vector instruction for pairs
+// of bfloat16 takes longer than that for floats.
+#if defined(__AMX_BF16__)
+#define DITN_BACKWARD ditn::avx512
+#else
+#define DITN_BACKWARD ditn::DITN_LEVEL
+#endif
+
+namespace DITN_BACKWARD {
+extern const ditn::Backward<float> backward_of_float;
+extern const ditn::Backward<ditn::bfloat16> backward_of_bfloat16;
+}  // namespace DITN_BACKWARD
+
 namespace ditn::DITN_LEVEL {
 
 // A patch is read once, goes through all layers in L1 and L2, and is written once.
@@ -142,9 +155,14 @@ constexpr Kernels kKernels = {prepared<T, InnerPatch<T>>, prepared<T, Spatial<T>
 #define DITN_TEXT(name) #name
 #define DITN_NAME(name) DITN_TEXT(name)
 
-extern const Backward backward;
 extern const Level level;
-const Level level = {DITN_NAME(DITN_LEVEL), kKernels<float>, kKernels<bfloat16>, kKernels<float16>, &backward, function,
+const Level level = {DITN_NAME(DITN_LEVEL),
+                     kKernels<float>,
+                     kKernels<bfloat16>,
+                     kKernels<float16>,
+                     &DITN_BACKWARD::backward_of_float,
+                     &DITN_BACKWARD::backward_of_bfloat16,
+                     function,
                      fma_loop};
 
 }  // namespace ditn::DITN_LEVEL

@@ -47,20 +47,22 @@ struct Kernels {
   Prepared (*layer_norm2d)(int channels, const float* weight, const float* bias, float eps);
 };
 
-// Gradients of the operators of the same names, from that of their result, grad, and their arguments.
+// Gradients of the operators of the same names for activations of type T, from that of their result, grad, and their
+// arguments.
+template <class T>
 struct Backward {
-  void (*inner_patch_attention)(Threads, Shape, const float* grad, const float* x, const Attention&, Norm, int patch, float* dx,
+  void (*inner_patch_attention)(Threads, Shape, const T* grad, const T* x, const Attention&, Norm, int patch, T* dx,
                                 const AttentionOf<float>&);
   // patch 0: the whole map is one.
-  void (*gated_ffn)(Threads, Shape, const float* grad, const float* x, const Ffn&, Norm, int patch, float* dx, const FfnOf<float>&);
-  void (*dilated_gate)(Threads, Shape, const float* grad, const float* x, const Gate&, Norm, float* dx, const GateOf<float>&);
-  void (*tanh_affine)(Threads, Shape, const float* grad, const float* x, const float* weight, int outputs, float* dx,
-                      float* dweight, float* dbias);
-  void (*layer_norm2d)(Threads, Shape, const float* grad, const float* x, const float* weight, float eps, float* dx,
-                       float* dweight, float* dbias);
-  void (*image_head)(Threads, Shape, const float* grad, const float* image, const float* weight, int outputs, float* dimage,
-                     float* dweight, float* dbias);
-  void (*image_tail)(Threads, Shape, const float* grad, const float* x, const float* skip, const Tail&, float* dx, float* dskip,
+  void (*gated_ffn)(Threads, Shape, const T* grad, const T* x, const Ffn&, Norm, int patch, T* dx, const FfnOf<float>&);
+  void (*dilated_gate)(Threads, Shape, const T* grad, const T* x, const Gate&, Norm, T* dx, const GateOf<float>&);
+  void (*tanh_affine)(Threads, Shape, const T* grad, const T* x, const float* weight, int outputs, T* dx, float* dweight,
+                      float* dbias);
+  void (*layer_norm2d)(Threads, Shape, const T* grad, const T* x, const float* weight, float eps, T* dx, float* dweight,
+                       float* dbias);
+  void (*image_head)(Threads, Shape, const T* grad, const T* image, const float* weight, int outputs, T* dimage, float* dweight,
+                     float* dbias);
+  void (*image_tail)(Threads, Shape, const T* grad, const T* x, const T* skip, const Tail&, T* dx, T* dskip,
                      const TailOf<float>&);
 };
 
@@ -68,7 +70,8 @@ struct Backward {
 struct Level {
   const char* name;
   Kernels for_float, for_bfloat16, for_float16;
-  const Backward* backward;
+  const Backward<float>* backward_of_float;
+  const Backward<bfloat16>* backward_of_bfloat16;
   void (*function)(const char* name, const float* x, float* y, int64_t count);  // exp, tanh or erf, for tests
   int64_t (*fma_loop)(Threads, int64_t units);  // nothing but FMAs in registers; returns floating-point operations
 };

@@ -8,8 +8,9 @@
 
 namespace ditn::DITN_LEVEL {
 
-static void layer_norm2d_backward(Threads threads, Shape shape, const float* grad, const float* x, const float* weight,
-                                  float eps, float* dx, float* dweight, float* dbias) {
+template <class T>
+static void layer_norm2d_backward(Threads threads, Shape shape, const T* grad, const T* x, const float* weight, float eps,
+                                  T* dx, float* dweight, float* dbias) {
   const Rows rows(shape.channels);
   const Buffer scale = padded(weight, shape.channels);
   const Runs runs(shape);

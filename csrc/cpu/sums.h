@@ -86,9 +86,11 @@ DITN_INLINE Vec summed(int64_t count, const Term& term) {
 }
 
 // Asks for a rectangle of a map before it is needed: in short rows the hardware finds no stream to follow.
-DITN_INLINE void prefetch(const float* corner, int64_t row, int height, int64_t floats) {
+template <class T>
+DITN_INLINE void prefetch(const T* corner, int64_t row, int height, int64_t width) {
+  constexpr int kLine = 64 / sizeof(T);
   for (int r = 0; r < height; ++r) {
-    for (int64_t at = 0; at < floats; at += 16) __builtin_prefetch(corner + r * row + at, 0, 2);
+    for (int64_t at = 0; at < width; at += kLine) __builtin_prefetch(corner + r * row + at, 0, 2);
   }
 }
 

@@ -60,8 +60,8 @@ def _run(args: argparse.Namespace, device: torch.device, processes: ProcessGroup
             side = recipe.patch * recipe.upscale
             more = f" and {len(small) - 1} more" if len(small) > 1 else ""
             print(f"not used, since a patch of {side}x{side} pixels does not fit into them: {rest[small[0]]}{more}")
-        if recipe.amp != "none" and device.type == "cpu" and args.fused:
-            print(f"amp {recipe.amp} is slower than none on a CPU, whose fused gradients are of float32")
+        if recipe.amp == "float16" and device.type == "cpu" and args.fused:
+            print("amp float16 is slower than none on a CPU, whose fused gradients are of float32 and bfloat16")
         if trainer.share == 1:
             print(f"finished at step {trainer.step} already; more {'--minutes' if recipe.minutes else '--steps'} go on")
     finished = train(

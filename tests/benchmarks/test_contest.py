@@ -111,9 +111,16 @@ def test_a_peers_process_runs_a_stream(network, tmp_path, monkeypatch, capsys) -
 
 
 @needs_library
-@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_our_process_runs_an_image_or_a_training_step(training, tmp_path, monkeypatch, capsys) -> None:
-    job = Job("ditn-real", "fused float32", 2, ("9x8",), 1, training=training)
+@pytest.mark.parametrize(
+    ("training", "dtype"),
+    [
+        (False, "float32"),
+        pytest.param(True, "float32", marks=pytest.mark.slow),
+        pytest.param(True, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
+def test_our_process_runs_an_image_or_a_training_step(training, dtype, tmp_path, monkeypatch, capsys) -> None:
+    job = Job("ditn-real", f"fused {dtype}", 2, ("9x8",), 1, training=training)
     facts, once = _run(job, tmp_path, monkeypatch, capsys, 1)
     assert 0 < facts["error"] < job.tolerance
     assert once[0] > 0

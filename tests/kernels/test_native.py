@@ -28,6 +28,7 @@ from conftest import PROJECT
 import ditn
 import ditn_kernels
 from benchmarks.oracle import published
+from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, explain, use_backend
 from ditn_kernels._axes import is_map
 from ditn_kernels._op import NORMS
@@ -183,8 +184,9 @@ def test_two_python_threads_may_differentiate_at_once() -> None:
 @pytest.mark.parametrize("op", TRAINED, ids=lambda op: op.name)
 def test_gradients_are_compiled_for_every_sample(op) -> None:
     for sample in op.samples:
-        found = explain(op, *op.inputs(sample).values(), backward=True)
-        assert found.chosen == "cpp", f"{sample.name}: {found}"
+        for dtype in (torch.float32, torch.bfloat16):
+            found = explain(op, *op.inputs(sample, dtype=dtype).values(), backward=True)
+            assert found.chosen == "cpp", f"{sample.name}: {found}"
 
 
 @needs_library
@@ -233,23 +235,30 @@ def test_maps_that_no_tile_divides() -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", [op for op in TRAINED if op.name != "inner_patch_attention"], ids=lambda op: op.name)
-def test_gradients_on_maps_that_no_tile_divides(op) -> None:
+def test_gradients_on_maps_that_no_tile_divides(op, dtype: torch.dtype) -> None:
     """Sizes around the 16 x 48 tiles and 64-pixel runs, and more images than are taken at a time."""
     sample = next(sample for sample in op.samples if not sample.options.get("patch_size"))
     sizes = ((2, 1, 1), (2, 16, 48), (1, 17, 49), (2, 18, 50), (1, 15, 97), (1, 33, 129), (3, 64, 40))
     for batch, height, width in sizes:
         axes = {**sample.axes, "B": batch, "C": 12, "E": 20, "H": height, "W": width}
-        args = op.inputs(type(sample)("size", axes, sample.options))
-        leaves = [args[name].double().requires_grad_() for name in op.axes]
-        result = op.reference(*leaves, **sample.options)
-        expected = torch.autograd.grad(result, leaves, result.detach().flip(2))
-        for name, got, want in zip(op.axes, gradients(op, list(args.values())), expected, strict=True):
-            # float32 sums of up to 7,680 terms: a hundred units in the last place of the largest value.
-            bound = 100 * torch.finfo(torch.float32).eps * float(want.abs().max())
-            torch.testing.assert_close(
-                got.double(), want, rtol=0, atol=bound, msg=f"{op.name} {height}x{width} d{name}"
-            )
+        args = op.inputs(type(sample)("size", axes, sample.options), dtype=dtype)
+        grad = op.reference(*args.values()).flip(2)
+
+        def autograd(dtype: torch.dtype, args: dict = args, grad: torch.Tensor = grad) -> tuple[torch.Tensor, ...]:
+            leaves = [args[name].to(dtype).requires_grad_() for name in op.axes]
+            return torch.autograd.grad(op.reference(*leaves, **sample.options), leaves, grad.to(dtype))
+
+        found = zip(op.axes, gradients(op, list(args.values())), autograd(torch.float64), autograd(dtype), strict=True)
+        for name, got, want, plain in found:
+            what = f"{op.name} {height}x{width} d{name}"
+            if dtype == torch.float32:
+                # Sums of up to 7,680 terms: a hundred units in the last place of the largest value.
+                bound = 100 * torch.finfo(torch.float32).eps * float(want.abs().max())
+                torch.testing.assert_close(got.double(), want, rtol=0, atol=bound, msg=what)
+            else:
+                assert_as_good(got, want, plain, op.atol_of_max[dtype], what)
 
 
 @needs_library

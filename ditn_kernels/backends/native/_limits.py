@@ -11,7 +11,7 @@ from ditn_kernels._support import Support
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STAGE = Support(devices=("cpu",), dtypes=_DTYPES, max_channels=128, patch_sizes=(4, 8, 16))
-_LAYER = replace(_STAGE, backward=(torch.float32,))
+_LAYER = replace(_STAGE, backward=(torch.float32, torch.bfloat16))
 _LAYER_ON_MAPS = replace(_LAYER, patch_sizes=(0, 4, 8, 16))
 
 CPU = {
