@@ -44,7 +44,7 @@ class MapGateBackward {
     each_run(threads, shape, [&](Units& units, const Runs& runs) {
       Scratch s(rows_);
       for (Run run; runs.next(units, run);) {
-        normalized(x, run, norm, s.u);
+        normalized(x, run, norm, s);
         multiply(s.u, run, a_, a_bias_, s, s.v);
         put(s.v, run, maps.a);
       }
@@ -111,9 +111,10 @@ class MapGateBackward {
   struct Scratch {
     explicit Scratch(const Rows& rows)
         : u(kRun * rows.stride), g(kRun * rows.stride), grad(kRun * rows.stride), far(kRun * rows.stride),
-          mixed(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride), left(words<P>(kRun * rows.stride)),
+          mixed(kRun * rows.stride), v(kRun * rows.stride), w(kRun * rows.stride), scales(kRun), left(words<P>(kRun * rows.stride)),
           right(words<P>(kRun * rows.stride)) {}
     Buffer u, g, grad, far, mixed, v, w;
+    Buffer scales;       // of u, as normalize() returned them
     Buffer left, right;  // the operands of one product
   };
 
@@ -138,7 +139,7 @@ class MapGateBackward {
   void gate_backward(const T* grad, const T* x, const Run& run, Norm norm, BorderedMap& near, Scratch& s, float* sums,
                      T* dx) const {
     const int64_t floats = static_cast<int64_t>(round_up(run.count, 4)) * rows_.stride;
-    normalized(x, run, norm, s.u);
+    normalized(x, run, norm, s);
     multiply(s.u, run, g_, g_bias_, s, s.g);
     depthwise<7, 3>(near, run, dw7_, dw7_bias_, s.far);
     multiply(s.far, run, mix_, mix_bias_, s, s.mixed);
@@ -161,7 +162,7 @@ class MapGateBackward {
   // From the gradient of a, in s.v, and what dx has already.
   template <class T>
   void input_backward(const T* grad, const T* x, const Run& run, Norm norm, Scratch& s, float* sums, T* dx) const {
-    normalized(x, run, norm, s.u);
+    normalized(x, run, norm, s);
     add_up(s.u, s.v, run, where_.a, s, sums);
     multiply(s.v, run, a_back_, zeros_, s, s.w);
     for (int i = 0; i < run.count; ++i) {
@@ -169,8 +170,7 @@ class MapGateBackward {
       float* du = s.w + i * rows_.stride;
       copy_in(dx + at, rows_, s.v);
       for (int j = 0; j < rows_.stride; j += kLanes) store(du + j, load(du + j) + load(s.v + j));
-      copy_in(x + at, rows_, s.v);
-      normalize_backward(s.v, s.u + i * rows_.stride, rows_, norm, du);
+      normalize_backward(s.u + i * rows_.stride, rows_, norm, s.scales[i], du);
       add_out(du, grad + at, rows_, dx + at);
     }
   }
@@ -181,9 +181,11 @@ class MapGateBackward {
   }
 
   template <class T>
-  void normalized(const T* x, const Run& run, Norm norm, float* u) const {
-    read(x, run, u);
-    for (int i = 0; i < run.count; ++i) normalize(u + i * rows_.stride, rows_, norm, u + i * rows_.stride);
+  void normalized(const T* x, const Run& run, Norm norm, Scratch& s) const {
+    read(x, run, s.u);
+    for (int i = 0; i < run.count; ++i) {
+      s.scales[i] = normalize(s.u + i * rows_.stride, rows_, norm, s.u + i * rows_.stride);
+    }
   }
 
   void multiply(const float* from, const Run& run, const PackedAs<P>& weight, const float* bias, Scratch& s,

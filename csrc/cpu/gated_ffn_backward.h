@@ -36,7 +36,7 @@ class TileFfnBackward {
           dhidden(round_up(most.pixels(), 4) * static_cast<int64_t>(2 * kSlice * kLanes)),
           u_words(words<P>(most.pixels() * static_cast<int64_t>(rows.stride))),
           dhidden_words(words<P>(most.pixels() * static_cast<int64_t>(2 * kSlice * kLanes))),
-          du(round_up(most.pixels(), 4) * static_cast<int64_t>(rows.stride)),
+          du(round_up(most.pixels(), 4) * static_cast<int64_t>(rows.stride)), scales(most.pixels()),
           zeros(rows.stride > 2 * kSlice * kLanes ? rows.stride : 2 * kSlice * kLanes) {}
     // From the planes' (0, 0) to the pixel (r, c) of the tile, which lies two rows and columns inside.
     int64_t at(int r, int c) const { return (static_cast<int64_t>(r + 2) * pitch + c + 2) * kLanes; }
@@ -46,7 +46,9 @@ class TileFfnBackward {
     Buffer u, g;              // rows of the tile and two, of the tile and one pixel around it
     Buffer inner_u, inner_g;  // of the tile
     Buffer hidden, dmixed;    // planes; zero where there is no pixel
-    Buffer dgated, gated, dhidden, u_words, dhidden_words, du, zeros;
+    Buffer dgated, gated, dhidden, u_words, dhidden_words, du;
+    Buffer scales;  // of inner_u, as normalize() returned them
+    Buffer zeros;
     Tile last{};
   };
 
@@ -249,7 +251,6 @@ static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, cons
   Sums sums(tiles, ffn.sums());
   sums.add(threads, tiles, [&](SharedUnits& units) {
     typename Backward::Scratch s(rows, most);
-    Buffer row(rows.stride);
     for (int64_t unit; units.next(unit);) {
       const int64_t b = unit / (down * across), top = unit / across % down * height, left = unit % across * width;
       Tile tile{at_most(shape.height - top, height), at_most(shape.width - left, width), 0, 0, 0, 0};
@@ -272,8 +273,9 @@ static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, cons
       each(tile.within(2), [&](int r, int c, int64_t i) {
         float* u = s.u + i * rows.stride;
         copy_in(x + pixel(r, c), rows, u);
-        normalize(u, rows, norm, u);
+        const float scale = normalize(u, rows, norm, u);
         if (tile.within(0).holds(r, c)) {
+          s.scales[r * tile.width + c] = scale;
           std::memcpy(s.inner_u + (r * tile.width + c) * rows.stride, u,
                       sizeof(float) * static_cast<size_t>(rows.stride));
         }
@@ -294,8 +296,7 @@ static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, cons
       for (int r = 0; r < tile.height; ++r) {
         for (int c = 0; c < tile.width; ++c) {
           const int64_t i = r * tile.width + c, at = pixel(r, c);
-          copy_in(x + at, rows, row);
-          normalize_backward(row, s.inner_u + i * rows.stride, rows, norm, s.du + i * rows.stride);
+          normalize_backward(s.inner_u + i * rows.stride, rows, norm, s.scales[i], s.du + i * rows.stride);
           add_out(s.du + i * rows.stride, grad + at, rows, dx + at);
         }
       }

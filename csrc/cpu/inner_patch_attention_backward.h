@@ -30,7 +30,7 @@ class PatchAttentionBackward {
 
   struct Scratch {
     Scratch(const Rows& rows, int pixels)
-        : x(static_cast<int64_t>(pixels) * rows.stride), g(static_cast<int64_t>(pixels) * rows.stride),
+        : g(static_cast<int64_t>(pixels) * rows.stride),
           u(static_cast<int64_t>(pixels) * rows.stride), qkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
           dqkv(static_cast<int64_t>(pixels) * 3 * rows.stride),
           cosines(static_cast<int64_t>(rows.stride) * rows.stride),
@@ -38,23 +38,24 @@ class PatchAttentionBackward {
           values(static_cast<int64_t>(rows.stride) * rows.stride),
           dscores(static_cast<int64_t>(rows.stride) * rows.stride),
           turned(static_cast<int64_t>(rows.stride) * rows.stride), inverse_lengths(2 * rows.stride),
-          along(2 * rows.stride), zeros(3 * rows.stride),
+          along(2 * rows.stride), scales(pixels), zeros(3 * rows.stride),
           left(words<P>(most(rows, pixels) * 3 * rows.stride)), right(words<P>(most(rows, pixels) * 3 * rows.stride)) {}
     static int64_t most(const Rows& rows, int pixels) { return pixels > rows.stride ? pixels : rows.stride; }
-    Buffer x, g, u, qkv, dqkv;                         // [pixels, ..]
+    Buffer g, u, qkv, dqkv;                            // [pixels, ..]
     Buffer cosines, softmax, values, dscores, turned;  // [channels, stride]
     Buffer inverse_lengths, along;                     // of q and k
+    Buffer scales;                                     // of u, as normalize() returned them
     Buffer zeros;
     Buffer left, right;  // the operands of one product
   };
 
   int64_t sums() const { return parts_.end; }
 
-  // s.x and s.g: [pixels, stride]. Afterwards s.g is the gradient of x less that through the identity.
+  // s.u is x and s.g the gradient, [pixels, stride]. Afterwards s.g is the gradient of x less that through the identity.
   void run(Norm norm, Scratch& s, float* sums) const {
     const int stride = rows_.stride, channels = rows_.channels, row = 3 * stride;
     const float *q = s.qkv, *k = s.qkv + stride, *v = s.qkv + 2 * stride;
-    for (int t = 0; t < pixels_; ++t) normalize(s.x + t * stride, rows_, norm, s.u + t * stride);
+    for (int t = 0; t < pixels_; ++t) s.scales[t] = normalize(s.u + t * stride, rows_, norm, s.u + t * stride);
     product<P>(along<P>(s.u, pixels_, stride, stride, s.left), pixels_, qkv_.right(), 3 * rows_.vecs, qkv_bias_, false,
                {s.qkv, row});
     measure(q, s.inverse_lengths);
@@ -98,7 +99,7 @@ class PatchAttentionBackward {
     product<P>(along<P>(s.dqkv, pixels_, row, row, s.left), pixels_, qkv_transposed_.right(), rows_.vecs, s.zeros, false,
                {s.g, stride});
     for (int t = 0; t < pixels_; ++t) {
-      normalize_backward(s.x + t * stride, s.u + t * stride, rows_, norm, s.g + t * stride);
+      normalize_backward(s.u + t * stride, rows_, norm, s.scales[t], s.g + t * stride);
     }
   }
 
@@ -248,7 +249,7 @@ static void inner_patch_attention_backward(Threads threads, Shape shape, const T
         return corner(unit) + i / patch * row + i % patch * static_cast<int64_t>(shape.channels);
       };
       for (int i = 0; i < pixels; ++i) {
-        copy_in(x + pixel(i), rows, s.x + i * rows.stride);
+        copy_in(x + pixel(i), rows, s.u + i * rows.stride);
         copy_in(grad + pixel(i), rows, s.g + i * rows.stride);
       }
       if (unit + 1 < patches) {

@@ -16,19 +16,19 @@ static void layer_norm2d_backward(Threads threads, Shape shape, const T* grad, c
   const Runs runs(shape);
   Sums sums(runs.count(), 2 * rows.stride);
   sums.add(threads, runs.count(), [&](SharedUnits& units) {
-    Buffer row(rows.stride), u(rows.stride), du(rows.stride), g(kRun * rows.stride), along(kRun * rows.stride);
+    Buffer u(rows.stride), du(rows.stride), g(kRun * rows.stride), along(kRun * rows.stride);
     for (Run run; runs.next(units, run);) {
       for (int i = 0; i < run.count; ++i) {
         const int64_t at = (run.pixel + i) * shape.channels;
         float *gradient = g + i * rows.stride, *product = along + i * rows.stride;
-        copy_in(x + at, rows, row);
+        copy_in(x + at, rows, u);
         copy_in(grad + at, rows, gradient);
-        normalize(row, rows, Norm::kLayerNorm, u, eps);
+        const float inverse = normalize(u, rows, Norm::kLayerNorm, u, eps);
         for (int j = 0; j < rows.stride; j += kLanes) {
           store(product + j, load(gradient + j) * load(u + j));
           store(du + j, load(gradient + j) * load(scale + j));
         }
-        normalize_backward(row, u, rows, Norm::kLayerNorm, du, eps);
+        normalize_backward(u, rows, Norm::kLayerNorm, inverse, du);
         copy_out(du, rows, dx + at);
       }
       add_rows(along, run.count, rows.stride, rows.vecs, units.sums());

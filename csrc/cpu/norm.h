@@ -37,8 +37,8 @@ DITN_INLINE void add_out(const float* row, const T* pixel_in, const Rows& rows, 
   }
 }
 
-// u = norm(row), in place or not.
-DITN_INLINE void normalize(const float* row, const Rows& rows, Norm norm, float* u, float eps = 1e-5f) {
+// u = norm(row), in place or not. Returns one over the standard deviation, for LayerNorm's gradient.
+DITN_INLINE float normalize(const float* row, const Rows& rows, Norm norm, float* u, float eps = 1e-5f) {
   if (norm == Norm::kTanh) {
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, tanh(load(row + j * kLanes)));
   } else if (norm == Norm::kLayerNorm) {
@@ -54,9 +54,11 @@ DITN_INLINE void normalize(const float* row, const Rows& rows, Norm norm, float*
     const float variance = sum(squares) / static_cast<float>(rows.channels);
     const Vec scale = splat(1.0f) / sqrt(splat(variance + eps));
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, load(u + j * kLanes) * scale);
+    return first_lane(scale);
   } else if (u != row) {
     for (int j = 0; j < rows.vecs; ++j) store(u + j * kLanes, load(row + j * kLanes));
   }
+  return 1.0f;
 }
 
 // A bias [channels] as whole vectors.

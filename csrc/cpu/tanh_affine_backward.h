@@ -35,7 +35,7 @@ static void tanh_affine_backward(Threads threads, Shape shape, const T* grad, co
       product<P>(along<P>(g, run.count, out.stride, out.stride, left), round_up(run.count, 4), transposed.right(), in.vecs,
                  zeros, false, {du, in.stride});
       for (int i = 0; i < run.count; ++i) {
-        normalize_backward(nullptr, u + i * in.stride, in, Norm::kTanh, du + i * in.stride);
+        normalize_backward(u + i * in.stride, in, Norm::kTanh, 1.0f, du + i * in.stride);
         copy_out(du + i * in.stride, in, dx + (run.pixel + i) * shape.channels);
       }
     }

@@ -40,6 +40,7 @@ DITN_INLINE Vec sqrt(Vec v) { return _mm512_sqrt_ps(v); }
 DITN_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) { return _mm512_scalef_ps(v, exponent); }
 DITN_INLINE Vec swap_halves(Vec v) { return _mm512_shuffle_f32x4(v, v, 0x4e); }
+DITN_INLINE float first_lane(Vec v) { return _mm512_cvtss_f32(v); }
 DITN_INLINE float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 DITN_INLINE float maximum(Vec v) { return _mm512_reduce_max_ps(v); }
 
@@ -74,6 +75,7 @@ DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) {
   return v * _mm256_castsi256_ps(a) * _mm256_castsi256_ps(b);
 }
 DITN_INLINE Vec swap_halves(Vec v) { return _mm256_permute2f128_ps(v, v, 1); }
+DITN_INLINE float first_lane(Vec v) { return _mm256_cvtss_f32(v); }
 DITN_INLINE float sum(Vec v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -121,6 +123,7 @@ DITN_INLINE Vec times_power_of_two(Vec v, Vec exponent) {
   return v * a * b;
 }
 DITN_INLINE Vec swap_halves(Vec v) { return vextq_f32(v, v, 2); }
+DITN_INLINE float first_lane(Vec v) { return vgetq_lane_f32(v, 0); }
 DITN_INLINE float sum(Vec v) { return vaddvq_f32(v); }
 DITN_INLINE float maximum(Vec v) { return vmaxvq_f32(v); }
 
