@@ -3,11 +3,12 @@
 how long choosing takes. Writes `results/auto.json`, of which `benchmarks.report` makes docs/auto.md.
 
     OMP_NUM_THREADS=1 python -m benchmarks.auto [--data FOLDER] [--real FOLDER] [--every N] [--json FILE]
-    python -m benchmarks.auto --measurements FOLDER
+    python -m benchmarks.auto --measurements FOLDER | --limits FOLDER [--every N]
 
 The pictures are the evaluation sets' (`--data`, with Set5, Set14 and BSD100 in it); high and low resolution alike are
 taken as what a user might bring. Thresholds were not chosen on them but on photographs for training, of which
-`--measurements` prints what `ditn.inference.judge` measures.
+`--measurements` prints what `ditn.inference.judge` measures, and `--limits` which model is the better one from which
+quality on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from benchmarks.harness.degraded import DEGRADATIONS, Pixels, drawings, encoded,
 from benchmarks.harness.outputs import PROJECT, RESULTS
 from ditn.imaging.files import read
 from ditn.imaging.metrics import as_rgb, psnr_y
-from ditn.imaging.resize import crop_to_multiple
+from ditn.imaging.resize import crop_to_multiple, downscale
 from ditn.inference.chooser import of_scale
 from ditn.inference.judge import Judgement, Measurements, judge, measure
 from ditn.inference.upscaler import Upscaler
@@ -51,6 +52,8 @@ WORTH = (
     *("noise of 10 levels, JPEG 75", "noise of 15 levels, JPEG 75", "blur of 1 pixels", "blur of 0.5 pixels, JPEG 75"),
     *("blur of 1 pixels, JPEG 75", "blurred, noisy, JPEG"),
 )
+# For `limits`.
+QUALITIES = {"jpeg": (75, 78, 80, 82, 85, 90), "webp": (50, 60, 70, 75, 80)}
 WORTH_OF_PAGES = ("clean", "JPEG 30 4:20", "JPEG 50 4:20", "JPEG 75 4:20", "JPEG 85 4:20", "blur of 1 pixels, JPEG 75")
 
 
@@ -139,8 +142,8 @@ def losses(data: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _models() -> dict[str, Upscaler]:
-    return {kind: Upscaler(load(model)) for kind, model in of_scale(SCALE).items()}
+def _models(scale: int = SCALE) -> dict[str, Upscaler]:
+    return {kind: Upscaler(load(model)) for kind, model in of_scale(scale).items()}
 
 
 def _original(low: Path) -> Pixels:
@@ -230,6 +233,23 @@ def measurements(folder: Path, every: int) -> None:
         print(f"{label:26}", *(f"{low:7.2f}{middle:7.2f}{high:8.2f}" for low, middle, high in cells), flush=True)
 
 
+def limits(folder: Path, every: int) -> None:
+    """Print by how many dB of PSNR-Y the model for photographs is better than the clean one on pictures of a folder,
+    made smaller and saved, for each scale and quality."""
+    pictures = [_read(path) for path in list_images([folder])[::every]]
+    for scale in (2, 3, 4):
+        models = _models(scale)
+        pairs = [(downscale(high, scale), high) for high in (crop_to_multiple(one, scale) for one in pictures)]
+        for form, qualities in QUALITIES.items():
+            for quality in qualities:
+                gains = []
+                for low, high in pairs:
+                    saved = encoded(low, form, quality=quality)
+                    clean, photo = (psnr_y(models[kind](saved), high, shave=scale) for kind in ("clean", "photo"))
+                    gains.append(photo - clean)
+                print(f"x{scale} {form} {quality}: {np.mean(gains):+.2f} dB, {len(gains)} pictures", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = PROJECT.parent / "shared" / "data"
@@ -239,10 +259,14 @@ def main() -> int:
         "--every", type=int, default=3, metavar="N", help="degrade only every Nth picture (%(default)s)"
     )
     parser.add_argument("--measurements", type=Path, metavar="FOLDER", help="print what is measured there, no more")
+    parser.add_argument("--limits", type=Path, metavar="FOLDER", help="print which model is better there, no more")
     parser.add_argument("--json", type=outputs.file, default=RESULTS / "auto.json")
     args = parser.parse_args()
     if args.measurements:
         measurements(args.measurements, args.every)
+        return 0
+    if args.limits:
+        limits(args.limits, args.every)
         return 0
     result = {
         "threads": torch.get_num_threads(),
