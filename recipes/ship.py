@@ -5,9 +5,10 @@
 
 The name follows from the run: ditn-real-x4, or ditn-real-photo-x4 for one that was trained on degraded photographs.
 Written are ditn/weights/<name>.safetensors, ATTRIBUTION.tsv and SHA256SUMS, recipes/<name>.toml (unless it says the
-same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>.json, which the tables of models are made of,
-with bicubic's scores under the same conditions beside it; then README and docs/. Files are bfloat16, which costs a
-thousandth of a dB and compresses better than float16.
+same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>*.json, which the tables of models are made of,
+with bicubic's scores under the same conditions beside them; then README and docs/. Models for photographs are scored on
+images of both degradations that there are, whichever they were trained on. Files are bfloat16, which costs a thousandth
+of a dB and compresses better than float16.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ditn.commands.arguments import BICUBIC
 from ditn.commands.evaluate import evaluate, upscaler
 from ditn.commands.scores import Report, Result, as_json, table
 from ditn.model.variants import weights_name
-from ditn.training.recipe import Recipe, load_recipe
+from ditn.training.recipe import DEGRADATIONS, Recipe, load_recipe
 from ditn.training.warm_start import blended
 
 PROJECT = Path(__file__).parents[1]
@@ -78,12 +79,12 @@ def main() -> None:
     }
     # Twice: the scores are those of the rounded weights.
     ditn.save(model, target, dtype=torch.bfloat16, metadata=facts, overwrite=True)
-    results = _evaluate(str(target), name, recipe, args.evaluate)
+    results = _evaluate(str(target), name, recipe, args.evaluate)[recipe.degradation]
     scores = {r.dataset: {"psnr_y": round(r.mean.psnr_y, 3), "ssim_y": round(r.mean.ssim_y, 4)} for r in results}
     ditn.save(model, target, dtype=torch.bfloat16, metadata={**facts, "scores": json.dumps(scores)}, overwrite=True)
     write_checksums(WEIGHTS)
-    bicubic = weights_name(BICUBIC, recipe.upscale, recipe.degradation)
-    if not _scores_file(bicubic).exists():
+    bicubic = weights_name(BICUBIC, recipe.upscale)
+    if not all(_scores_file(bicubic, degradation).exists() for degradation in _conditions(recipe)):
         _evaluate(BICUBIC, bicubic, recipe, args.evaluate)
     pages.main([], PROJECT)
     print(table(results))
@@ -120,17 +121,25 @@ def _write_attribution(images: list[dict[str, Any]]) -> None:
     (WEIGHTS / "ATTRIBUTION.tsv").write_text(text.getvalue(), encoding="utf-8")
 
 
-def _evaluate(model: str, name: str, recipe: Recipe, folders: list[Path]) -> list[Result]:
+def _conditions(recipe: Recipe) -> list[str]:
+    """The degradations under which a model of this recipe is scored."""
+    return ["bicubic"] if recipe.degradation == "bicubic" else [name for name in DEGRADATIONS if name != "bicubic"]
+
+
+def _evaluate(model: str, name: str, recipe: Recipe, folders: list[Path]) -> dict[str, list[Result]]:
     upscale, scale = upscaler(model, scale=recipe.upscale)
-    results = [evaluate(upscale, folder, scale, degradation=recipe.degradation) for folder in folders]
     label = BICUBIC if model == BICUBIC else name
-    scored = Report(label, scale, tuple(results), recipe.degradation)
-    _scores_file(name).write_text(as_json([scored]), encoding="utf-8")
-    return results
+    found = {}
+    for degradation in _conditions(recipe):
+        found[degradation] = [evaluate(upscale, folder, scale, degradation=degradation) for folder in folders]
+        scored = Report(label, scale, tuple(found[degradation]), degradation)
+        _scores_file(name, degradation).write_text(as_json([scored]), encoding="utf-8")
+    return found
 
 
-def _scores_file(name: str) -> Path:
-    return PROJECT / "benchmarks" / "results" / f"evaluate-{name}.json"
+def _scores_file(name: str, degradation: str) -> Path:
+    condition = f"-{degradation}" * (degradation != "bicubic")
+    return PROJECT / "benchmarks" / "results" / f"evaluate-{name}{condition}.json"
 
 
 def write_checksums(folder: Path) -> None:

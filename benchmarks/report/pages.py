@@ -3,7 +3,7 @@
 
     python -m benchmarks.report [--check] [--plots]
 
-`results/evaluate-<model>.json` are written by `recipes/ship.py`, `results/cpu-*.json` by `benchmarks.cpu`,
+`results/evaluate-<model>*.json` are written by `recipes/ship.py`, `results/cpu-*.json` by `benchmarks.cpu`,
 `results/deploy-*.json` by `benchmarks.deploy`, `results/peers-*.json` by `benchmarks.peers`, `results/ops-cpu.json` by
 `benchmarks.ops`, `results/files.json` by `benchmarks.files`, `results/auto.json` by `benchmarks.auto`,
 `results/video.json` by `benchmarks.video`, `results/model-*.json` by a timer that is gone; those of further machines
