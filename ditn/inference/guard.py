@@ -17,9 +17,13 @@ from torch import Tensor
 # Input pixels of a block's side. Large enough for noise to average out, small enough that a single bad stroke shows.
 BLOCK = 4
 # How far a block's mean may move, and how far its pixels on average, in units of the image's range, 1. On pages of text
-# that were blurred and compressed the models for photographs move them by 0.13 and 0.23 at most, and ones that took
-# every image for a blurred one by 0.21 and 0.36, which was right there. Text that explodes is up to 10 away.
-_MEAN, _PIXELS = 0.25, 0.4
+# that were blurred the model for photographs at x4 moves them by 0.26 and 0.46 at most, which is right there: gray
+# strokes become black again. What was black and white and becomes gray moves by 0.5. Text that explodes is up to 10
+# away.
+_MEAN, _PIXELS = 0.35, 0.48
+# And where the output goes beyond -1 .. 2 somewhere, which no shipped model's does on text: -0.7 .. 1.7. The official
+# weights of DITN-Real answer checkers and stripes, of which they make blots, with 4 to 14.
+_MEAN_OF_WILD, _PIXELS_OF_WILD = 0.25, 0.4
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ def compare(output: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     unit = image.abs().amax().clamp(min=1)
     back = (_means(output, output.shape[-1] // image.shape[-1]) - image) / unit
     mean, pixels = _means(back, BLOCK).abs(), _means(back.abs(), BLOCK)
-    sane = (mean <= _MEAN) & (pixels <= _PIXELS)
+    low, high = torch.aminmax(output)
+    tame = (low >= -unit) & (high <= 2 * unit)
+    sane = (mean <= torch.where(tame, _MEAN, _MEAN_OF_WILD)) & (pixels <= torch.where(tame, _PIXELS, _PIXELS_OF_WILD))
     return ~sane.all(1, keepdim=True), pixels.amax(1, keepdim=True)
 
 

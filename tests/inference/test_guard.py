@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 import ditn
+from benchmarks.harness.degraded import encoded, page
 from ditn.commands import cli, pictures
 from ditn.inference import guard
 
@@ -119,12 +120,18 @@ def test_blocks_are_compared_by_hand() -> None:
     image = torch.full((1, 1, 8, 8), 0.5)
     output = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
     output[..., :8, :8] += 0.1
-    output[..., 8:, 8:] += 0.3
+    output[..., 8:, 8:] += 0.4
     wrong, error = guard.compare(output, image)
-    assert error.flatten().tolist() == pytest.approx([0.1, 0, 0, 0.3], abs=1e-6)
-    # A block's mean may move by 0.25.
+    assert error.flatten().tolist() == pytest.approx([0.1, 0, 0, 0.4], abs=1e-6)
+    # A block's mean may move by 0.35.
     assert wrong.flatten().tolist() == [False, False, False, True]
-    # Its pixels may by 0.4, on average: black and white ones may not become gray, fainter ones may.
+    # By 0.25 where the output is far out of range anywhere.
+    gray = image.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    gray[..., :8, :8] += 0.3
+    assert not guard.compare(gray, image)[0].any()
+    gray[..., 15, 15] = 2.1
+    assert guard.compare(gray, image)[0].flatten().tolist() == [True, False, False, False]
+    # Its pixels may by 0.48, on average: black and white ones may not become gray, fainter ones may.
     noisy = ((torch.arange(8)[:, None] + torch.arange(8)) % 2).float().expand(1, 1, 8, 8)
     assert guard.compare(torch.full((1, 1, 16, 16), 0.5), noisy)[0].all()
     faint = 0.5 + 0.7 * (noisy - 0.5)
@@ -161,6 +168,18 @@ def test_photographs_are_never_repaired(shared: Path, name: str) -> None:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB").crop((0, 0, 128, 128)))
         assert ditn.Upscaler(model, tile=0).stream(pixels, lambda top, left, part: None) == [], path.name
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_blurred_text_may_become_sharp(scale: int) -> None:
+    """Which moves it further than anything else that is right."""
+    upscaler = ditn.Upscaler(ditn.load(f"ditn-real-photo-x{scale}"), tile=0)
+    for size, ink in ((14, 0), (20, 0), (30, 0), (30, 60)):
+        for paper in (0, 255):
+            sharp = Image.fromarray(paper ^ page(size, ink)).crop((0, 0, 160, 104))
+            blurred = np.asarray(sharp.filter(ImageFilter.GaussianBlur(1)))
+            for pixels in (blurred, encoded(blurred, "jpeg", quality=75)):
+                assert upscaler.stream(pixels, lambda top, left, part: None) == [], (size, ink, paper)
 
 
 @pytest.mark.slow
