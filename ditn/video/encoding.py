@@ -176,7 +176,7 @@ def encoder(path: Path, encoding: Encoding) -> Iterator[Callable[[int, Pixels], 
         options |= dict(codec.lossless)
     if encoding.codec == "vp9":
         options["b"] = "0"  # or --crf would only be a bound
-    bare = {"fflags": "+bitexact"}  # the same bytes at every run
+    bare = {"fflags": "+bitexact"}  # no time and no random number in the file
     with (
         atomic_write(path) as temporary,
         av.open(url(temporary), "w", format="matroska", container_options=bare) as part,
