@@ -52,9 +52,9 @@ WORTH = (
     *("noise of 10 levels, JPEG 75", "noise of 15 levels, JPEG 75", "blur of 1 pixels", "blur of 0.5 pixels, JPEG 75"),
     *("blur of 1 pixels, JPEG 75", "blurred, noisy, JPEG"),
 )
+WORTH_OF_PAGES = ("clean", "JPEG 30 4:20", "JPEG 50 4:20", "JPEG 75 4:20", "JPEG 85 4:20", "blur of 1 pixels, JPEG 75")
 # For `limits`.
 QUALITIES = {"jpeg": (75, 78, 80, 82, 85, 90), "webp": (50, 60, 70, 75, 80)}
-WORTH_OF_PAGES = ("clean", "JPEG 30 4:20", "JPEG 50 4:20", "JPEG 75 4:20", "JPEG 85 4:20", "blur of 1 pixels, JPEG 75")
 
 
 def wanted(label: str) -> str:

@@ -106,6 +106,7 @@ void print_digest(const char* name, const Shape& shape, const std::vector<T>& va
               static_cast<long>(shape.channels), Type<T>::kName, sizes, places);
 }
 
+// Where a kernel writes its results.
 template <class T>
 using Results = std::vector<T*>;
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels on a machine without a GPU: the same source, compiled by g++ with tests/cuda_shim.
 
-Run by itself, it puts every sample of every operator through the kernels; the tests do that under sanitizers.
+Run by itself, it puts every sample of every operator through the kernels, and a small one of a stage that runs its
+layers' kernels; the tests do that under sanitizers.
 """
 
 from __future__ import annotations

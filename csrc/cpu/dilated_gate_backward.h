@@ -241,11 +241,11 @@ class MapGateBackward {
 template <class T>
 static void dilated_gate_backward(Threads threads, Shape shape, const T* grad, const T* x, const Gate& w, Norm norm, T* dx,
                                   const GateOf<float>& gradient) {
-  using Backward = MapGateBackward<typename Multiplied<T>::As>;
-  const Backward gate(w, shape.channels);
+  using Gradients = MapGateBackward<typename Multiplied<T>::As>;
+  const Gradients gate(w, shape.channels);
   const Shape most = group_of_images(shape);
   Sums sums(Runs(most).count(), gate.sums());
-  typename Backward::Maps maps(most, Rows(shape.channels));
+  typename Gradients::Maps maps(most, Rows(shape.channels));
   each_group(shape, [&](const Shape& group, int64_t first) {
     const int64_t at = first * shape.height * shape.width * shape.channels;
     gate.run(threads, group, grad + at, x + at, norm, maps, sums, dx + at);

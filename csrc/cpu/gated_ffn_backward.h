@@ -239,9 +239,9 @@ class TileFfnBackward {
 template <class T>
 static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, const T* x, const Ffn& w, Norm norm, int patch,
                                T* dx, const FfnOf<float>& gradient) {
-  using Backward = TileFfnBackward<typename Multiplied<T>::As>;
+  using Gradients = TileFfnBackward<typename Multiplied<T>::As>;
   const Rows rows(shape.channels);
-  const Backward ffn(w, shape.channels);
+  const Gradients ffn(w, shape.channels);
   const int64_t across = patch ? shape.width / patch : (shape.width + 47) / 48;
   const int height = patch ? patch : 16, width = across ? static_cast<int>((shape.width + across - 1) / across) : 0;
   const Tile most = patch ? Tile{height, width, 0, 0, 0, 0} : Tile{height, width, 2, 2, 2, 2};
@@ -250,7 +250,7 @@ static void gated_ffn_backward(Threads threads, Shape shape, const T* grad, cons
   const int64_t tiles = shape.batch * down * across;
   Sums sums(tiles, ffn.sums());
   sums.add(threads, tiles, [&](SharedUnits& units) {
-    typename Backward::Scratch s(rows, most);
+    typename Gradients::Scratch s(rows, most);
     for (int64_t unit; units.next(unit);) {
       const int64_t b = unit / (down * across), top = unit / across % down * height, left = unit % across * width;
       Tile tile{at_most(shape.height - top, height), at_most(shape.width - left, width), 0, 0, 0, 0};

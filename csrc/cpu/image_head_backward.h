@@ -9,8 +9,8 @@ namespace ditn::DITN_LEVEL {
 template <class T>
 static void image_head_backward(Threads threads, Shape shape, const T* grad, const T* image, const float* weight,
                                 int outputs, T* dimage, float* dweight, float* dbias) {
-  using Backward = Conv3x3Backward<typename Multiplied<T>::As>;
-  const Backward conv(weight, shape.channels, outputs);
+  using Gradients = Conv3x3Backward<typename Multiplied<T>::As>;
+  const Gradients conv(weight, shape.channels, outputs);
   const Shape most = group_of_images(shape);
   BorderedMap map(most, Rows(shape.channels), 1), g(most, Rows(outputs), 1);
   Sums sums(Runs(most).count(), conv.sums());
@@ -21,7 +21,7 @@ static void image_head_backward(Threads threads, Shape shape, const T* grad, con
     g.fill(threads, {group.batch, group.height, group.width, outputs}, grad + pixels * outputs);
     sums.add(threads, runs.count(), [&](SharedUnits& units) {
       const Rows& rows = conv.inputs();
-      typename Backward::Scratch s(conv);
+      typename Gradients::Scratch s(conv);
       for (Run run; runs.next(units, run);) {
         conv.run(map, g, run, s, units.sums());
         for (int i = 0; i < run.count; ++i) {

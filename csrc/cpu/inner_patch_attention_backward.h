@@ -233,15 +233,15 @@ class PatchAttentionBackward {
 template <class T>
 static void inner_patch_attention_backward(Threads threads, Shape shape, const T* grad, const T* x, const Attention& w,
                                            Norm norm, int patch, T* dx, const AttentionOf<float>& gradient) {
-  using Backward = PatchAttentionBackward<typename Multiplied<T>::As>;
+  using Gradients = PatchAttentionBackward<typename Multiplied<T>::As>;
   const Rows rows(shape.channels);
   const int pixels = patch * patch;
-  const Backward attention(w, shape.channels, pixels);
+  const Gradients attention(w, shape.channels, pixels);
   const int64_t across = shape.width / patch, down = shape.height / patch;
   const int64_t patches = shape.batch * down * across;
   Sums sums(patches, attention.sums());
   sums.add(threads, patches, [&](SharedUnits& units) {
-    typename Backward::Scratch s(rows, pixels);
+    typename Gradients::Scratch s(rows, pixels);
     const int64_t row = shape.width * shape.channels, width = static_cast<int64_t>(patch) * shape.channels;
     for (int64_t unit; units.next(unit);) {
       const auto corner = [&](int64_t u) { return u / across * patch * row + u % across * width; };

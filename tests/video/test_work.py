@@ -188,19 +188,8 @@ def test_an_error_of_either_thread_ends_the_run() -> None:
 def test_a_killed_run_goes_on(tmp_path, weights) -> None:
     """SIGKILL, which no program can answer, in the middle; the result is the unbroken run's."""
     source = films.make(tmp_path / "film.mkv", 600, noise, options={"qp": "0", "g": "100"})
-    command = [
-        sys.executable,
-        "-m",
-        "ditn",
-        "upscale",
-        str(source),
-        "--model",
-        weights,
-        "--guard",
-        "off",
-        *LOSSLESS,
-        "-o",
-    ]
+    options = ["--model", weights, "--guard", "off", *LOSSLESS, "-o"]
+    command = [sys.executable, "-m", "ditn", "upscale", str(source), *options]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     killed = subprocess.Popen([*command, str(tmp_path / "large.mkv")], env=environment)
     parts = tmp_path / "large.mkv.parts"
