@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import DECOMPOSED, conditions, select
@@ -94,9 +96,17 @@ def is_plain(tensors: tuple[Tensor, ...]) -> bool:
     return (
         all(type(x) is Tensor for x in tensors)
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
+        and not _is_watched()
         and not torch.is_autocast_enabled(tensors[0].device.type)
         and not is_transforming()
         and torch._C._get_tracing_state() is None
         and not torch.compiler.is_compiling()
+    )
+
+
+def _is_watched() -> bool:
+    """Whether a mode sees what is done with tensors. `torch.set_default_device` is a mode as well, but only says where
+    new ones are made, which kernels say themselves."""
+    return bool(torch._C._len_torch_function_stack()) and not all(
+        type(mode) is DeviceContext for mode in _get_current_function_mode_stack()
     )

@@ -15,7 +15,7 @@ import torch
 from ditn.commands.device import choose_device
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import load
-from ditn.model.network import DITN
+from ditn.model.network import plain_network
 from ditn_kernels import BackendError, info, prove, use_backend
 
 # What each dtype keeps of the image, in dB against float64, below which something is wrong: measured on photos with
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     failed = not _proved(device)
     image = sample_image()
-    reference = _reference(model)(image.double())
+    reference = plain_network(model.config, copy.deepcopy(model).double().state_dict())(image.double())
     for backend in (None, *_backends(str(device))):
         for dtype, expected in EXPECTED_DB.items():
             name = f"{backend or 'default':7} {str(dtype).removeprefix('torch.'):8}"
@@ -66,12 +66,6 @@ def _proved(device: torch.device) -> bool:
         for proof in faults:
             print(f"  {proof.sample}: {proof.fault}")
     return right
-
-
-def _reference(model: DITN) -> DITN:
-    reference = DITN(config=model.config, fused=False).double().eval().requires_grad_(False)
-    reference.load_state_dict(model.state_dict())
-    return reference
 
 
 def _backends(device: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ditn.export.options import OPSETS
 from ditn.imaging.atomic import atomic_write
 from ditn.imaging.sample import sample_image
 from ditn.model.checkpoint import check_fit, load, models
-from ditn.model.network import DITN
+from ditn.model.network import DITN, plain_network
 from ditn.model.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -88,15 +88,15 @@ def export(
         name = os.fsencode(Path(model).name).decode("utf-8", "backslashreplace")
         source, model = (str(model) if str(model) in models() else name), load(model)
     check_fit(source, model.state_dict(), model.state_dict())
-    exact = DITN(config=model.config, fused=False).double().eval().requires_grad_(False)
-    exact.load_state_dict(model.state_dict())
+    exact = plain_network(model.config, {key: value.cpu().double() for key, value in model.state_dict().items()})
     model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
     job = Job(model, _facts(model, dtype, source, uint8=uint8), uint8, opset)
     if format in ("pt2", "aoti") and not _is_utf8(path.parent):
         raise ValueError(f"{path}: PyTorch writes {format} into folders only whose names are UTF-8")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; overwrite it with overwrite=True (--overwrite)")
-    with atomic_write(path) as temporary:
+    # PyTorch's own loader does not work where tensors are made on another device by default.
+    with torch.device("cpu"), atomic_write(path) as temporary:
         FORMATS[format].write(job, temporary)
         with one_thread():
             error = _largest_error(FORMATS[format].open(temporary), exact, job) if verify else None
@@ -139,8 +139,7 @@ def _facts(model: DITN, dtype: torch.dtype, source: str, *, uint8: bool) -> dict
 def _largest_error(run: Run, exact: DITN, job: Job) -> float:
     """The largest error to float64, relative to the largest value. Raises ExportError where it is too large."""
     parameter = next(job.model.parameters())
-    plain = DITN(config=exact.config, fused=False).to(parameter.device, parameter.dtype).eval().requires_grad_(False)
-    plain.load_state_dict(job.model.state_dict())
+    plain = plain_network(exact.config, job.model.state_dict())
     largest = 0.0
     for height, width in SIZES:
         images = _images(max(BATCHES), exact.config.in_channels, height, width)

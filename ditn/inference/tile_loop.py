@@ -145,7 +145,7 @@ def _to_host(values: Tensor) -> Tensor:
     """From a GPU likewise: only what this thread's stream does is waited for."""
     if values.device.type != "cuda":
         return values.cpu()
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host = torch.empty(values.shape, dtype=values.dtype, device="cpu", pin_memory=True)
     host.copy_(values, non_blocking=True)
     torch.cuda.current_stream(values.device).synchronize()
     return host

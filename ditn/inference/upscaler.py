@@ -216,7 +216,7 @@ class Upscaler:
             for done, one in enumerate(image)
         ]
         height, width = (size * self.scale for size in image.shape[2:])
-        stacked = torch.from_numpy(np.stack(arrays)) if arrays else torch.empty(0, height, width, 3)
+        stacked = torch.from_numpy(np.stack(arrays)) if arrays else image.new_empty(0, height, width, 3)
         return stacked.permute(0, 3, 1, 2).to(image.device, image.dtype)
 
     def _pil(self, image: PILImage, progress: Progress | None) -> PILImage:

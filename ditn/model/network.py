@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -205,6 +205,14 @@ class DITN_Real(DITN):
     """DITN-Real: one UFONE, tanh and a 1x1 convolution for LayerNorm: the published code. Otherwise as DITN."""
 
     defaults = VARIANTS["ditn-real"]
+
+
+def plain_network(config: DITNConfig, state: Mapping[str, Tensor]) -> DITN:
+    """The network in plain PyTorch for inference, with these very tensors as its parameters."""
+    with torch.device("meta"):
+        network = DITN(config=config, fused=False)
+    network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def pad_to_grid(image: Tensor, grid: int) -> Tensor:

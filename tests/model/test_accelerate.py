@@ -99,6 +99,13 @@ def test_same_module_same_keys_other_forward(cls, fields) -> None:
     assert module.calls == 0  # the trial was on a copy
 
 
+def test_the_default_device_changes_nothing() -> None:
+    module = outside()
+    with torch.device("meta"):
+        ditn.accelerate(module)
+    assert_right(module, torch.rand(2, 3, 5, 23))
+
+
 def test_it_runs_the_fused_operators(monkeypatch) -> None:
     module = ditn.accelerate(outside())
     called = []

@@ -28,7 +28,7 @@ def why_missing() -> str | None:
         return str(build_info().get("reason", "is not built: `setup.py` did not run when the package was installed"))
     try:
         torch.ops.load_library(library)
-        torch.ops.ditn_native.function("exp", torch.zeros(1))
+        torch.ops.ditn_native.function("exp", torch.zeros(1, device="cpu"))
     except (OSError, RuntimeError) as error:
         return f"does not load (built with {build_info()}): {str(error).splitlines()[0]}"
     return None
