@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -62,6 +63,21 @@ def test_the_next_maps_of_a_layout_are_run_by_the_plan(op: Op, plans: list, monk
     same(run(*others), expected)
     same(run(*maps), first)
     assert len(plans) == 1
+
+
+def test_constants_outlive_their_plans(plans: list, monkeypatch) -> None:
+    """A CUDA graph holds the addresses that its plan launched with. image_tail has weights in another order."""
+    monkeypatch.setattr("ditn_kernels.backends.triton._plan._KEPT", 1)
+    op = REGISTRY["image_tail"]
+    maps, still = split(op, seed=0)
+    run = BACKENDS["triton"].prepared(op, list(op.structured(op.named([*maps, *still]).values()))[len(maps) :])
+    run(*maps)
+    constants = [weakref.ref(arg) for step in plans.pop()._steps for arg in step.args if isinstance(arg, torch.Tensor)]
+    for height in (2, 3):
+        run(*[torch.cat([x] * height, 2) for x in maps])
+        args = [arg for step in plans.pop()._steps for arg in step.args if isinstance(arg, torch.Tensor)]
+        assert [one() is arg for one, arg in zip(constants, args, strict=True)] == [True] * len(args)
+    assert len(constants) == 4  # two weights, two biases
 
 
 def test_another_layout_is_another_plan(plans: list) -> None:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditn_kernels.backends.triton._launch import Launch, is_observed, recording, start
 
-# Plans that are kept: each may hold a copy of a weight in another order.
+# Plans that are kept.
 _KEPT = 256
 _aten = torch.ops.aten
 _EMPTY = (_aten.empty.memory_format, _aten.empty_strided.default, _aten.empty_like.default, _aten.new_empty.default)
@@ -28,6 +28,7 @@ Run = Callable[..., Tensor]
 def planned(forward: Run, still: Sequence[Any]) -> Run:
     """`forward(*maps, *still)` by plans, for weights that nobody writes to any more."""
     plans: dict[Any, Run] = {}
+    constants = _Constants()
 
     def run(*maps: Tensor) -> Tensor:
         if is_observed():
@@ -42,14 +43,16 @@ def planned(forward: Run, still: Sequence[Any]) -> Run:
             return forward(*maps, *still)
         if len(plans) >= _KEPT:
             plans.clear()
-        plan, result = _plan(forward, maps, still)
+        plan, result = _plan(forward, maps, still, constants)
         plans[tuple(key)] = plan or (lambda *maps: forward(*maps, *still))
         return result
 
     return run
 
 
-def _plan(forward: Run, maps: tuple[Tensor, ...], still: Sequence[Any]) -> tuple[Plan | None, Tensor]:
+def _plan(
+    forward: Run, maps: tuple[Tensor, ...], still: Sequence[Any], constants: _Constants
+) -> tuple[Plan | None, Tensor]:
     """The plan for such maps, if there is one, and the result for these."""
     with recording() as launches, _Watch(maps) as watch:
         result = forward(*maps, *still)
@@ -74,18 +77,42 @@ def _plan(forward: Run, maps: tuple[Tensor, ...], still: Sequence[Any]) -> tuple
     )
     if not plannable or place is None:
         return None, result
-    steps = [_Step(launch, run, places) for launch, run in zip(launches, runs, strict=True) if run]
+    steps = [_Step(launch, run, places, constants) for launch, run in zip(launches, runs, strict=True) if run]
     return Plan(steps, len(maps), watch.memory, place), result
 
 
-class _Step:
-    """A launch whose tensors come from a list of values, but for the weights."""
+class _Constants:
+    """What launches read besides maps and memory: weights, and copies of them in another order. Each is kept once, and
+    for as long as the weights: a CUDA graph reads it where it lies, also when the plan that it recorded is gone."""
 
-    def __init__(self, launch: Launch, run: Callable[..., object], places: dict[int, int]) -> None:
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def __call__(self, arg: Any) -> Any:
+        """The one that is kept in place of a launch's argument."""
+        if not isinstance(arg, Tensor):
+            return arg
+        for kept in self._kept:
+            if kept is arg:
+                return kept
+            alike = (kept.shape, kept.stride(), kept.dtype) == (arg.shape, arg.stride(), arg.dtype)
+            if alike and torch.equal(kept, arg):
+                return kept
+        self._kept.append(arg)
+        return arg
+
+
+class _Step:
+    """A launch whose tensors come from a list of values, but for the constants."""
+
+    def __init__(
+        self, launch: Launch, run: Callable[..., object], places: dict[int, int], constants: _Constants
+    ) -> None:
         self.run = run
         pointers = [arg.data_ptr() if isinstance(arg, Tensor) else None for arg in launch.args]
         self.places = [(i, places[pointer]) for i, pointer in enumerate(pointers) if pointer in places]
-        self.args = [None if pointer in places else arg for pointer, arg in zip(pointers, launch.args, strict=True)]
+        given = zip(pointers, launch.args, strict=True)
+        self.args = [None if pointer in places else constants(arg) for pointer, arg in given]
 
 
 class Plan:
