@@ -14,6 +14,7 @@
 
 #include "cpu/kernels.h"
 #include "handle.h"
+#include "memory.h"
 #include "pages.h"
 
 namespace {
@@ -43,7 +44,10 @@ Tensor result(Tensor t) {
   return t;
 }
 
-Tensor new_like(const Tensor& x) { return result(torch::stable::empty_like(x)); }
+Tensor new_like(const Tensor& x) {
+  const auto sizes = x.sizes();
+  return result(new_tensor(x, {sizes.begin(), sizes.end()}));
+}
 
 // The part of a stacked weight that belongs to one layer.
 const float* data_of_layer(const Tensor& t, int64_t layer) { return data(t) + layer * (t.numel() / t.size(0)); }
@@ -104,7 +108,7 @@ class PreparedOperator final : public Handle {
   ~PreparedOperator() override { kernel_.release(kernel_.weights); }
 
   Tensor run(const Tensor& x, const Tensor& skip) override {
-    Tensor y = result(torch::stable::new_empty(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_}));
+    Tensor y = result(new_tensor(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_}));
     kernel_.run(kernel_.weights, kThreads, shape_of(x), x.const_data_ptr(), skip.const_data_ptr(), y.mutable_data_ptr());
     return y;
   }

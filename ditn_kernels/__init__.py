@@ -13,8 +13,10 @@ from ditn_kernels._dispatch import BackendError, Explanation, conditions, explai
 from ditn_kernels._info import hint, info
 from ditn_kernels._library import register
 from ditn_kernels._lowering import lower_to_native, native_libraries
+from ditn_kernels._memory import is_out_of_memory
 from ditn_kernels._op import Op
 from ditn_kernels._prepared import Prepared, is_plain
+from ditn_kernels._proof import waiting
 from ditn_kernels._proving import Proof, prove
 from ditn_kernels._records import layers, map_tensors
 from ditn_kernels._transforms import is_transforming
@@ -63,6 +65,7 @@ __all__ = [
     "info",
     "inner_patch_attention",
     "inner_patch_stage",
+    "is_out_of_memory",
     "is_plain",
     "is_transforming",
     "layer_norm2d",
@@ -74,6 +77,7 @@ __all__ = [
     "spatial_stage",
     "tanh_affine",
     "use_backend",
+    "waiting",
 ]
 
 for _op in REGISTRY.values():

@@ -99,7 +99,9 @@ class Call:
 
 # The faults that this process knows of; empty for kernels that passed.
 _faults: dict[tuple[Any, ...], str] = {}
-_lock = threading.Lock()
+# Held while a kernel is tried, which waits for all that the GPU does. That would break off another thread's recording
+# of a CUDA graph; so whoever records one, or waits for a whole GPU, takes it, too.
+waiting = threading.RLock()
 
 
 def reasons_against(
@@ -115,8 +117,11 @@ def reasons_against(
     x = next(iter(args.values()))
     key = (op.name, name, backward, x.dtype, x.device, _kind(op)(args))
     fault = _faults.get(key)
+    if fault is None and _is_capturing():
+        # Nothing is proved now, and the lock may be held by a thread that waits for this one, as for a gradient's.
+        fault = _look_up(Call(op, name, backend, args, backward), key, serving=False)
     if fault is None:
-        with _lock:
+        with waiting:
             fault = _faults.get(key)
             if fault is None:
                 fault = _look_up(Call(op, name, backend, args, backward), key, serving=serving)
@@ -132,9 +137,13 @@ def is_on() -> bool:
 
 
 def prove(call: Call, identity: Mapping[str, str]) -> str:
-    """Prove a call, whatever is known of it, and keep the verdict. Returns what is wrong, or an empty string."""
+    """Prove a call, whatever is known of it. Returns what is wrong, or an empty string; this is kept as the verdict,
+    unless it may pass."""
     fault = call.fault()
-    _verdicts.write(call.facts(identity), fault)
+    if _trial.may_pass(fault, call.device):
+        _verdicts.remove(call.facts(identity))
+    else:
+        _verdicts.write(call.facts(identity), fault)
     return fault
 
 
@@ -150,11 +159,13 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
     fault = _verdicts.read(call.facts(identity))
     if not serving:
         return fault or ""
+    may_pass = False
     if fault is None:
         if not _may_run(call):
             return ""
         try:
             fault = prove(call, identity)
+            may_pass = _trial.may_pass(fault, call.device)
         except Exception as error:
             fault = ""
             message = f"{call.title} serves unproved, it could not be tried: {type(error).__name__}: {error}"
@@ -163,7 +174,8 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
     if fault:
         lost = not _trial.alive(call.device)
         facts = ", ".join(f"{name} {value}" for name, value in call.facts(identity).items())
-        message = f"{call.title} {fault}. It is not used on this machine from now on. Proved for: {facts}"
+        where = "in this process" if may_pass else "on this machine"
+        message = f"{call.title} {fault}. It is not used {where} from now on. Proved for: {facts}"
         if lost:
             raise LostContextError(f"{message}. The GPU is lost to this process; a new one will run without the kernel")
         warnings.warn(message, RuntimeWarning, stacklevel=4)
@@ -176,15 +188,18 @@ def _look_up(call: Call, key: tuple[Any, ...], *, serving: bool) -> str:
 
 
 def _reason(fault: str) -> str:
-    return f"{fault} (proved on this machine: `ditn verify` tries again, DITN_PROOF=off takes it on trust)"
+    return f"{fault} (found on this machine: `ditn verify` tries again, DITN_PROOF=off takes it on trust)"
 
 
 def _may_run(call: Call) -> bool:
     compiler = torch.compiler
     tracing = compiler.is_compiling() or compiler.is_exporting() or torch._C._get_tracing_state() is not None
     fake = any(isinstance(value, FakeTensor) for value in call.args.values())
-    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-    return not (tracing or fake or capturing)
+    return not (tracing or fake)
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache

@@ -8,10 +8,12 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -24,6 +26,8 @@ from ditn_kernels.ops import REGISTRY
 _context = multiprocessing.get_context("spawn")
 # Each has a CUDA context of half a gigabyte.
 _MOST_PROCESSES = 8
+# How a process ends by what it computes. Other signals come from outside, as when a terminal closes or memory is short.
+_CRASHES = {-number for name in ("SEGV", "BUS", "ILL", "FPE", "ABRT") if (number := getattr(signal, f"SIG{name}", 0))}
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Case:
 @dataclass(frozen=True)
 class Proof:
     """What was found of one kind of call, that of an operator's sample. `fault` is empty for a kernel that is right.
-    `is_verdict`: later processes go by it; false where the kernel could not be tried."""
+    `is_verdict`: later processes go by it; false where the kernel could not be tried, or failed in a way that may pass.
+    """
 
     operator: str
     direction: str
@@ -69,8 +74,10 @@ def prove(device: torch.device | str, operators: Collection[str] = tuple(REGISTR
         return
     _verdicts.folder()
     groups = [list(_cases(REGISTRY[name], torch.device(device))) for name in operators]
-    with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool:
-        yield from itertools.chain.from_iterable(pool.map(lambda cases: list(_prove(cases)), filter(None, groups)))
+    children = _Children()
+    with ThreadPoolExecutor(min(_MOST_PROCESSES, os.cpu_count() or 1)) as pool, children:
+        found = pool.map(lambda cases: list(_prove(cases, children)), filter(None, groups))
+        yield from itertools.chain.from_iterable(found)
 
 
 def _cases(op: Op, device: torch.device) -> Iterator[Case]:
@@ -87,13 +94,40 @@ def _cases(op: Op, device: torch.device) -> Iterator[Case]:
                 yield Case(op.name, sample, name, dtype, backward, str(device))
 
 
-def _prove(cases: list[Case]) -> Iterator[Proof]:
+class _Children:
+    """The processes that prove. Leaving the context ends them, and no more are started."""
+
+    def __init__(self) -> None:
+        self._running: list[BaseProcess] = []
+        self._lock = threading.Lock()
+        self.ended = False
+
+    def start(self, cases: list[Case]) -> tuple[BaseProcess, Connection] | None:
+        """A process and what it sends of these cases; None if all has ended."""
+        with self._lock:
+            if self.ended:
+                return None
+            receiver, sender = _context.Pipe(duplex=False)
+            process = _context.Process(target=_work, args=(cases, sender))
+            process.start()
+            sender.close()
+            self._running.append(process)
+            return process, receiver
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def _prove(cases: list[Case], children: _Children) -> Iterator[Proof]:
     """One process at a time: where one ended early, the next continues."""
-    while cases:
-        receiver, sender = _context.Pipe(duplex=False)
-        process = _context.Process(target=_work, args=(cases, sender))
-        process.start()
-        sender.close()
+    while cases and (started := children.start(cases)):
+        process, receiver = started
         done = 0
         try:
             while done < len(cases):
@@ -101,12 +135,12 @@ def _prove(cases: list[Case]) -> Iterator[Proof]:
                 done += 1
         except EOFError:
             process.join()
-        if not done:
-            fault, by_signal = f"ends its process ({_exit(process.exitcode)})", (process.exitcode or 0) < 0
-            if by_signal:
+        if not done and not children.ended:
+            fault, crashed = f"ends its process ({_exit(process.exitcode)})", process.exitcode in _CRASHES
+            if crashed:
                 call = cases[0].call()
                 _verdicts.write(call.facts(call.backend.identity(call.op, call.device) or {}), fault)
-            yield _found(cases[0], fault, by_signal)
+            yield _found(cases[0], fault, crashed)
         process.join()
         cases = cases[max(done, 1) :]
 
@@ -120,7 +154,7 @@ def _work(cases: list[Case], sender: Connection) -> None:
         except Exception as error:
             sender.send((f"could not be tried: {type(error).__name__}: {error}", False))
         else:
-            sender.send((fault, True))
+            sender.send((fault, not _trial.may_pass(fault, call.device)))
             if fault and not _trial.alive(call.device):
                 return
 

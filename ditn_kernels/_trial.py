@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditn_kernels._memory import is_out_of_memory
 from ditn_kernels._op import Op, Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER, why_not_as_good
 
@@ -24,17 +25,24 @@ _IMAGES, _HEIGHT, _WIDTH = 3, 16, 80
 # more factors of 2 are kept.
 _FACTOR = 64
 _BITS = {2: torch.int16, 4: torch.int32}
+_RAISES = "fails with"
 
 
 def fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], *, backward: bool) -> str:
     """What is wrong with a kernel for calls with arguments like these, as a sentence without its subject; empty if
     nothing is.
 
-    Raises what prevents the trial: full memory, a full disk, an error of earlier work on the GPU.
+    Raises what prevents the trial: full memory, an error of earlier work on the GPU.
     """
     # In a new thread none of the caller's modes holds: autocast, inference, tracing, `use_backend`, streams.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_fault, op, kernel, args, backward).result()
+
+
+def may_pass(fault: str, device: torch.device) -> bool:
+    """Whether a fault may be the machine's, and gone tomorrow: an exception, which may be for want of a compiler, of
+    room on the disk or of a folder that can be written to; unless it has cost the process its GPU."""
+    return fault.startswith(_RAISES) and alive(device)
 
 
 def like(op: Op, args: Mapping[str, Any]) -> Sample:
@@ -74,10 +82,10 @@ def _fault(op: Op, kernel: Callable[..., Any], args: Mapping[str, Any], backward
         try:
             runs = [[_tuple(kernel(*draw)) for draw in draws] for _ in range(2)]
             _wait(x.device)
-        except (OSError, MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:
-            return f"fails with {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            if is_out_of_memory(error):
+                raise
+            return f"{_RAISES} {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         exact = [_tuple(definition(*(_wide(value) for value in draw))) for draw in draws]
         plain = [_tuple(definition(*draw)) for draw in draws]
         for i, name in enumerate(names):

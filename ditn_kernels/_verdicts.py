@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 # What a verdict depends on, by name: values that JSON returns unchanged.
@@ -28,7 +29,7 @@ def folder() -> Path:
         base = Path(local) if local else Path.home() / ".cache"
     path = base / "ditn-kernels"
     for part in (path, *path.parents):
-        if part.is_file():
+        if os.path.isfile(part):  # false, too, where it may not be looked at
             raise NotADirectoryError(f"the cache folder {part} is a file: remove it, or set XDG_CACHE_HOME to a folder")
     return path
 
@@ -62,6 +63,12 @@ def write(facts: Facts, fault: str) -> None:
             new.replace(path / new.name)
     except OSError as error:
         _say_not_kept(f"{path}: {error.strerror}")
+
+
+def remove(facts: Facts) -> None:
+    """Forget a verdict, if there is one."""
+    with suppress(OSError, RuntimeError):
+        (folder() / _name(facts)).unlink()
 
 
 def _name(facts: Facts) -> str:

@@ -2,8 +2,11 @@
 // How a kernel is launched, and the shared memory that it gets.
 #pragma once
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels.h"
 
@@ -58,13 +61,26 @@ inline int compute_capability(const char* name) {
   return 10 * major + minor;
 }
 
+// Lets launches of a function on the current device have so much shared memory. The limit is the function's, whoever launches
+// it, so it only grows: another thread may be about to launch with more.
+inline void allow_shared(const void* function, size_t bytes, const char* name) {
+  static std::mutex lock;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  check(cudaGetDevice(&device), name);
+  const std::lock_guard<std::mutex> guard(lock);
+  size_t& most = allowed[{function, device}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), name);
+  most = bytes;
+}
+
 // Blocks without threads to run are no error: an empty batch has nothing to do.
 template <class... Parameters, class... Arguments>
 void launch(const Device& device, const char* name, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
             size_t shared_bytes, const Arguments&... arguments) {
   if (!device.launches || !blocks.x || !blocks.y || !blocks.z) return;
-  const auto function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
+  allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes, name);
   cudaLaunchConfig_t config{};
   config.gridDim = blocks;
   config.blockDim = dim3(threads);

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../handle.h"
+#include "../memory.h"
 #include "kernels.h"
 
 namespace {
@@ -71,7 +72,7 @@ class TorchDevice : public cuda::Device {
   }
 
   void* allocate(size_t bytes, std::vector<Tensor>& memory) const {
-    memory.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    memory.push_back(new_tensor(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
     return memory.back().mutable_data_ptr();
   }
 
@@ -125,7 +126,7 @@ class PreparedOperator final : public Handle {
       : launch_(std::move(launch)), outputs_(outputs), upscale_(upscale) {}
 
   Tensor run(const Tensor& x, const Tensor& skip) override {
-    Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_});
+    Tensor y = new_tensor(x, {x.size(0), x.size(1) * upscale_, x.size(2) * upscale_, outputs_});
     const auto launch = [&](TorchDevice&& device) {
       launch_(device, shape_of(x), x.const_data_ptr(), skip.const_data_ptr(), y.mutable_data_ptr());
     };

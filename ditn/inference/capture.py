@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ditn_kernels import waiting
+
 
 def can_record(device: torch.device) -> bool:
     """Whether CUDA graphs exist on a device."""
@@ -17,20 +19,22 @@ def can_record(device: torch.device) -> bool:
 
 def record(run: Callable[[], object], device: torch.device, pool: Any, stream: torch.cuda.Stream) -> Any:
     """A torch.cuda.CUDAGraph of what `run()` launches on this stream, with memory of the pool. Other threads may go on
-    meanwhile. Raises RuntimeError if it cannot be recorded; whatever was recorded into this pool is then lost."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        # The outer context brings the caller's stream back where the inner one fails.
-        with (
-            torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-        ):
-            run()
-    except RuntimeError:
-        torch.cuda.synchronize()
-        _recover(device, pool)
-        raise
-    return graph
+    meanwhile, but for those that record, too, or prove a kernel: they take turns. Raises RuntimeError if it cannot be
+    recorded; whatever was recorded into this pool is then lost."""
+    with waiting:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The outer context brings the caller's stream back where the inner one fails.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                run()
+        except RuntimeError:
+            torch.cuda.synchronize()
+            _recover(device, pool)
+            raise
+        return graph
 
 
 def why_failed(error: RuntimeError) -> str:

@@ -17,7 +17,7 @@ from ditn.inference.memory import FIXED, buffers_per_pixel, bytes_per_pixel
 from ditn.inference.plan import budget
 from ditn.inference.tiles import round_up
 from ditn.model.network import DITN, ModelWeights
-from ditn_kernels import conditions, is_plain
+from ditn_kernels import conditions, is_out_of_memory, is_plain, waiting
 
 # Shapes that are remembered, recorded or used once. Tiles of one image have up to nine: corners, edges and the inside;
 # twice as many under a self-ensemble.
@@ -81,8 +81,8 @@ class GraphPool:
         result: Tensor
         try:
             result = model(image)
-        except torch.OutOfMemoryError:
-            if not self._space:
+        except RuntimeError as error:
+            if not self._space or not is_out_of_memory(error):
                 raise
             self.drop()
             result = model(image)
@@ -131,10 +131,11 @@ class GraphPool:
 
     def drop(self) -> None:
         """Drop all graphs, and give their memory back to the device."""
-        torch.cuda.synchronize()
-        self.shapes.clear()
-        self._space = self._replayed_on = None
-        torch.cuda.empty_cache()
+        with waiting:
+            torch.cuda.synchronize()
+            self.shapes.clear()
+            self._space = self._replayed_on = None
+            torch.cuda.empty_cache()
 
     def _reserve(self, needed: _Sizes, device: torch.device) -> _Space | None:
         """Space for a graph of these sizes; None if that would be too much. There is one at a time."""

@@ -17,6 +17,7 @@ from ditn.inference.options import Guard
 from ditn.inference.plan import TilePlan
 from ditn.inference.tiles import Region, reflected, round_up
 from ditn.model.config import DITNConfig
+from ditn_kernels import is_out_of_memory
 
 # A finished part of the output: its top and left in output pixels, and its samples [h, w, bands].
 Emit = Callable[[int, int, Pixels], None]
@@ -86,8 +87,8 @@ def enlarge_by_tiles(
                 *(network.enlarge(layer, region, is_alpha=index > 0) for index, layer in enumerate(layers)), strict=True
             )
             part = np.concatenate(parts, axis=2)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if halves is None or not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if halves is None or not is_out_of_memory(error):
                 raise
             limit = halves[0].pixels
             pending += reversed(halves)
@@ -149,8 +150,3 @@ def _to_host(values: Tensor) -> Tensor:
     host.copy_(values, non_blocking=True)
     torch.cuda.current_stream(values.device).synchronize()
     return host
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    known = ("not enough memory", "can't allocate memory", "out of memory", "cannot allocate memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(k in str(error).lower() for k in known)

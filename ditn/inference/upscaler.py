@@ -101,7 +101,8 @@ class Upscaler:
         if guard not in GUARDS:
             raise ValueError(f"guard is {guard!r}, must be one of {', '.join(map(repr, GUARDS))}")
         parameter = next(model.parameters())
-        self.device = torch.device(device or parameter.device)
+        # With its index: another thread may have another current GPU.
+        self.device = torch.empty(0, device=device or parameter.device).device
         self.dtype = dtype or parameter.dtype
         if (self.device, self.dtype) != (parameter.device, parameter.dtype) or model.training:
             model = copy.deepcopy(model).to(self.device, self.dtype).eval()

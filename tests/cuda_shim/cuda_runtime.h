@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <map>
 
 #include "block.h"
 
@@ -86,9 +87,21 @@ struct cudaLaunchConfig_t {
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 
 // What a block may ask for at most (CUDA C++ Programming Guide, technical specifications per compute capability).
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  const int chip = shim::capability, most = (chip == 75 ? 64 : chip == 70 ? 96 : chip == 90 ? 227 : 163) << 10;
-  return bytes <= most ? cudaSuccess : cudaErrorInvalidValue;
+inline int most_shared() {
+  const int chip = shim::capability;
+  return (chip == 75 ? 64 : chip == 70 ? 96 : chip == 90 ? 227 : 163) << 10;
+}
+
+// What launches of a function may ask for. To lower it is an error here: it would take it from another thread's launch.
+inline int& granted(const void* function) {
+  static std::map<const void*, int> bytes;
+  return bytes[function];
+}
+
+inline cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute, int bytes) {
+  if (bytes < granted(function) || bytes > most_shared()) return cudaErrorInvalidValue;
+  granted(function) = bytes;
+  return cudaSuccess;
 }
 
 enum cudaDeviceAttr {
@@ -117,6 +130,8 @@ inline cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t byte
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), const Arguments&... arguments) {
+  const int most = std::min(granted(reinterpret_cast<const void*>(kernel)), most_shared());
+  if (config->dynamicSmemBytes > static_cast<size_t>(most)) return cudaErrorInvalidValue;
   shim::run(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

@@ -21,7 +21,7 @@ import ditn
 from ditn.commands.cli import main
 from ditn.inference import memory
 from ditn.inference.memory import FIXED, bytes_per_pixel, predicted_peak
-from ditn_kernels import use_backend
+from ditn_kernels import use_backend, waiting
 
 # Bytes of image and result per input pixel of a float32 network at x2: 3 channels in, 3 times 2 x 2 out.
 BUFFERS = 4 * (3 + 12)
@@ -219,6 +219,28 @@ def test_the_shapes_that_were_used_last_are_kept(recordings) -> None:
     assert len(recordings.graphs) == 1
     runner(image(*shapes[0]))
     assert recordings.replays == 2
+
+
+def test_while_one_thread_records_no_other_waits_for_the_gpu(recordings, monkeypatch) -> None:
+    """Which would break the recording off: other recordings, and trials of kernels, have their turn before or after."""
+    taken = []
+
+    def look() -> None:
+        taken.append(not waiting.acquire(blocking=False))
+        if not taken[-1]:
+            waiting.release()
+
+    class Noting(ditn.DITN_Real):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(look).result()
+            return super().forward(given)
+
+    runner = ditn.CudaGraphRunner(small(Noting))
+    given = image()
+    for _ in range(3):
+        runner(given)
+    assert taken == [False, True]  # run, recorded, replayed
 
 
 def test_a_recording_that_fails_is_said_once(recordings, monkeypatch) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from importlib import import_module
 
@@ -306,18 +307,48 @@ def test_a_kernel_that_raises_is_replaced(proving, monkeypatch) -> None:
         raise ValueError("no such layout\nand more")
 
     monkeypatch.setattr(BACKENDS["triton"], "kernel", lambda op, *, backward: broken, raising=False)
-    with pytest.warns(RuntimeWarning, match="by triton fails with ValueError: no such layout. It is not used"):
+    with pytest.warns(RuntimeWarning, match="by triton fails with ValueError: no such layout. It is not used in this"):
         OP(*small())
-    assert [one["fault"] for one in verdicts(proving)] == ["fails with ValueError: no such layout"]
+    assert "no such layout" in str(explain(OP, *small()))
 
 
-def test_what_the_machine_lacks_is_no_verdict(proving, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("ditn_native: out of memory, there is no room for a tensor of 4 x 4"),
+    ],
+    ids=str,
+)
+def test_without_memory_it_could_not_be_tried(error: Exception, proving, monkeypatch) -> None:
     def full(*args):
-        raise torch.OutOfMemoryError("no memory")
+        raise error
 
     monkeypatch.setattr(BACKENDS["triton"], "kernel", lambda op, *, backward: full, raising=False)
-    with pytest.warns(RuntimeWarning, match="serves unproved, it could not be tried: OutOfMemoryError: no memory"):
+    with pytest.warns(RuntimeWarning, match="serves unproved, it could not be tried: .*memory"):
         assert explain(OP, *small()).chosen == "triton"
+    assert not verdicts(proving)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to find C compiler"), OSError(30, "Read-only file system")], ids=str
+)
+def test_what_the_machine_lacks_is_no_verdict(error: Exception, proving, monkeypatch) -> None:
+    """Another backend serves, in this process alone; an older verdict, that it is right, is forgotten."""
+
+    def lacking(*args):
+        raise error
+
+    assert explain(OP, *small()).chosen == "triton"
+    assert [one["fault"] for one in verdicts(proving)] == [""]
+    monkeypatch.setattr(BACKENDS["triton"], "kernel", lambda op, *, backward: lacking, raising=False)
+    call = _proof.Call(OP, "triton", BACKENDS["triton"], OP.named(small()), False)
+    assert "fails with" in _proof.prove(call, BACKENDS["triton"].identity(OP, call.device))
+    assert not verdicts(proving)
+    monkeypatch.setattr(_proof, "_faults", {})
+    with pytest.warns(RuntimeWarning, match="It is not used in this process from now on"):
+        assert explain(OP, *small()).chosen != "triton"
     assert not verdicts(proving)
 
 
@@ -458,6 +489,24 @@ def test_where_nothing_can_be_written_verdicts_hold_for_the_process(proving, tri
     assert len(trials) == 2
 
 
+def test_a_folder_that_may_not_be_looked_at_hides_no_fault(proving, trials, monkeypatch) -> None:
+    """As below a home of somebody else. Root may look anywhere, so that the system's answer is imitated."""
+    trials.found.append("computes wrongly: the result is off")
+
+    def guarded(original):
+        def asked(path, *args, **kwargs):
+            if path.is_relative_to(proving):
+                raise PermissionError(13, "Permission denied")
+            return original(path, *args, **kwargs)
+
+        return asked
+
+    for name in ("stat", "mkdir", "read_text"):
+        monkeypatch.setattr(type(proving), name, guarded(getattr(type(proving), name)))
+    with pytest.warns(RuntimeWarning, match="computes wrongly"):
+        assert explain(OP, *small()).chosen != "triton"
+
+
 def test_a_setting_that_is_no_folder_of_a_system_is_ignored(proving, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -471,7 +520,7 @@ def layer_norm_cases(device: torch.device, count: int) -> list[_proving.Case]:
 
 @pytest.mark.slow
 def test_kernels_are_proved_in_a_process_of_their_own(proving, device) -> None:
-    (found,) = _proving._prove(layer_norm_cases(device, 1))
+    (found,) = _proving._prove(layer_norm_cases(device, 1), _proving._Children())
     assert found == Proof("layer_norm2d", "forward", "triton", "float32", "small", "", True)
     assert [one["fault"] for one in verdicts(proving)] == [""]
 
@@ -484,9 +533,42 @@ def _crashes(cases: list, sender) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_a_process_that_crashes_ends_no_other(proving, device, monkeypatch) -> None:
     monkeypatch.setattr(_proving, "_work", _crashes)
-    (found,) = _proving._prove(layer_norm_cases(device, 1))
+    (found,) = _proving._prove(layer_norm_cases(device, 1), _proving._Children())
     assert (found.fault, found.is_verdict) == ("ends its process (Segmentation fault)", True)
     assert [one["fault"] for one in verdicts(proving)] == [found.fault]
+
+
+def _is_terminated(cases: list, sender) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_a_process_that_somebody_ends_is_no_verdict(proving, device, monkeypatch) -> None:
+    monkeypatch.setattr(_proving, "_work", _is_terminated)
+    (found,) = _proving._prove(layer_norm_cases(device, 1), _proving._Children())
+    assert (found.fault, found.is_verdict) == ("ends its process (Terminated)", False)
+    assert not verdicts(proving)
+
+
+def _waits(cases: list, sender) -> None:
+    sender.send(("", True))
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_an_interruption_ends_all_processes(proving, device, monkeypatch) -> None:
+    """They are waited for by threads, which start no others and condemn nothing."""
+    monkeypatch.setattr(_proving, "_work", _waits)
+    monkeypatch.setattr(_proving, "_cases", lambda op, device: layer_norm_cases(device, 3))
+
+    main = threading.main_thread().ident
+    threading.Timer(5, signal.pthread_kill, [main, signal.SIGINT]).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(prove(device, ["layer_norm2d", "tanh_affine"]))
+    assert time.monotonic() - began < 60
+    assert not verdicts(proving)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
@@ -512,7 +594,7 @@ def test_a_process_that_ends_is_a_verdict_and_the_next_goes_on(proving, device, 
 
     ends = ["sends", "killed", "fails", "sends"]
     monkeypatch.setattr(_proving, "_context", Context)
-    found = list(_proving._prove(layer_norm_cases(device, 4)))
+    found = list(_proving._prove(layer_norm_cases(device, 4), _proving._Children()))
     assert [(one.fault, one.is_verdict) for one in found] == [
         ("", True),
         ("ends its process (Segmentation fault)", True),
@@ -525,7 +607,7 @@ def test_a_process_that_ends_is_a_verdict_and_the_next_goes_on(proving, device, 
 def test_what_is_to_be_proved(proving, device, monkeypatch) -> None:
     """Every dtype and direction of every kernel that runs here, but nothing where nothing has to be proved."""
     tried = []
-    monkeypatch.setattr(_proving, "_prove", lambda cases: iter(tried.extend(cases) or []))
+    monkeypatch.setattr(_proving, "_prove", lambda cases, children: iter(tried.extend(cases) or []))
     assert list(prove(device)) == []
     for op in REGISTRY.values():
         args = op.inputs(op.samples[0], dtype=torch.float16)
