@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from ditn.commands import arguments as command_arguments
-from ditn.commands.names import print_names_as_they_are
+from ditn.commands.names import ignore_standard_output, print_names_as_they_are
 from ditn.commands.signals import interrupted_by_signals
 
 COMMANDS = {
@@ -53,8 +52,7 @@ def _run(arguments: Sequence[str]) -> int:
         code: int = import_module(COMMANDS[args.command][0]).run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter must not fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ignore_standard_output()
         return 0
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         print(f"ditn {args.command}: {error}", file=sys.stderr)

@@ -16,8 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ditn.commands.found import absent
 from ditn.commands.jobs import STREAM, Job, Plan, check_outputs
-from ditn.commands.names import place_of
+from ditn.commands.names import identity
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
 from ditn.imaging.files import QUALITY
@@ -33,13 +34,14 @@ from ditn.video.pictures import (
     Animation,
     animation,
     as_depth,
+    given,
     is_animated,
     is_pattern,
     numbered,
     pictures,
 )
 from ditn.video.source import Source, file_identity
-from ditn.video.work import Work, begin, enlarge_segment, finish, outcome_of, part_of, segments
+from ditn.video.work import Work, begin, enlarge_segment, finish, is_begun, outcome_of, part_of, segments
 
 _OPTIONS = ("codec", "crf", "pix_fmt", "rate", "time", "reuse", "resume")
 
@@ -120,13 +122,14 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         suffix = suffix if suffix in CONTAINERS or suffix in ANIMATED else ".mkv"
         target = output if single else output / f"{path.stem}{args.suffix}{suffix}"
         job = Job(name, str(target), path, target)
-        there = path.parent.is_dir() if is_pattern(name) else path.exists()
-        if not there:
-            job.fail("does not exist")
-        elif is_pattern(args.output) and target.parent.is_dir() and numbered(target) and not args.overwrite:
-            job.fail(f"{target.parent} has such pictures already; use --overwrite or another folder")
-        elif is_pattern(args.output) and path.parent.is_dir() and place_of(target) == place_of(path):
-            job.fail("would overwrite itself; choose another --output")
+        if why := absent(path.parent if is_pattern(name) else path):
+            job.fail(why)
+        elif is_pattern(args.output) and target.parent.is_dir() and (there := numbered(target)):
+            own = {identity(file) for file in given(path)} if path.is_dir() or is_pattern(name) else set()
+            if any(identity(file) in own for file in there):
+                job.fail("would overwrite its own pictures; choose another --output")
+            elif not (args.overwrite or (args.resume and is_begun(target))):
+                job.fail(f"{target.parent} has such pictures already; use --overwrite or another folder")
         jobs.append(job)
     check_outputs(jobs, args)
     return jobs

@@ -45,7 +45,8 @@ def find(
     """Every image of the inputs; those of a folder by name. `output`, where it lies in a folder, is passed over."""
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
+        # os.path, unlike pathlib, takes what may not be looked at for a file.
+        if os.path.isdir(path):
             here: list[LeftOut] = []
             found = list(_walk(path, path, output, recursive, here))
             left_out += here
@@ -58,7 +59,18 @@ def find(
             if not files:
                 yield Missing(path, "fits folders only; name them without the pattern's last part")
         else:
-            yield Missing(path, "does not exist")
+            yield Missing(path, absent(path) or "does not exist")
+
+
+def absent(path: Path) -> str:
+    """Why there is no such file, or none that may be looked at; empty if there is one."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    return ""
 
 
 def _image(path: Path, place: Path) -> Image | Missing:
@@ -80,7 +92,6 @@ def _walk(
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        # os.path, unlike pathlib, takes a file that may not be looked at for a file: reading it gives the reason.
         if os.path.isdir(entry):
             if output and entry.resolve() == output.resolve():
                 continue

@@ -18,6 +18,11 @@ def print_names_as_they_are() -> None:
             stream.reconfigure(errors="names-as-they-are")
 
 
+def ignore_standard_output() -> None:
+    """Whoever read it has seen enough; the interpreter must not fail again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
     try:
         return codecs.lookup_error("surrogateescape")(error)

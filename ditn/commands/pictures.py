@@ -157,8 +157,13 @@ def _enlarge(job: Job, args: argparse.Namespace, worker: Worker) -> None:
         check_still_free(job, args, written)
         job.notes += write_raw(raw, shape, dtype, output, page, size=job.output_size, quality=args.quality)
         written[identity(output)] = job.input
+    send(job)
+
+
+def send(job: Job) -> None:
+    """To standard output, if that is where the job's output goes."""
     if job.output == STREAM:
-        with output.open("rb") as file:
+        with job.target.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 

@@ -121,6 +121,7 @@ def whole(job: Job, args: argparse.Namespace, planned: RowPlan, worker: Worker) 
         with atomic_write(job.target) as temporary:
             join(rows, form, temporary)
             lost = containers.write(temporary, metadata, after)
+        pictures.send(job)
         job.notes = [*job.notes, *(f"not in the tif: {name}" for name in lost)]
     folder.plan.unlink(missing_ok=True)  # first: without it nobody takes what is left for rows of an unfinished run
     shutil.rmtree(folder.path, ignore_errors=True)

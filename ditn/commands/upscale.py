@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ditn.commands import film, pictures, rows, segments
 from ditn.commands.jobs import STREAM, Job, Plan, plan_jobs
+from ditn.commands.names import ignore_standard_output
 from ditn.commands.parted import Parted
 from ditn.commands.report import tell, write_report
 from ditn.commands.signals import raise_if_interrupted
@@ -142,14 +143,17 @@ class _Undertaking:
         self._bar.refresh()
 
     def _say(self, job: Job) -> None:
-        """What is worth a line of its own."""
-        file = sys.stderr if self._args.output == STREAM else sys.stdout
-        if job.model_reason:
-            tqdm.write(f"{job.input}: {job.model}: {job.model_reason}", file=file)
+        """What is worth a line of its own; no more of it once nobody reads it."""
+        lines = [f"{job.input}: {job.model}: {job.model_reason}"] if job.model_reason else []
         if job.guard:
             more = f" and {len(job.guard) - 1} more tiles" if len(job.guard) > 1 else ""
             wrong = f"the output of {job.model} had nothing to do with the image"
-            tqdm.write(f"{job.input}: {job.guard[0]}{more}: {wrong}", file=file)
+            lines.append(f"{job.input}: {job.guard[0]}{more}: {wrong}")
+        try:
+            for line in lines:
+                tqdm.write(line, file=sys.stderr if self._args.output == STREAM else sys.stdout)
+        except BrokenPipeError:
+            ignore_standard_output()
 
 
 @dataclass(frozen=True)

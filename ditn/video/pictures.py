@@ -58,8 +58,7 @@ class Pictures(Source):
 def pictures(path: Path, rate: Fraction) -> Pictures:
     """The frames of a folder, every image in it by name, or of a pattern as `frames/%06d.png`. The first says what all
     are. Raises FilmError if there are none."""
-    files = numbered(path) if "%" in path.name else sorted(path.iterdir())
-    files = [file for file in files if file.suffix.lower() in READABLE and not file.name.startswith(".")]
+    files = given(path)
     if not files:
         raise FilmError("has no images")
     try:
@@ -89,6 +88,12 @@ def pictures(path: Path, rate: Fraction) -> Pictures:
         entries=tuple(range(len(files))),
         files=tuple(files),
     )
+
+
+def given(path: Path) -> list[Path]:
+    """The images that a folder or a pattern stands for, in the order of the frames."""
+    files = numbered(path) if is_pattern(path.name) else sorted(path.iterdir())
+    return [file for file in files if file.suffix.lower() in READABLE and not file.name.startswith(".")]
 
 
 def numbered(pattern: Path) -> list[Path]:

@@ -55,7 +55,7 @@ class Work:
     @property
     def folder(self) -> Path:
         """Where the parts lie until they are joined: beside the output; of pictures, in their folder."""
-        return self.output.with_name(f"{self.output.name}.parts")
+        return _folder(self.output)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ def outcome_of(work: Work, segment: Segment) -> Outcome:
 
 def _outcome(work: Work, segment: Segment) -> Path:
     return work.folder / f"{segment.number:06}.json"
+
+
+def _folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.parts")
+
+
+def is_begun(output: Path) -> bool:
+    """Whether a run to this output was begun and not finished."""
+    return (_folder(output) / _MANIFEST).exists()
 
 
 def begin(work: Work, options: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> Work:

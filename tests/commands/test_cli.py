@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from PIL import Image
 
 import ditn
@@ -78,6 +80,47 @@ def test_a_picture_is_never_its_own_output(folder, weights, capsys) -> None:
     assert upscale(weights, folder / "a.png", "-o", folder, "--overwrite") == 1
     assert "would overwrite itself" in capsys.readouterr().err
     assert (folder / "a.png").read_bytes() == before
+
+
+def test_the_same_again_enlarges_no_enlargements(folder, weights, tmp_path) -> None:
+    """Into the folder itself, with a suffix, what is missing is done: nothing, the second time."""
+    report = tmp_path / "report.json"
+    again = (folder, "-o", folder, "--suffix", "_x2", "--skip-existing", "--recursive", "--json", report)
+    for _ in range(3):
+        assert upscale(weights, *again) == 0
+    pictures = ["a.png", "größe 写真.png", "sub/b.jpg"]
+    larger = ["a_x2.png", "größe 写真_x2.png", "sub/b_x2.jpg"]
+    assert names(folder) == sorted([*pictures, *larger, "notes.txt"])
+    reasons = {one["input"]: one["reason"] for one in json.loads(report.read_text())["pictures"]}
+    assert reasons[str(folder / "a_x2.png")] == f"is what {folder / 'a.png'} becomes"
+
+
+def test_a_file_that_may_not_be_looked_at_ends_no_other(folder, weights, tmp_path, capsys, monkeypatch) -> None:
+    """In a folder that may not be entered; imitated, since the superuser may enter all."""
+    real = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith("b.jpg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, refuse)
+    assert upscale(weights, folder / "a.png", folder / "sub" / "b.jpg", "-o", tmp_path / "out") == 1
+    assert "b.jpg: cannot be looked at: Permission denied" in capsys.readouterr().err
+    assert names(tmp_path / "out") == ["a.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe that closes")
+def test_all_is_done_though_nobody_reads_what_is_told(folder, tmp_path) -> None:
+    """As in `ditn upscale photos/ -o large/ | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ditn", "upscale", str(folder), "-o", str(tmp_path / "out"), "--scale", "2"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, cwd=PROJECT)
+    os.close(write)
+    assert result.returncode == 0, result.stderr
+    assert names(tmp_path / "out") == ["a.png", "größe 写真.png"]
 
 
 def test_two_inputs_for_one_output(folder, weights, tmp_path, capsys) -> None:

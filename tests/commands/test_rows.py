@@ -24,7 +24,7 @@ def noise(bands: int = 3, dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (*SIZE, bands)).astype(dtype)
 
 
-def upscale(source: Path, target: Path, weights: str, *options: object) -> int:
+def upscale(source: Path, target: Path | str, weights: str, *options: object) -> int:
     arguments = [source, "-o", target, "--model", weights, "--rows-above", 1000, "--tile", 64, "--guard", "off"]
     return main(["upscale", *map(str, [*arguments, *options])])
 
@@ -136,6 +136,30 @@ def test_another_run_does_the_rows_that_are_missing(tmp_path, weights, interrupt
     assert not parts.exists()
     assert upscale(interrupted, tmp_path / "unbroken.tif", weights) == 0
     assert (tmp_path / "out.tif").read_bytes() == (tmp_path / "unbroken.tif").read_bytes()
+
+
+def test_to_standard_output(tmp_path, weights, capfdbinary) -> None:
+    source = save(noise()[:70], tmp_path / "in.png")
+    assert upscale(source, tmp_path / "out.tif", weights) == 0
+    capfdbinary.readouterr()
+    assert upscale(source, "-", weights, "--format", "tif") == 0
+    assert capfdbinary.readouterr().out == (tmp_path / "out.tif").read_bytes()
+
+
+def test_an_interruption_is_told_with_what_stays(tmp_path, weights, monkeypatch) -> None:
+    source, report = save(noise(), tmp_path / "in.png"), tmp_path / "report.json"
+    real = rows.part
+
+    def row(job, args, planned, number, worker) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        real(job, args, planned, number, worker)
+
+    monkeypatch.setattr(rows, "part", row)
+    assert upscale(source, tmp_path / "out.tif", weights, "--json", report) == 130
+    (told,) = json.loads(report.read_text())["pictures"]
+    assert told["status"] == "failed"
+    assert told["reason"] == "interrupted (the parts that are done stay for the next run)"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -147,6 +148,43 @@ def test_a_film_to_pictures_and_back(tmp_path, weights) -> None:
     assert len(list((tmp_path / "out").iterdir())) == 4
     assert run(film, tmp_path / "out" / "%04d.png", weights) == 1
     assert run(film, tmp_path / "out" / "%04d.png", weights, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("given", ["", "%06d.png"])
+def test_pictures_never_overwrite_themselves(tmp_path, weights, capsys, given: str) -> None:
+    for number in range(1, 4):
+        Image.fromarray(frame(number)).save(tmp_path / f"{number:06}.png")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for options in ([], ["--overwrite"], ["--resume"]):
+        assert run(tmp_path / given, tmp_path / "%06d.png", weights, "--rate", "25", *options) == 1
+        assert "would overwrite its own pictures; choose another --output" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_was_ended_while_it_named_its_pictures_goes_on(tmp_path, weights, monkeypatch, capsys) -> None:
+    source, out = tmp_path / "in", tmp_path / "out" / "%03d.png"
+    for folder in (source, out.parent):
+        folder.mkdir()
+    for number in range(5):
+        Image.fromarray(frame(number)).save(source / f"{number}.png")
+    assert run(source, tmp_path / "whole" / "%03d.png", weights, "--rate", "25") == 0
+    real, named = os.replace, []
+
+    def dying(old, new) -> None:
+        if Path(new).parent == out.parent and Path(new).suffix == ".png":
+            if len(named) == 2:
+                raise KeyboardInterrupt
+            named.append(new)
+        real(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ditn.video.work.os.replace", dying)
+        assert run(source, out, weights, "--rate", "25") == 130
+    assert len(list(out.parent.glob("*.png"))) == 2
+    assert run(source, out, weights, "--rate", "25", "--resume") == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == [f"{number:03}.png" for number in range(1, 6)]
+    for path in out.parent.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 
 
 def test_pictures_of_other_sizes_are_refused(tmp_path, weights, capsys) -> None:
