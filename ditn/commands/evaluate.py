@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from ditn.commands.arguments import ALL, BICUBIC
+from ditn.commands.device import choose_device
 from ditn.commands.names import identity, place_of, utf8
 from ditn.commands.scores import Report, Result, Score, as_csv, as_json, overview, table
 from ditn.imaging import contact_sheet
@@ -43,7 +44,7 @@ def upscaler(
     *,
     scale: int | None = None,
     ensemble: bool = False,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Upscale, int]:
     """A function from low to high resolution, and its scale. `model` is a name or path for `ditn.load`, or "bicubic",
@@ -126,13 +127,14 @@ class _Sheet:
 
 def run(args: argparse.Namespace) -> int:
     """`ditn evaluate`. 0, or 1 if an image could not be scored."""
+    device = choose_device(args.device)
     _check_outputs([path for path in (args.json, args.csv, args.sheet) if path], args)
     named = [one for model in args.model for one in (_shipped(args.scale) if model == ALL else [(model, args.scale)])]
     if args.sheet and len(named) != 1:
         raise ValueError(f"a sheet shows one model, {len(named)} are to be evaluated; leave --sheet out or name one")
     with use_backend(args.backend) if args.backend else nullcontext():
         # All are loaded before the first is evaluated, so that a wrong name costs no scores.
-        ready = [(model, *_upscaler(model, scale, args)) for model, scale in named]
+        ready = [(model, *_upscaler(model, scale, device, args)) for model, scale in named]
         compared = _Sheet(named[0][0], ready[0][2], args.sheet_images) if args.sheet else None
         reports = [
             Report(model, scale, tuple(_evaluate(upscale, scale, compared, args)), args.degradation)
@@ -170,12 +172,12 @@ def _shipped(scale: int | None) -> list[tuple[str, int]]:
     ]
 
 
-def _upscaler(model: str, scale: int | None, args: argparse.Namespace) -> tuple[Upscale, int]:
+def _upscaler(model: str, scale: int | None, device: torch.device, args: argparse.Namespace) -> tuple[Upscale, int]:
     return upscaler(
         model,
         scale=scale,
         ensemble=args.self_ensemble and not (model == BICUBIC and ALL in args.model),
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         dtype=getattr(torch, args.dtype),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 
+from ditn.commands.device import choose_device
 from ditn.export.export import DTYPES, SIZES, export
 
 
@@ -16,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=DTYPES[args.dtype],
         uint8=args.uint8,
         opset=args.opset,
-        device=args.device,
+        device=choose_device(args.device),
         verify=not args.no_verify,
         overwrite=args.overwrite,
     )

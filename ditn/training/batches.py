@@ -142,5 +142,6 @@ def batches(
 
 def _leave_signals(_: int) -> None:
     """A signal to the whole group is the trainer's to answer: it ends its step and then its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # Windows has no SIGHUP.
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
         signal.signal(number, signal.SIG_IGN)

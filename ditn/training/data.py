@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -107,7 +108,8 @@ class PairedImages(Sequence[Pair]):
             for path in paths:
                 try:
                     high = crop_to_multiple(as_rgb(read_8_bit(path)), self.scale)
-                    low = downscale(high, self.scale)
+                    # Of an image narrower than `scale` nothing is left: it is too small for any patch.
+                    low = downscale(high, self.scale) if high.size else high
                 except (OSError, ValueError) as error:
                     failures.append(f"{path} cannot be used for training: {error}")
                     continue
@@ -131,6 +133,12 @@ class PairedImages(Sequence[Pair]):
     def too_small(self, patch: int) -> list[int]:
         """The numbers of the images into which no square of `patch` low-resolution pixels fits. They give no crops."""
         return [number for number, (_, _, low) in enumerate(self._shapes) if min(low[:2]) < patch]
+
+    def only(self, numbers: Sequence[int]) -> PairedImages:
+        """The images of these numbers, counted anew from 0, in the same cache."""
+        part = copy.copy(self)
+        part._shapes, part._shares = [self._shapes[number] for number in numbers], {}
+        return part
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         high, low = (one.pixels for one in self._cached(index))

@@ -28,6 +28,7 @@ _CHOICES = {
 }
 _MILESTONES = (0.5, 0.8, 0.9, 0.95)
 _POSITIVE = ("steps", "batch", "lr", "clip")
+_KINDS = {str: "text in quotes", bool: "true or false", int: "a whole number", float: "a number", tuple: "two numbers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not _is_like(value := getattr(self, field.name), field.default):
+                raise ValueError(f"{field.name} is {value!r}, must be {_KINDS[type(field.default)]}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(map(str, allowed))}")
@@ -117,6 +121,14 @@ class Recipe:
             return rate * 0.5 ** sum(share >= milestone for milestone in _MILESTONES)
         begin = 1 - self.decay
         return rate * (1 - math.sqrt((share - begin) / self.decay)) if share > begin else rate
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the default's type. A whole number is a number, too; true and false are none."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and len(value) == len(default) and all(map(_is_like, value, default))
+    kind = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

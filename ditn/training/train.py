@@ -35,10 +35,11 @@ def _stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and, but under nohup, SIGHUP instead of dying of them, so that a step can end and be
     saved."""
     received: list[int] = []
-    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    # Windows has no SIGHUP.
+    hang_up = [signal.SIGHUP] if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
     previous = {
         number: signal.signal(number, lambda signum, _: received.append(signum))
-        for number in (signal.SIGINT, signal.SIGTERM, *([] if under_nohup else [signal.SIGHUP]))
+        for number in (signal.SIGINT, signal.SIGTERM, *hang_up)
     }
     try:
         yield received
@@ -64,10 +65,23 @@ def _save_checkpoint(trainer: Trainer, folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The state of the run in a folder, for `Trainer`."""
-    state: dict[str, Any] = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    """The state of the run in a folder, for `Trainer`. Raises FileNotFoundError or ValueError for a file of it that is
+    not there or damaged."""
+    state = _load(folder / "checkpoint.pt")
     optimizer = folder / state.pop("optimizer_file")
-    return {**state, "optimizer": torch.load(optimizer, map_location="cpu", weights_only=True)}
+    return {**state, "optimizer": _load(optimizer)}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of any type: a damaged pickle makes the unpickler stumble anywhere
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        what = f"cannot be read: {reason}" if path.stat().st_size else "is empty, as after a power cut"
+        raise ValueError(f"{path} {what}; restore it from a copy, or begin anew in another --output") from error
+    return state
 
 
 def train(

@@ -115,7 +115,9 @@ class Update:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._own_groups()
-        self.scaler.load_state_dict(state["scaler"])
+        # Empty of a run without float16, and then GradScaler refuses it.
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         self._seen[-2:] = bad
 
     def _new_scaler(self) -> torch.amp.GradScaler:
@@ -123,8 +125,13 @@ class Update:
         return torch.amp.GradScaler(self._device.type, enabled=self._recipe.amp == "float16")
 
     def _own_groups(self) -> None:
+        """The recipe's settings, which a state that is loaded replaces by those of the run before."""
+        recipe = self._recipe
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate
+            group["betas"], group["weight_decay"] = recipe.betas, recipe.weight_decay
+            # All that tells AdamW from Adam.
+            group["decoupled_weight_decay"] = recipe.optimizer == "adamw"
             group["capturable"] = self._device.type == "cuda"
 
     def _recorded(self, batch: Batch, graphs: dict[tuple[Any, ...], _Graph | int]) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import ditn
-from ditn.commands import arguments
+from ditn.commands import arguments, cli
 from ditn.commands.evaluate import evaluate, run, upscaler
 from ditn.imaging.resize import downscale
 from ditn.inference.ensemble import self_ensemble
@@ -156,6 +156,23 @@ def test_a_wrong_name_is_said_before_anything_is_evaluated(photos: Path, weights
     monkeypatch.setattr("ditn.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         _run("--model", weights, "--model", "nowhere", "--data", photos, "--device", "cpu")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train", "export"])
+def test_a_device_that_is_not_here_is_refused_before_any_work(
+    command: str, photos: Path, weights: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    for work in ("evaluate.load", "train.PairedImages", "export.export"):
+        monkeypatch.setattr(f"ditn.commands.{work}", lambda *_, **__: pytest.fail("began"))
+    flags = {
+        "evaluate": ("--model", weights, "--data", photos),
+        "train": ("--data", photos, "--output", tmp_path / "run"),
+        "export": (weights, "-o", tmp_path / "model.pt2"),
+    }
+    assert cli.main([command, *map(str, flags[command]), "--device", "cuda:99"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"ditn {command}: device 'cuda:99' cannot be used: ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_outlive_a_sheet_that_cannot_be_written(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -196,6 +196,30 @@ def test_images_smaller_than_the_patch_give_no_crops(folder: Path, tmp_path: Pat
             assert torch.equal(crops, others)
 
 
+def test_images_smaller_than_the_scale_are_too_small(folder: Path, tmp_path: Path) -> None:
+    for name, size in (("0.png", (3, 3)), ("ab.png", (200, 3)), ("z.png", (4, 4))):
+        Image.new("RGB", size, "red").save(folder / name)
+    images = PairedImages(list_images([folder]), 4, tmp_path / "cache")
+    assert (images.too_small(1), images.too_small(8)) == ([0, 2], [0, 2, 4])
+    np.testing.assert_array_equal(images[3].high, np.asarray(Image.open(folder / "b.png"))[:96, :100])
+    np.testing.assert_array_equal(images[4].high, np.asarray(Image.open(folder / "z.png")))
+
+
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_some_of_the_images_are_as_if_they_were_alone(folder: Path, tmp_path: Path, degradation: str) -> None:
+    for name in ("0.png", "ab.png"):
+        Image.effect_noise((90, 90), 50).save(folder / name)
+    paths = list_images([folder])
+    images = PairedImages(paths, 4, tmp_path / "all", degradation)
+    images.batch(0, seed=0, size=1, patch=8)
+    part, alone = images.only([1, 3]), PairedImages([paths[1], paths[3]], 4, tmp_path / "two", degradation)
+    assert len(part) == 2
+    for ours, theirs in zip(part, alone, strict=True):
+        assert all(map(np.array_equal, ours, theirs))
+    crops = [one.batch(0, seed=0, size=8, patch=8) for one in (part, alone)]
+    assert all(map(torch.equal, *crops))
+
+
 def test_tensors_and_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 6, 3), dtype=np.uint8)
     image = to_tensor(torch.tensor(pixels))

@@ -7,6 +7,8 @@ import argparse
 import csv
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -429,6 +431,122 @@ def test_flags_go_over_the_file_and_the_file_over_the_run(pictures: Path, tmp_pa
     assert _checkpoint(tmp_path)["recipe"]["lr"] == 3e-4
 
 
+def _given_to_training(monkeypatch: pytest.MonkeyPatch, data: Path, output: Path, *flags: str) -> list[list[Any]]:
+    """The images in high resolution that are held out, and those that are trained on."""
+    seen: list[list[Any]] = []
+
+    def end(trainer: Trainer, held_out: PairedImages, *_: Any, **__: Any) -> bool:
+        seen.extend([pair.high for pair in images] for images in (held_out, trainer.images))
+        return True
+
+    monkeypatch.setattr(train, "train", end)
+    assert _run(data, output, "--no-interpolation-start", *flags) == 0
+    return seen
+
+
+def _decoded(folder: Path, names: str) -> list[Any]:
+    """As Pillow reads them; none has a side that 4 does not divide."""
+    return [np.asarray(Image.open(folder / f"{name}.png").convert("RGB")) for name in names]
+
+
+def test_every_third_image_is_held_out_of_those_large_enough(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out, images = _given_to_training(monkeypatch, pictures, tmp_path / "plain")
+    assert all(map(np.array_equal, held_out, _decoded(pictures, "ad")))
+    assert all(map(np.array_equal, images, _decoded(pictures, "bc")))
+    assert "not used" not in capsys.readouterr().out
+    # Smaller ones beside them, before, between and behind, change nothing.
+    mixed = tmp_path / "mixed"
+    shutil.copytree(pictures, mixed)
+    for name, size in (("0", (3, 3)), ("ab", (28, 90)), ("e", (31, 31))):
+        Image.new("RGB", size, "red").save(mixed / f"{name}.png")
+    held_out, images = _given_to_training(monkeypatch, mixed, tmp_path / "run")
+    assert (len(held_out), len(images)) == (2, 2)
+    assert all(map(np.array_equal, held_out, _decoded(pictures, "ad")))
+    assert all(map(np.array_equal, images, _decoded(pictures, "bc")))
+    said = capsys.readouterr().out
+    assert "2 images, 2 held out" in said
+    assert f"a patch of 32x32 pixels does not fit into them: {mixed / '0.png'} and 2 more\n" in said
+
+
+def test_images_that_leave_nothing_to_train_on_are_refused_in_words(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"--held-out 3 keeps one image in 3 from .* of 1 none is left; .*--held-out 0"
+    ):
+        _run(pictures / "a.png", tmp_path / "run", "--steps", "1")
+    with pytest.raises(ValueError, match=r"a patch of 96x96 pixels fits into none of the 4 images .* --patch below 24"):
+        _run(pictures, tmp_path / "run", "--steps", "1", "--patch", "24")
+
+
+def test_files_that_cannot_be_read_are_all_named(pictures: Path, tmp_path: Path) -> None:
+    """Whether they would be held out, as 0.png, or trained on, as aa.png and e.png."""
+    shutil.copytree(pictures, tmp_path / "mixed")
+    for name in ("0", "aa", "e"):
+        (tmp_path / "mixed" / f"{name}.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"0\.png cannot be used(.|\n)*aa\.png cannot be used(.|\n)*e\.png cannot be"):
+        _run(tmp_path / "mixed", tmp_path / "run", "--steps", "1")
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('lr = "1e-3"', "lr is '1e-3', must be a number"),
+        ("lr = true", "lr is True, must be a number"),
+        ("batch = 4.0", r"batch is 4\.0, must be a whole number"),
+        ("upscale = 4.0", r"upscale is 4\.0, must be a whole number"),
+        ("seed = true", "seed is True, must be a whole number"),
+        ('channel_shuffle = "no"', "channel_shuffle is 'no', must be true or false"),
+        ("channel_shuffle = 0", "channel_shuffle is 0, must be true or false"),
+        ("betas = [0.9]", r"betas is \(0\.9,\), must be two numbers"),
+        ('betas = [0.9, "0.99"]', r"betas is \(0\.9, '0\.99'\), must be two numbers"),
+        ("betas = 0.9", r"betas is 0\.9, must be two numbers"),
+        ("init = 4", "init is 4, must be text in quotes"),
+        ("model = ['ditn']", r"model is \('ditn',\), must be text in quotes"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text(line)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(config)
+
+
+def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.toml"
+    config.write_text("minutes = 5\nbetas = [0, 0.99]\nclip = 1\n")
+    recipe = load_recipe(config)
+    assert (recipe.minutes, recipe.betas, recipe.clip) == (5, (0, 0.99), 1)
+
+
+def test_runs_where_there_is_no_sighup(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows. The worker inherits that, since it is forked."""
+    monkeypatch.delattr(signal, "SIGHUP")
+    assert _run(pictures, tmp_path, "--steps", "1", "--workers", "1", "--no-interpolation-start") == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "optimizer-1.pt"])
+def test_a_damaged_checkpoint_is_named(pictures: Path, tmp_path: Path, name: str) -> None:
+    assert _run(pictures, tmp_path, "--steps", "1", "--no-interpolation-start") == 0
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for content, what in (
+        (b"", "is empty, as after a power cut"),
+        (whole[: len(whole) // 2], "cannot be read: "),
+        (bytes(len(whole)), "cannot be read: "),
+        (b"no checkpoint", "cannot be read: "),
+        (b"\x80", "cannot be read: "),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{re.escape(str(path))} {what}.*restore it.*another --output") as raised:
+            _run(pictures, tmp_path, "--resume")
+        assert "\n" not in str(raised.value)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(path))):
+        _run(pictures, tmp_path, "--resume")
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(ditn.__file__).parents[1] / "recipes").glob("*.toml")), ids=lambda path: path.stem
 )
@@ -444,6 +562,10 @@ def test_refuses(pictures: Path, tmp_path: Path) -> None:
         config.write_text(text)
         with pytest.raises(ValueError, match=message):
             train.run(_arguments("--data", str(pictures), "--output", str(tmp_path / "run"), str(config)))
+    for steps in ("0", "-5"):
+        with pytest.raises(ValueError, match=f"--report-every is {steps}, must be at least 1"):
+            _run(pictures, tmp_path / "run", "--report-every", steps)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="loss is 'l2', must be one of l1, charbonnier"):
         Recipe(loss="l2")
     with pytest.raises(FileNotFoundError, match="nothing to resume"):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import recorded_graphs
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ditn.training import update
 from ditn.training.batches import Batch, Order, batches
-from ditn.training.data import PairedImages, list_images
+from ditn.training.data import PairedImages, list_images, to_tensor
 from ditn.training.recipe import Recipe
 from ditn.training.trainer import Trainer
 
@@ -119,6 +120,43 @@ def test_a_recording_that_is_broken_off_costs_nothing_but_a_warning(
     # The gradient that was unscaled once more is of a step that was over.
     assert all(map(torch.equal, state_of(eager), state_of(broken)))
     assert eager.update.scaler.state_dict() == broken.update.scaler.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+def test_a_resumed_run_follows_the_settings_it_is_given(images: PairedImages, optimizer: str) -> None:
+    """Others than before, as the formulas of Adam (Kingma and Ba) and AdamW (Loshchilov and Hutter) have them."""
+    before = {"adamw": "adam", "adam": "adamw"}[optimizer]
+    first = Trainer(replace(RECIPE, optimizer=before, clip=1e9, consistency=0.0), images, device="cpu", fused=False)
+    given = batches(images, RECIPE, start=0)
+    first.train_step(next(given))
+    settings = {"optimizer": optimizer, "betas": (0.5, 0.7), "weight_decay": 0.3}
+    trainer = Trainer(replace(first.recipe, **settings), images, device="cpu", fused=False, state=first.state())
+    name, weight = "sft.weight", trainer.model.sft.weight
+    x = weight.detach().double().clone()
+    m, v = (trainer.update.optimizer.state[weight][key].double() for key in ("exp_avg", "exp_avg_sq"))
+    rate = trainer.rate
+    batch = next(given)
+    loss = F.l1_loss(trainer.model(to_tensor(batch.low)), to_tensor(batch.high))
+    gradient = torch.autograd.grad(loss, weight)[0].double()
+    if optimizer == "adam":
+        gradient = gradient + 0.3 * x
+    else:
+        x = x * (1 - rate * 0.3)
+    m, v = 0.5 * m + 0.5 * gradient, 0.7 * v + 0.3 * gradient.square()
+    expected = x - rate * (m / (1 - 0.5**2)) / ((v / (1 - 0.7**2)).sqrt() + 1e-8)
+    trainer.train_step(batch._replace(extreme=batch.extreme[:0]))
+    torch.testing.assert_close(trainer.model.state_dict()[name].double(), expected, rtol=0, atol=1e-2 * rate)
+
+
+def test_a_resumed_run_may_turn_to_float16_and_back(images: PairedImages) -> None:
+    plain = Trainer(RECIPE, images, device="cpu", fused=False)
+    half = Trainer(replace(RECIPE, amp="float16"), images, device="cpu", fused=False, state=plain.state())
+    # GradScaler's own start, as PyTorch documents it.
+    assert half.update.scaler.state_dict()["scale"] == 2.0**16
+    half.update.scaler.load_state_dict({**half.update.scaler.state_dict(), "scale": 2.0**10})
+    again = Trainer(half.recipe, images, device="cpu", fused=False, state=half.state())
+    assert again.update.scaler.state_dict()["scale"] == 2.0**10
+    Trainer(RECIPE, images, device="cpu", fused=False, state=half.state())
 
 
 class _Asked(TorchDispatchMode):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 import ditn
 from ditn.commands import cli
 from ditn.training.data import PairedImages, list_images
-from ditn.training.process_group import ProcessGroup
+from ditn.training.process_group import ProcessGroup, joined
 from ditn.training.recipe import Recipe
 from ditn.training.train import read_checkpoint
 from ditn.training.trainer import Trainer
@@ -76,6 +78,16 @@ def test_two_processes_go_on_exactly(pictures: Path, tmp_path: Path) -> None:
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, parts["model"][name]), name
     assert whole["step"] == parts["step"] == 2
+
+
+def test_the_others_wait_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one process decodes the images. The group is a real one, of this process alone."""
+    alone = functools.partial(dist.init_process_group, store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(dist, "init_process_group", alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with joined(torch.device("cpu")):
+        backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        assert backend.options._timeout.total_seconds() == 24 * 60 * 60
 
 
 def test_a_batch_must_be_shared_evenly(pictures: Path, tmp_path: Path) -> None:
