@@ -22,7 +22,7 @@ PROJECT = Path(ditn_kernels.__file__).parent.parent
 # The rooms of `ditn` and the files in each, lowest first: a file imports only from files before it.
 ROOMS = {
     "imaging": [
-        *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "containers"),
+        *("arrays", "atomic", "exif", "xmp", "metadata", "png", "jpeg", "webp", "tiff", "bmp", "boxes", "containers"),
         *("colour", "by_pillow", "pil", "resample", "files", "output", "tiled_tiff", "regions"),
         *("resize", "metrics", "contact_sheet", "sample"),
     ],

@@ -7,7 +7,6 @@ import argparse
 import math
 import shutil
 import sys
-import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +18,7 @@ from ditn.commands.device import choose_device
 from ditn.commands.jobs import STREAM, Job
 from ditn.commands.names import identity
 from ditn.imaging.arrays import ImageError, Pixels
+from ditn.imaging.atomic import nameless_file
 from ditn.imaging.files import read
 from ditn.imaging.output import target_notes, write_raw
 from ditn.inference.chooser import scale_for
@@ -145,8 +145,7 @@ def _enlarge(job: Job, args: argparse.Namespace, worker: Worker) -> None:
     job.tiles, job.predicted_peak_bytes = len(plan.regions), plan.predicted_peak
     output.parent.mkdir(parents=True, exist_ok=True)
     shape = (height * upscaler.scale, width * upscaler.scale, bands)
-    # A file without a name, of which nothing is left whatever ends the process.
-    with tempfile.TemporaryFile(dir=output.parent) as raw:
+    with nameless_file(output.parent) as raw:
         raw.truncate(math.prod(shape) * page.pixels.dtype.itemsize)
 
         def emit(top: int, left: int, part: Pixels) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 # What lies here is an open stream, whatever it leads to: `/dev/stdout` may well be a regular file.
 _STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
@@ -33,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:  # not `tempfile`, whose files are for their owner alone and would stay so
             temporary.touch(exist_ok=False)
         except OSError as error:
-            raise OSError(error.errno, f"cannot write into {path.parent}: {error.strerror}") from error
+            raise _refused(path.parent, error) from error
         yield temporary
         if stream:
             with temporary.open("rb") as source, path.open("wb") as target:
@@ -42,3 +43,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def nameless_file(folder: Path) -> IO[bytes]:
+    """A new file in a folder, of which nothing is left whatever ends the process. Raises OSError where nothing can be
+    written there."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as error:  # which names a file that nobody knows
+        raise _refused(folder, error) from error
+
+
+def _refused(folder: Path, error: OSError) -> OSError:
+    return OSError(error.errno, f"cannot write into {folder}: {error.strerror}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ditn.imaging import tiff
 from ditn.imaging.colour import interpretation
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def size(path: Path, form: str, page: int) -> tuple[int, int]:
 
 
 def opened(path: Path, form: str, page: int) -> pyvips.Image:
-    """A page of a file of this format. Where the file had more bits than the samples, "bits-per-sample" tells. Raises
-    ValueError for what cannot be read."""
+    """A page of a file of this format. Where the file had more bits than the samples, "bits-per-sample" tells, and
+    where it had a resolution, "dpi". Raises ValueError for what cannot be read."""
     import pyvips
 
     with _reading(path, form, page) as image:
@@ -58,12 +59,14 @@ def opened(path: Path, form: str, page: int) -> pyvips.Image:
             orientation = image.getexif().get(0x0112, 1)
             found.set_type(pyvips.GValue.gint_type, "orientation", orientation)
             return found
-        bits = _bits(path, image)
+        bits, dpi = _bits(path, image), image.info.get("dpi")
         pixels = _samples(image)
     bands, depth = pixels.shape[2] if pixels.ndim == 3 else 1, 8 * pixels.itemsize
     found = pyvips.Image.new_from_array(pixels).copy(interpretation=interpretation(bands, depth))
     if bits > depth:
         found.set_type(pyvips.GValue.gint_type, _BITS, bits)
+    if dpi and min(dpi) > 0:
+        found.set_type(pyvips.GValue.array_double_type, "dpi", dpi)
     return found
 
 
@@ -77,7 +80,7 @@ def _reading(path: Path, form: str, page: int) -> Iterator[PILImage]:
     reader, _ = Image.OPEN[form]
     try:
         with path.open("rb") as file, reader(file, str(path)) as image:
-            image.seek(page)
+            image.seek(tiff.directory_of(file, page) if form == "TIFF" else page)
             yield image
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -67,8 +67,11 @@ def page_count(path: Path) -> int:
     """Pages of a multi-page TIFF, else 1. Raises ImageError for what cannot be read and for animations."""
     header, _ = _header(path)
     kind = containers.kind(path)
+    if kind == "tiff":
+        with path.open("rb") as file:
+            return len(tiff.pages(file))
     pages = int(header.get("n-pages")) if header is not None and header.get_typeof("n-pages") else 1
-    if pages > 1 and kind != "tiff":
+    if pages > 1:
         raise ImageError(
             f"is an animation of {pages} frames; name an output that ends in .gif, .webp, .png or as a film"
         )
@@ -168,14 +171,15 @@ def _header(path: Path, page: int = 0, access: str = "random") -> tuple[pyvips.I
         raise ImageError("is empty")
     if path.suffix.lower() in _RAW:
         raise ImageError("is a camera's raw file: develop it first, to 16-bit TIFF")
-    is_lab = containers.kind(path) == "tiff" and _photometric(path, page) == tiff.LAB
+    is_tiff = containers.kind(path) == "tiff"
+    is_lab = is_tiff and _photometric(path, page) == tiff.LAB
     form = "TIFF" if is_lab else by_pillow.form_of(path)
     if form == "BMP":
         return None, form
-    options = {"page": page} if page else {}
     try:
         # Not by name: libvips takes names in UTF-8 only. It duplicates the descriptor.
         with path.open("rb") as file:
+            options = {"page": tiff.directory_of(file, page)} if is_tiff else {}
             source = pyvips.Source.new_from_descriptor(file.fileno())
         return pyvips.Image.new_from_source(source, "", fail_on="truncated", access=access, **options), form
     except pyvips.Error as error:

@@ -30,6 +30,8 @@ _OF_THE_FILE = frozenset(
     )
 )
 _THUMBNAILS = (0x0409, 0x040C)
+# The transfer characteristics of high dynamic range (ITU-T H.273, table 3), as cICP and HEIF number them.
+HDR = {16: "PQ", 18: "HLG"}
 # PNG's ways to say sRGB, which is also what a file means that says nothing.
 _SRGB_CHUNKS = {
     b"gAMA": (struct.pack(">I", 45455),),
@@ -80,6 +82,8 @@ class Metadata:
                 dropped += [f"XMP's {name}" for name in lost if not name.endswith(":Thumbnails")]
                 if xmp.tells_of_other_images(self.xmp) and "a gain map or other further images" not in dropped:
                     dropped.append("a gain map or other further images")
+                if any(name.partition(":")[2].startswith(xmp.OF_A_FILM) for name in lost):
+                    dropped.append("a motion photo's film")
             except (ValueError, RecursionError) as error:
                 made = replace(made, xmp=b"")
                 dropped.append(f"XMP, which {error}")
@@ -120,7 +124,8 @@ class Metadata:
                 keyword = data.partition(b"\0")[0].decode("latin-1")
                 items[f'the text "{keyword}"'] = (*items.get(f'the text "{keyword}"', ()), data)
             elif data not in _SRGB_CHUNKS.get(kind, ()):
-                items[kind.decode("latin-1")] = data
+                hdr = HDR.get(data[1]) if kind == b"cICP" and len(data) == 4 else None
+                items[f"cICP, that the colours are HDR ({hdr})" if hdr else kind.decode("latin-1")] = data
         return {name: value for name, value in items.items() if value}
 
 

@@ -14,6 +14,9 @@ from ditn.imaging.metadata import Metadata, resolution_of
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _COLOUR = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"mDCv", b"cLLi")
+# Where the image lies on a canvas, and how large that is, in pixels; although by their last letter other pixels make no
+# difference to them.
+_PLACES = (b"oFFs", b"caNv", b"vpAg")
 # Of the pixels that were, or of the time when they changed.
 _PAST = (b"tIME", b"hIST", b"sBIT")
 _LARGEST = 2**26
@@ -54,6 +57,8 @@ def read(file: BinaryIO) -> Metadata:
                 xmp = content
             elif not keyword.endswith((b" exif", b" APP1", b" icc", b" icm", b" xmp")):
                 chunks.append((kind, data))
+        elif kind in _PLACES:
+            dropped.append(kind.decode("latin-1"))
         elif kind in _COLOUR or kind[3] & 0x20:  # by the last letter, which says that other pixels make no difference
             chunks.append((kind, data))
         else:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 from ditn.imaging import exif
-from ditn.imaging.exif import RATIONAL, SHORT, Directory, Entry, Layout
+from ditn.imaging.exif import LONG, RATIONAL, SHORT, Directory, Entry, Layout
 from ditn.imaging.metadata import Metadata, resolution_in
 
 PHOTOMETRIC, LAB, ICC_LAB = 0x0106, 8, 9
+# NewSubfileType, whose first bit says that the image is a smaller one of another in the file.
+_SUBFILE_TYPE, _SMALLER = 254, 1
 TILE_WIDTH = 322
 # Photometric interpretations that libvips understands: gray, RGB, palette, CMYK, YCbCr, L*a*b*, LogL and LogLuv.
 _KNOWN = (0, 1, 2, 3, 5, 6, LAB, ICC_LAB, 32844, 32845)
+_SUB_DIRECTORIES = 330
 _XMP, _IPTC, _PHOTOSHOP, _PROFILE = 700, 33723, 34377, 34675
 _RESOLUTION = (exif.X_RESOLUTION, exif.Y_RESOLUTION, exif.RESOLUTION_UNIT)
 # Document, description, maker, model, page, software, time, artist, computer, rating, copyright, EXIF, GPS, Windows'.
@@ -48,7 +53,7 @@ _NAMES = {
     301: "a transfer function",
     318: "a white point",
     319: "primary colours",
-    330: "smaller images",
+    _SUB_DIRECTORIES: "smaller images",
     37724: "Photoshop's layers",
     50341: "print settings",
     33550: "a place on a map",
@@ -62,6 +67,22 @@ _NAMES = {
 
 # Said of a maker note that has to be laid out anew.
 MOVED = "the maker note's place in EXIF, from which its own offsets may count"
+
+
+def pages(file: BinaryIO) -> list[int]:
+    """The numbers, from 0, of the directories that are pages, up to where the file is damaged. Previews and a pyramid's
+    levels are none, unless there is nothing else. Raises ValueError for what is no TIFF."""
+    smaller = list(_smaller(file))
+    return [number for number, is_smaller in enumerate(smaller) if not is_smaller] or list(range(len(smaller)))
+
+
+def directory_of(file: BinaryIO, page: int) -> int:
+    """The number of the directory that is a page. Raises ValueError for a page that is not there, and for what is no
+    TIFF."""
+    found = pages(file)
+    if page >= len(found):
+        raise ValueError(f"has no page {page + 1} that can be read; it has {len(found)}")
+    return found[page]
 
 
 def photometric(file: BinaryIO, page: int) -> int | None:
@@ -94,6 +115,8 @@ def read(file: BinaryIO, page: int = 0) -> Metadata:
         for tag in found
         if tag not in _OF_THE_PIXELS and tag not in DESCRIPTIVE and tag not in (_XMP, _IPTC, _PHOTOSHOP, _PROFILE)
     ]
+    if len(pages(file)) < len(list(_smaller(file))):
+        dropped.append(_NAMES[_SUB_DIRECTORIES])
     if exif.has_maker_note(described):
         dropped.append(MOVED)
     return Metadata(
@@ -136,9 +159,29 @@ def _begin(file: BinaryIO) -> tuple[Layout, int]:
 
 def _page(file: BinaryIO, page: int) -> Directory:
     layout, offset = _begin(file)
-    for _ in range(page):
+    for _ in range(directory_of(file, page)):
         _, offset = exif.next_directory(file, offset, layout)
     return exif.directory(file, offset, layout)
+
+
+def _smaller(file: BinaryIO) -> Iterator[bool]:
+    """Of each directory up to where the file is damaged, whether its image is a smaller one of another."""
+    layout, offset = _begin(file)
+    seen = set()  # a damaged file's directories may go round in a circle
+    with suppress(ValueError):
+        while offset and offset not in seen:
+            seen.add(offset)
+            yield bool(_subfile_type(file, offset, layout) & _SMALLER)
+            _, offset = exif.next_directory(file, offset, layout)
+
+
+def _subfile_type(file: BinaryIO, offset: int, layout: Layout) -> int:
+    """A directory's, without the values of all its other entries, of which a file of many pages has too many."""
+    for _, tag, type_, count, values in exif.entries(file, offset, layout):
+        if tag == _SUBFILE_TYPE and type_ in (SHORT, LONG) and count == 1:
+            file.seek(values)
+            return int.from_bytes(file.read(2 if type_ == SHORT else 4), "little" if layout.order == "<" else "big")
+    return 0
 
 
 def _bytes(found: Directory, tag: int) -> bytes:

@@ -18,6 +18,8 @@ _PANORAMA = "http://ns.google.com/photos/1.0/panorama/"
 _DIMENSIONS = "http://ns.adobe.com/xap/1.0/sType/Dimensions#"
 _REGIONS = ("http://www.metadataworkinggroup.com/schemas/regions/", "Regions")
 _GAIN_MAP = "http://ns.adobe.com/hdr-gain-map/1.0/"
+# Of a motion photo, whose film lies behind the JPEG and is not written.
+_CAMERA, OF_A_FILM = "http://ns.google.com/photos/1.0/camera/", ("MotionPhoto", "MicroVideo")
 # What tells of other images in the same file, which are not written: a gain map, a depth map, a film.
 _OTHER_IMAGES = ("http://ns.google.com/photos/1.0/container/", "Directory")
 _STALE = {
@@ -50,7 +52,8 @@ def adapted(packet: bytes, before: tuple[int, int], after: tuple[int, int], *, t
             new = round(int(value) * factors[kind])
         if space == _DIMENSIONS and name in ("w", "h") and _unit(node) == "pixel":
             new = after["wh".index(name)]
-        if (space, name) in _STALE or space == _GAIN_MAP or (turned and (space, name) == _REGIONS):
+        of_film = space == _CAMERA and name.startswith(OF_A_FILM)
+        if (space, name) in _STALE or space == _GAIN_MAP or of_film or (turned and (space, name) == _REGIONS):
             lost.add(f"{node.prefix}:{name}")
             _remove(node)
             changed = True

@@ -8,8 +8,11 @@ import stat
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ditn.commands.cli import main
 from ditn.imaging.atomic import atomic_write
 
 
@@ -73,3 +76,20 @@ def test_where_nothing_can_be_written(tmp_path) -> None:
         pass
     with pytest.raises(IsADirectoryError), atomic_write(tmp_path):
         pass
+
+
+def test_the_folder_that_may_not_be_written_is_named(tmp_path, weights, capsys, monkeypatch) -> None:
+    """By a file system that says no: the superuser, whom tests may run as, is never refused."""
+    (tmp_path / "ro").mkdir()
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    opened = os.open
+
+    def refuse(path: str | Path, flags: int, *mode: int, **options: int) -> int:
+        if flags & os.O_RDWR and str(path).startswith(str(tmp_path / "ro")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert main(["upscale", str(tmp_path / "a.png"), "-o", f"{tmp_path / 'ro'}/", "--model", str(weights)]) == 1
+    assert f"a.png: [Errno 13] cannot write into {tmp_path / 'ro'}: Permission denied" in capsys.readouterr().err
+    assert not os.listdir(tmp_path / "ro")
