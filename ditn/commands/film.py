@@ -41,7 +41,7 @@ from ditn.video.pictures import (
     pictures,
 )
 from ditn.video.source import Source, file_identity
-from ditn.video.work import Work, begin, enlarge_segment, finish, is_begun, outcome_of, part_of, segments
+from ditn.video.work import Work, begin, enlarge_segment, finish, is_begun, is_done, outcome_of, segments
 
 _OPTIONS = ("codec", "crf", "pix_fmt", "rate", "time", "reuse", "resume")
 
@@ -171,7 +171,7 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
 def _to_go_on(work: Work) -> str:
     """What has been done, in words; nothing of it is left if that is not one segment."""
     every = segments(work.source)
-    done = sum(part_of(work, segment).exists() for segment in every)
+    done = sum(is_done(work, segment) for segment in every)
     if not done:
         shutil.rmtree(work.folder, ignore_errors=True)
         return ""
@@ -255,7 +255,7 @@ def _untold(source: Source, suffix: str) -> list[str]:
 def _enlarge(work: Work, upscaler: Upscaler, job: Job) -> None:
     """All segments that are not done."""
     every = segments(work.source)
-    todo = [segment for segment in every if not part_of(work, segment).exists()]
+    todo = [segment for segment in every if not is_done(work, segment)]
     done = work.source.count - sum(segment.stop - segment.start for segment in todo)
     if job.model_reason:
         tqdm.write(f"{job.input}: {job.model}: {job.model_reason}")

@@ -8,7 +8,7 @@ import argparse
 from ditn.commands import film, pictures
 from ditn.commands.jobs import Job
 from ditn.commands.parted import Planned
-from ditn.video.work import Work, begin, enlarge_segment, part_of, segments
+from ditn.video.work import Work, begin, enlarge_segment, is_done, segments
 from ditn.work.items import Worker
 
 
@@ -19,13 +19,13 @@ def plan(job: Job, args: argparse.Namespace, worker: Worker) -> Planned[Work]:
         work, _, options = film.prepared(job, pictures.upscaler_of(args, worker), args)
     work = begin(work, options, resume=args.resume or worker.attempt > 1, overwrite=args.overwrite)
     every = segments(work.source)
-    return Planned(job, work, [one.number for one in every if not part_of(work, one).exists()], len(every))
+    return Planned(job, work, [one.number for one in every if not is_done(work, one)], len(every))
 
 
 def part(job: Job, args: argparse.Namespace, planned: Work, number: int, worker: Worker) -> None:
     """Decode, enlarge and encode one segment."""
     segment = segments(planned.source)[number]
-    if part_of(planned, segment).exists():  # by a process that died before it could say so
+    if is_done(planned, segment):  # by a process that died before it could say so
         return
     chosen = argparse.Namespace(**{**vars(args), "model": job.model})
     frames = segment.stop - segment.start

@@ -107,8 +107,8 @@ class Film(Source):
 def probe(path: Path) -> Film:
     """What there is to know of a film, without decoding more than its first frame. It is read through, though.
 
-    Raises FilmError, by name, for what is no film, has no video or an unknown codec, is interlaced, HDR, or without
-    times."""
+    Raises FilmError, by name, for what is no film, has no video or an unknown codec, is interlaced, mirrored, HDR, or
+    without times."""
     av = pyav()
     with opened(path) as container:
         stream = main_stream(container, path)
@@ -146,6 +146,8 @@ def probe(path: Path) -> Film:
     frame = next(film._decoded(times[0], None), None)
     if frame is None:
         raise FilmError(f"no frame of it can be decoded as {context.name}")
+    if _is_mirrored(frame):
+        raise FilmError("is shown mirrored, which is not kept; mirror its frames first, with FFmpeg's hflip or vflip")
     layout = layout_of(frame.format.name)
     colour = Colour(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc, centred)
     notes = []
@@ -164,6 +166,15 @@ def probe(path: Path) -> Film:
         counted=counted,
         notes=tuple(notes),
     )
+
+
+def _is_mirrored(frame: Any) -> bool:
+    """Whether the matrix by which a player shows the frame [x, y, 1] does more than turn it."""
+    matrix = frame.side_data.get(pyav().sidedata.sidedata.Type.DISPLAYMATRIX)
+    if matrix is None:
+        return False
+    a, b, _, c, d = map(int, np.frombuffer(bytes(matrix), np.int32)[:5])
+    return a * d < b * c
 
 
 def _times(container: Any, stream: Any, step: int) -> tuple[tuple[int, ...], tuple[int, ...], int, float]:

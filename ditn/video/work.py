@@ -99,6 +99,16 @@ def outcome_of(work: Work, segment: Segment) -> Outcome:
     return Outcome(told["frames"], told["reused"], [Finding(**one) for one in told["findings"]])
 
 
+def is_done(work: Work, segment: Segment) -> bool:
+    """Whether a segment's part is there, and not empty although it had frames: after a power cut a file may have its
+    name, but not yet what was written into it."""
+    part = part_of(work, segment)
+    try:
+        return part.exists() and (part.stat().st_size > 0 or not outcome_of(work, segment).frames)
+    except (OSError, ValueError):
+        return False
+
+
 def _outcome(work: Work, segment: Segment) -> Path:
     return work.folder / f"{segment.number:06}.json"
 
@@ -188,6 +198,7 @@ def _part(work: Work, segment: Segment) -> Iterator[Callable[[tuple[int, Pixels]
 
     try:
         yield write
+        shutil.rmtree(path, ignore_errors=True)  # one whose outcome cannot be read
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_a_turned_film_stays_turned_and_its_pictures_are_upright(tmp_path, weigh
     assert pixels.shape == (64, 48)
     assert pixels[-4:].mean() > 200
     assert pixels[:48].mean() < 50
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)], ids=str)
+def test_a_mirrored_film_is_refused(tmp_path, weights, capsys, matrix: tuple[int, ...]) -> None:
+    """By the matrix of its track, ISO/IEC 14496-12, 8.3.2: a quarter turn is no mirror."""
+    source = films.make(tmp_path / "film.mp4", 2)
+    data = bytearray(source.read_bytes())
+    place = data.index(b"tkhd") + 44
+
+    def shown_by(a: int, b: int, c: int, d: int) -> Path:
+        one = 1 << 16
+        data[place : place + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+        source.write_bytes(data)
+        return source
+
+    assert run(shown_by(*matrix), tmp_path / "large.mp4", weights) == 1
+    assert "is shown mirrored" in capsys.readouterr().err
+    assert run(shown_by(0, -1, 1, 0), tmp_path / "large.mp4", weights) == 0
 
 
 def transparent(number: int) -> np.ndarray:

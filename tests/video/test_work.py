@@ -90,10 +90,18 @@ def test_an_interrupted_run_goes_on_and_equals_an_unbroken_one(tmp_path, weights
     assert "use --resume or --overwrite" in capsys.readouterr().err
     assert run(source, broken, weights, "--resume", "--crf", "30") == 1
     assert "encoding differ" in capsys.readouterr().err
+    # As after a power cut: a part has its name, but nothing in it.
+    (empty,) = (tmp_path / "broken.mkv.parts").glob("*.mkv")
+    empty.write_bytes(b"")
     seen.clear()
     monkeypatch.setattr(stream.FrameUpscaler, "__call__", lambda self, pixels: (seen.append(1), real(self, pixels))[1])
+    with monkeypatch.context() as patched:
+        patched.setattr("ditn.commands.film.finish", lambda work: 1 / 0)
+        assert run(source, broken, weights, *LOSSLESS, "--resume") == 1
+    assert len(seen) == 14
+    assert empty.stat().st_size
     assert run(source, broken, weights, *LOSSLESS, "--resume") == 0
-    assert len(seen) == 10
+    assert len(seen) == 14
     assert broken.read_bytes() == (tmp_path / "whole.mkv").read_bytes()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".parts") or path.name.startswith(".")]
 
