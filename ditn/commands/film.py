@@ -33,6 +33,7 @@ from ditn.video.pictures import (
     NUMBERED,
     Animation,
     animation,
+    are_numbered,
     as_depth,
     given,
     is_animated,
@@ -49,14 +50,21 @@ _OPTIONS = ("codec", "crf", "pix_fmt", "rate", "time", "reuse", "resume")
 def is_meant(args: argparse.Namespace) -> bool:
     """Whether these are films, animations or numbered pictures: by the suffix of OUTPUT or, where that is a folder or
     an image, by the inputs."""
-    suffix = Path(args.output).suffix.lower()
-    if is_pattern(args.output) or (suffix in CONTAINERS and not os.path.isdir(args.output)):
+    suffix = "" if _is_folder(args.output) else Path(args.output).suffix.lower()
+    if suffix in CONTAINERS:
         return True
-    if suffix in ANIMATED and len(args.inputs) == 1:
-        name = args.inputs[0]
-        frames = is_pattern(name) and not os.path.exists(name)
-        return bool(args.rate) or frames or _is_film(name) or is_animated(Path(name))
+    if is_pattern(args.output) or (suffix in ANIMATED and len(args.inputs) == 1):
+        folders = is_pattern(args.output)
+        return bool(args.rate) or any(_has_frames(name) or (folders and os.path.isdir(name)) for name in args.inputs)
     return not suffix and all(_is_film(name) or is_animated(Path(name)) for name in args.inputs)
+
+
+def _is_folder(output: str) -> bool:
+    return os.path.isdir(output) or output.endswith(("/", os.sep))
+
+
+def _has_frames(name: str) -> bool:
+    return are_numbered(Path(name)) or _is_film(name) or is_animated(Path(name))
 
 
 def _is_film(name: str) -> bool:
@@ -106,14 +114,15 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     output = Path(args.output)
     if STREAM in args.inputs or args.output == STREAM:
         raise ValueError("films come from files and go to files, not through standard input and output")
-    single = bool(output.suffix) and not output.is_dir()
+    single = bool(output.suffix) and not _is_folder(args.output)
     if single and len(args.inputs) > 1:
         raise ValueError(f"--output {output} takes one film, but there are several inputs; name a folder")
     if args.format:
         raise ValueError("--format is for images; the suffix of OUTPUT says what a film is written as")
     if single and args.suffix:
         raise ValueError(f"--suffix {args.suffix} is for names in a folder; --output {output} is the whole name")
-    if is_pattern(args.output) and output.suffix.lower() not in NUMBERED:
+    to_numbers = is_pattern(args.output) and output.suffix.lower() not in CONTAINERS
+    if to_numbers and output.suffix.lower() not in NUMBERED:
         raise ValueError(f"--output {output}: numbered pictures are {', '.join(NUMBERED)}")
     jobs = []
     for name in args.inputs:
@@ -122,10 +131,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         suffix = suffix if suffix in CONTAINERS or suffix in ANIMATED else ".mkv"
         target = output if single else output / f"{path.stem}{args.suffix}{suffix}"
         job = Job(name, str(target), path, target)
-        if why := absent(path.parent if is_pattern(name) else path):
+        frames = are_numbered(path)
+        if why := absent(path.parent if frames else path):
             job.fail(why)
-        elif is_pattern(args.output) and target.parent.is_dir() and (there := numbered(target)):
-            own = {identity(file) for file in given(path)} if path.is_dir() or is_pattern(name) else set()
+        elif to_numbers and target.parent.is_dir() and (there := numbered(target)):
+            own = {identity(file) for file in given(path)} if path.is_dir() or frames else set()
             if any(identity(file) in own for file in there):
                 job.fail("would overwrite its own pictures; choose another --output")
             elif not (args.overwrite or (args.resume and is_begun(target))):
@@ -180,7 +190,7 @@ def _to_go_on(work: Work) -> str:
 
 def _source(job: Job, args: argparse.Namespace) -> Source:
     path = job.source
-    if path.is_dir() or is_pattern(path.name):
+    if path.is_dir() or are_numbered(path):
         if not args.rate:
             raise FilmError("is a folder of pictures; say with --rate how many a second are")
         source: Source = pictures(path, args.rate)

@@ -92,7 +92,7 @@ def pictures(path: Path, rate: Fraction) -> Pictures:
 
 def given(path: Path) -> list[Path]:
     """The images that a folder or a pattern stands for, in the order of the frames."""
-    files = numbered(path) if is_pattern(path.name) else sorted(path.iterdir())
+    files = numbered(path) if are_numbered(path) else sorted(path.iterdir())
     return [file for file in files if file.suffix.lower() in READABLE and not file.name.startswith(".")]
 
 
@@ -110,6 +110,12 @@ def numbered(pattern: Path) -> list[Path]:
 def is_pattern(name: str) -> bool:
     """Whether a name has a place for a number."""
     return bool(_PLACE.search(Path(name).name))
+
+
+def are_numbered(path: Path) -> bool:
+    """Whether a path stands for numbered pictures: it has a place for a number, and is no file's own name, of which
+    %20d may well be a part."""
+    return is_pattern(path.name) and not path.exists()
 
 
 def name_of(pattern: Path, number: int) -> Path:

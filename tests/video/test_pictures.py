@@ -204,6 +204,22 @@ def test_numbers_in_names() -> None:
         numbered(Path("frame.png"))
 
 
+def test_names_that_only_look_like_patterns(tmp_path, weights) -> None:
+    """%20d, as names have it that a web address was made of; a folder whose name has a dot."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    Image.fromarray(frame(1)).save(tmp_path / "hot%20dog.png")
+    assert run(tmp_path / "hot%20dog.png", tmp_path / "hot%20dog-x2.png", weights) == 0
+    with Image.open(tmp_path / "hot%20dog-x2.png") as picture:
+        assert picture.size == (24, 16)
+    film = films.make(tmp_path / "my%20dance.mkv", 2)
+    assert run(film, tmp_path / "my%20dance-x2.mkv", weights) == 0
+    assert len(films.frames(tmp_path / "my%20dance-x2.mkv")) == 2
+    (tmp_path / "there.2024").mkdir()
+    for folder in ("there.2024", "new.2024/"):
+        assert run(film, f"{tmp_path}/{folder}", weights) == 0
+        assert len(films.frames(tmp_path / folder / film.name)) == 2
+
+
 def test_still_images_are_no_animations(tmp_path) -> None:
     for suffix in (".gif", ".png", ".webp"):
         Image.fromarray(frame(1)).save(tmp_path / f"still{suffix}")
