@@ -99,7 +99,7 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be positive")
         if self.patch < 8 or self.patch % 8:
             raise ValueError(f"patch is {self.patch}, must be a positive multiple of 8")
-        for name in ("minutes", "frequency", "consistency"):
+        for name in ("minutes", "frequency", "consistency", "warmup", "held_out", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
         for name in ("decay", "drawn", "init_share"):

@@ -493,6 +493,7 @@ def test_files_that_cannot_be_read_are_all_named(pictures: Path, tmp_path: Path)
     ("line", "message"),
     [
         ('lr = "1e-3"', "lr is '1e-3', must be a number"),
+        ("held_out = -1", "held_out is -1, must not be negative"),
         ("lr = true", "lr is True, must be a number"),
         ("batch = 4.0", r"batch is 4\.0, must be a whole number"),
         ("upscale = 4.0", r"upscale is 4\.0, must be a whole number"),
