@@ -14,7 +14,7 @@
 
 #include "cpu/kernels.h"
 #include "handle.h"
-#include "memory.h"
+#include "new_tensor.h"
 #include "pages.h"
 
 namespace {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-# PyTorch on a CPU, the C library, PyTorch and Triton on a GPU and the compiled libraries (csrc/memory.h), C++.
+# PyTorch on a CPU, the C library, PyTorch and Triton on a GPU and the compiled libraries (csrc/new_tensor.h), C++.
 _WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "../handle.h"
-#include "../memory.h"
+#include "../new_tensor.h"
 #include "kernels.h"
 
 namespace {
