@@ -114,7 +114,8 @@ class BuildLibrary(build_ext):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = list(pool.map(compile_unit, units))
         partial = library.with_suffix(".partial")
-        _run([compiler, "-shared", "-o", str(partial), *compiled, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"])
+        # -s: without the names of functions that only it calls, a tenth of the file.
+        _run([compiler, "-shared", "-s", "-o", str(partial), *compiled, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"])
         os.replace(partial, library)
         import torch
 
