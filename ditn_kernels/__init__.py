@@ -16,7 +16,7 @@ from ditn_kernels._lowering import lower_to_native, native_libraries
 from ditn_kernels._memory import is_out_of_memory
 from ditn_kernels._op import Op
 from ditn_kernels._prepared import Prepared, is_plain
-from ditn_kernels._proof import waiting
+from ditn_kernels._proof import gpu_lock
 from ditn_kernels._proving import Proof, prove
 from ditn_kernels._records import layers, map_tensors
 from ditn_kernels._transforms import is_transforming
@@ -59,6 +59,7 @@ __all__ = [
     "dilated_gate",
     "explain",
     "gated_ffn",
+    "gpu_lock",
     "hint",
     "image_head",
     "image_tail",
@@ -77,7 +78,6 @@ __all__ = [
     "spatial_stage",
     "tanh_affine",
     "use_backend",
-    "waiting",
 ]
 
 for _op in REGISTRY.values():

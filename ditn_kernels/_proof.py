@@ -101,7 +101,7 @@ class Call:
 _faults: dict[tuple[Any, ...], str] = {}
 # Held while a kernel is tried, which waits for all that the GPU does. That would break off another thread's recording
 # of a CUDA graph; so whoever records one, or waits for a whole GPU, takes it, too.
-waiting = threading.RLock()
+gpu_lock = threading.RLock()
 
 
 def reasons_against(
@@ -121,7 +121,7 @@ def reasons_against(
         # Nothing is proved now, and the lock may be held by a thread that waits for this one, as for a gradient's.
         fault = _look_up(Call(op, name, backend, args, backward), key, serving=False)
     if fault is None:
-        with waiting:
+        with gpu_lock:
             fault = _faults.get(key)
             if fault is None:
                 fault = _look_up(Call(op, name, backend, args, backward), key, serving=serving)

@@ -170,13 +170,14 @@ def check_outputs(jobs: Iterable[Job], args: argparse.Namespace) -> None:
     """Fail or skip every job whose output is taken: by another job, by an input, by a file."""
     inputs = {identity(job.source): job.input for job in jobs}
     inputs[identity(Path(args.model))] = "the model"
-    outputs = {made: job.input for job in jobs if job.status == "planned" and (made := identity(job.target))}
+    outputs = {identity(job.target): job.input for job in jobs if job.status == "planned"}
+    outputs.pop(None, None)  # of those that are not there yet
     taken: dict[str, str] = {}
     for job in jobs:
         if job.status != "planned":
             continue
         place, there = place_of(job.target), identity(job.target)
-        made_of = outputs.get(identity(job.source) or (0, 0), job.input)
+        made_of = outputs.get(identity(job.source), job.input)
         if args.skip_existing and made_of != job.input:  # in the folder that it was written to by the run before
             job.status, job.reason = "skipped", f"is what {made_of} becomes"
         elif place in taken:

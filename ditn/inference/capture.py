@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ditn_kernels import waiting
+from ditn_kernels import gpu_lock
 
 
 def can_record(device: torch.device) -> bool:
@@ -21,7 +21,7 @@ def record(run: Callable[[], object], device: torch.device, pool: Any, stream: t
     """A torch.cuda.CUDAGraph of what `run()` launches on this stream, with memory of the pool. Other threads may go on
     meanwhile, but for those that record, too, or prove a kernel: they take turns. Raises RuntimeError if it cannot be
     recorded; whatever was recorded into this pool is then lost."""
-    with waiting:
+    with gpu_lock:
         graph = torch.cuda.CUDAGraph()
         try:
             # The outer context brings the caller's stream back where the inner one fails.

@@ -17,7 +17,7 @@ from ditn.inference.memory import FIXED, buffers_per_pixel, bytes_per_pixel
 from ditn.inference.plan import budget
 from ditn.inference.tiles import round_up
 from ditn.model.network import DITN, ModelWeights
-from ditn_kernels import conditions, is_out_of_memory, is_plain, waiting
+from ditn_kernels import conditions, gpu_lock, is_out_of_memory, is_plain
 
 # Shapes that are remembered, recorded or used once. Tiles of one image have up to nine: corners, edges and the inside;
 # twice as many under a self-ensemble.
@@ -131,7 +131,7 @@ class GraphPool:
 
     def drop(self) -> None:
         """Drop all graphs, and give their memory back to the device."""
-        with waiting:
+        with gpu_lock:
             torch.cuda.synchronize()
             self.shapes.clear()
             self._space = self._replayed_on = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +116,7 @@ def is_pattern(name: str) -> bool:
 def are_numbered(path: Path) -> bool:
     """Whether a path stands for numbered pictures: it has a place for a number, and is no file's own name, of which
     %20d may well be a part."""
-    return is_pattern(path.name) and not path.exists()
+    return is_pattern(path.name) and not os.path.exists(path)
 
 
 def name_of(pattern: Path, number: int) -> Path:
@@ -143,7 +144,7 @@ def is_animated(path: Path) -> bool:
     """Whether a file is a GIF, WebP or PNG of several frames, by what it begins with."""
     from PIL import Image
 
-    if path.suffix.lower() not in ANIMATED or not path.is_file():
+    if path.suffix.lower() not in ANIMATED or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file, warnings.catch_warnings():

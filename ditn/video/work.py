@@ -100,11 +100,11 @@ def outcome_of(work: Work, segment: Segment) -> Outcome:
 
 
 def is_done(work: Work, segment: Segment) -> bool:
-    """Whether a segment's part is there, and not empty although it had frames: after a power cut a file may have its
-    name, but not yet what was written into it."""
-    part = part_of(work, segment)
+    """Whether a segment's part and outcome are there, and the part is not empty although it had frames: after a power
+    cut a file may have its name, but not yet what was written into it."""
     try:
-        return part.exists() and (part.stat().st_size > 0 or not outcome_of(work, segment).frames)
+        frames = outcome_of(work, segment).frames
+        return part_of(work, segment).stat().st_size > 0 or not frames
     except (OSError, ValueError):
         return False
 

@@ -100,14 +100,14 @@ def test_a_file_that_may_not_be_looked_at_ends_no_other(folder, weights, tmp_pat
     real = os.stat
 
     def refuse(path, *args, **kwargs):
-        if str(path).endswith("b.jpg"):
+        if str(path).endswith("locked.png"):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *args, **kwargs)
 
     for name in ("stat", "lstat"):
         monkeypatch.setattr(os, name, refuse)
-    assert upscale(weights, folder / "a.png", folder / "sub" / "b.jpg", "-o", tmp_path / "out") == 1
-    assert "b.jpg: cannot be looked at: Permission denied" in capsys.readouterr().err
+    assert upscale(weights, folder / "locked.png", folder / "a.png", "-o", tmp_path / "out") == 1
+    assert "locked.png: cannot be looked at: Permission denied" in capsys.readouterr().err
     assert names(tmp_path / "out") == ["a.png"]
 
 

@@ -21,7 +21,7 @@ import ditn
 from ditn.commands.cli import main
 from ditn.inference import memory
 from ditn.inference.memory import FIXED, bytes_per_pixel, predicted_peak
-from ditn_kernels import use_backend, waiting
+from ditn_kernels import gpu_lock, use_backend
 
 # Bytes of image and result per input pixel of a float32 network at x2: 3 channels in, 3 times 2 x 2 out.
 BUFFERS = 4 * (3 + 12)
@@ -226,9 +226,9 @@ def test_while_one_thread_records_no_other_waits_for_the_gpu(recordings, monkeyp
     taken = []
 
     def look() -> None:
-        taken.append(not waiting.acquire(blocking=False))
+        taken.append(not gpu_lock.acquire(blocking=False))
         if not taken[-1]:
-            waiting.release()
+            gpu_lock.release()
 
     class Noting(ditn.DITN_Real):
         def forward(self, given: torch.Tensor) -> torch.Tensor:

@@ -304,16 +304,6 @@ def test_a_hard_memory_limit_is_kept() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (used + 500 * 2**20, resource.RLIM_INFINITY))
         result = upscaler(image)
         assert result.shape == (6000, 7200, 3) and result.any()
-        # The compiled kernels, too, say what they lack, by which a tile that is too large is known.
-        from ditn_kernels import is_out_of_memory, tanh_affine
-        large = torch.rand(1, 60, 400, 400).contiguous(memory_format=torch.channels_last)
-        weight, bias = torch.rand(60, 60), torch.rand(60)
-        kept = []
-        try:
-            while True:
-                kept.append(tanh_affine(large, weight, bias))
-        except RuntimeError as error:
-            assert kept and is_out_of_memory(error), error
     """
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc and RLIMIT_DATA, which this system lacks")

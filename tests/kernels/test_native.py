@@ -345,6 +345,34 @@ def test_bfloat16_network_is_as_good_as_autocast(size: tuple[int, int]) -> None:
 
 
 @needs_library
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc and RLIMIT_DATA")
+def test_full_memory_is_said_in_words_that_are_known() -> None:
+    """By which a tile that is too large is known. In a process that may have 200 MB more, for maps of 38 MB."""
+    code = """
+import resource, torch
+from ditn_kernels import Prepared, is_out_of_memory, tanh_affine, use_backend
+torch.set_num_threads(1)
+large = torch.rand(1, 60, 400, 400).contiguous(memory_format=torch.channels_last)
+weights = torch.rand(60, 60), torch.rand(60)
+used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_DATA, (used + 200 * 2**20, resource.RLIM_INFINITY))
+with use_backend("cpp"):
+    for run in (Prepared(tanh_affine, *weights), lambda x: tanh_affine(x, *weights)):
+        kept = []
+        try:
+            for _ in range(100):
+                kept.append(run(large))
+        except RuntimeError as error:
+            assert kept and is_out_of_memory(error), error
+            assert "ditn_native: out of memory, there is no room for a tensor of 1 x 400 x 400 x 60" in str(error)
+        else:
+            raise AssertionError("there was room")
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@needs_library
 def test_a_level_that_is_not_there_is_a_reason() -> None:
     code = "from ditn_kernels.backends.native import _libraries; print(_libraries.why_missing())"
     environment = os.environ | {"DITN_CPU_LEVEL": "avx9"}

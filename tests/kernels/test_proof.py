@@ -529,26 +529,22 @@ def _crashes(cases: list, sender) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_a_process_that_crashes_ends_no_other(proving, device, monkeypatch) -> None:
-    monkeypatch.setattr(_proving, "_work", _crashes)
-    (found,) = _proving._prove(layer_norm_cases(device, 1), _proving._Children())
-    assert (found.fault, found.is_verdict) == ("ends its process (Segmentation fault)", True)
-    assert [one["fault"] for one in verdicts(proving)] == [found.fault]
-
-
 def _is_terminated(cases: list, sender) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_a_process_that_somebody_ends_is_no_verdict(proving, device, monkeypatch) -> None:
-    monkeypatch.setattr(_proving, "_work", _is_terminated)
+@pytest.mark.parametrize(
+    ("ends", "how", "is_verdict"), [(_crashes, "Segmentation fault", True), (_is_terminated, "Terminated", False)]
+)
+def test_a_process_that_crashes_is_a_verdict_one_that_is_ended_none(
+    proving, device, monkeypatch, ends, how: str, is_verdict: bool
+) -> None:
+    monkeypatch.setattr(_proving, "_work", ends)
     (found,) = _proving._prove(layer_norm_cases(device, 1), _proving._Children())
-    assert (found.fault, found.is_verdict) == ("ends its process (Terminated)", False)
-    assert not verdicts(proving)
+    assert (found.fault, found.is_verdict) == (f"ends its process ({how})", is_verdict)
+    assert [one["fault"] for one in verdicts(proving)] == [found.fault] * is_verdict
 
 
 def _waits(cases: list, sender) -> None:

@@ -68,7 +68,8 @@ def test_segments_begin_where_decoding_can_and_cover_all() -> None:
     ]
 
 
-def test_an_interrupted_run_goes_on_and_equals_an_unbroken_one(tmp_path, weights, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("told", [False, True])
+def test_an_interrupted_run_goes_on_and_equals_an_unbroken_one(tmp_path, weights, monkeypatch, capsys, told) -> None:
     """To the byte; and what was done is not done again."""
     monkeypatch.setattr(work, "_SEGMENT", 4)
     source = films.make(tmp_path / "film.mkv", 14, noise, sound="flac", options={"qp": "0", "g": "4"})
@@ -90,9 +91,9 @@ def test_an_interrupted_run_goes_on_and_equals_an_unbroken_one(tmp_path, weights
     assert "use --resume or --overwrite" in capsys.readouterr().err
     assert run(source, broken, weights, "--resume", "--crf", "30") == 1
     assert "encoding differ" in capsys.readouterr().err
-    # As after a power cut: a part has its name, but nothing in it.
+    # As after a power cut: a file has its name, but nothing in it, be it the part or what is told of it.
     (empty,) = (tmp_path / "broken.mkv.parts").glob("*.mkv")
-    empty.write_bytes(b"")
+    (empty.with_suffix(".json") if told else empty).write_bytes(b"")
     seen.clear()
     monkeypatch.setattr(stream.FrameUpscaler, "__call__", lambda self, pixels: (seen.append(1), real(self, pixels))[1])
     with monkeypatch.context() as patched:
