@@ -114,7 +114,7 @@ def _films(add: Callable[..., object]) -> None:
         "--crf",
         type=int,
         metavar="N",
-        help="quality in the codec's own measure, less is better, 0 loses nothing but in av1 (default: 16 to 24)",
+        help="quality in the codec's own measure, less is better, 0 loses nothing but in av1 (default: 16 to 26)",
     )
     add("--pix-fmt", metavar="FORMAT", help="such as yuv420p10le (default: the input's depth and chroma)")
     add("--rate", type=_rate, metavar="FPS", help="of numbered pictures as input: 25, 23.976 or 24000/1001")
@@ -272,7 +272,7 @@ def _size(text: str) -> tuple[int, int]:
 def _rate(text: str) -> Fraction:
     """ "24000/1001" or a number; what is written for 24000 / 1001, 23.976, is taken for it."""
     try:
-        rate = Fraction(text)
+        rate = Fraction(text).limit_denominator(100_000)  # films have no finer ones
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no rate; write 25 or 24000/1001") from None
     if not 0 < rate <= 1000:

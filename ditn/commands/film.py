@@ -26,7 +26,7 @@ from ditn.inference.upscaler import Upscaler
 from ditn.video.colour import BT2020
 from ditn.video.encoding import CONTAINERS, choose
 from ditn.video.film import SUFFIXES, Film, probe
-from ditn.video.joining import lost_of
+from ditn.video.joining import changes_of
 from ditn.video.layout import FilmError, layout_of
 from ditn.video.pictures import (
     ANIMATED,
@@ -134,7 +134,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         frames = are_numbered(path)
         if why := absent(path.parent if frames else path):
             job.fail(why)
-        elif to_numbers and target.parent.is_dir() and (there := numbered(target)):
+        elif to_numbers and target.parent.is_dir() and (there := numbered(target).values()):
             own = {identity(file) for file in given(path)} if path.is_dir() or frames else set()
             if any(identity(file) in own for file in there):
                 job.fail("would overwrite its own pictures; choose another --output")
@@ -147,9 +147,10 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
 
 def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    work = None
+    told = 0
     try:
         work, chosen, options = prepared(job, upscaler, args)
+        told = _say(job)
         if args.dry_run:
             print(f"{job.input} -> {job.output}: {work.source.count} frames, {work.size[0]}x{work.size[1]}")
             return
@@ -174,8 +175,14 @@ def _run_one(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> None:
         job.reason += _to_go_on(work)
     finally:
         job.seconds = round(time.perf_counter() - start, 3)
-    for note in job.notes:
+    _say(job, told)
+
+
+def _say(job: Job, told: int = 0) -> int:
+    """Its notes but the first ones, which are told already. Returns how many it has."""
+    for note in job.notes[told:]:
         tqdm.write(f"{job.input}: {note}", file=sys.stderr)
+    return len(job.notes)
 
 
 def _to_go_on(work: Work) -> str:
@@ -224,7 +231,7 @@ def prepared(job: Job, upscaler: Upscaler, args: argparse.Namespace) -> tuple[Wo
             width, height = (max(2 * round(side / 2), 2) for side in (width, height))
         encoding = choose(source, suffix, width, height, codec=args.codec, quality=args.crf, layout=args.pix_fmt)
         if isinstance(source, Film):
-            job.notes += [f"not in the {suffix[1:]}: {name}" for name in lost_of(source, suffix)]
+            job.notes += changes_of(source, suffix)
     elif args.codec or args.crf is not None or args.pix_fmt:
         raise FilmError(f"--codec, --crf and --pix-fmt are for films, not for {suffix}")
     else:

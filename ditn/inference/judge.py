@@ -222,7 +222,8 @@ def _busiest(tiles: Sequence[_Tile]) -> Sequence[_Tile]:
     """Tiles with edges in them, evenly from the calmer half to the busiest."""
     if len(tiles) <= _BUSIEST:
         return tiles
-    activity = np.array([np.mean(np.abs(np.diff(tile.luma)) > 2) for tile in tiles])
+    across = int(tiles[0].luma.shape[1] > 1)  # along the only axis that there is
+    activity = np.array([np.mean(np.abs(np.diff(tile.luma, axis=across)) > 2) for tile in tiles])
     order = np.argsort(activity, kind="stable")
     ranks = np.linspace(len(order) // 2, len(order) - 1, _BUSIEST).round().astype(int)
     return [tiles[order[rank]] for rank in ranks]

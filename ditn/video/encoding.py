@@ -49,6 +49,8 @@ CODECS = {
     "av1_nvenc": Codec("av1_nvenc", (".mkv", ".mp4"), "cq", 26),
 }
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
+# Containers that lose VP9's transparency, which is a second film beside the first, and take no other codec's.
+_OPAQUE = (".mp4", ".m4v")
 # Formats that FFmpeg lists but few decoders know, or that its encoder does not open with.
 _UNUSED = {"hevc": ("yuva420p", "yuva420p10le"), "vp9": ("yuva422p", "yuva444p", "gbrap")}
 
@@ -81,6 +83,8 @@ def choose(
     bits; VP9 in WebM, AV1 above 8 bits; with transparency VP9, ProRes in mov; the source's depth and chroma, and of RGB
     4:2:0. Raises FilmError for what does not go together."""
     given = layout_of(source.layout)
+    if given.alpha and suffix in _OPAQUE:
+        raise _opaque(suffix)
     codec = codec or _default_codec(given, suffix)
     if codec not in CODECS:
         raise FilmError(f"--codec {codec} is unknown; there are {', '.join(CODECS)}")
@@ -97,10 +101,7 @@ def choose(
         raise FilmError(f"{width}x{height} pixels do not go into {layout}, which halves its chroma; use a 4:4:4 format")
     fits = [one for one in fits if one.name == layout] if layout else fits
     if given.alpha and not any(one.alpha for one in fits):
-        raise FilmError(
-            f"has transparency, which {layout or codec} does not keep; "
-            "use --codec ffv1 (.mkv), prores (.mov) or vp9 (.webm)"
-        )
+        raise _opaque(layout or codec)
     if not fits:
         raise FilmError(f"{codec} takes no frames of {width}x{height} pixels; its chroma is halved")
     best = min(fits, key=lambda one: _loss(one, given, keeps_rgb=chosen.keeps_rgb))
@@ -117,6 +118,12 @@ def choose(
         height,
         source.rate.limit_denominator(100_000),
         source.aspect,
+    )
+
+
+def _opaque(what: str) -> FilmError:
+    return FilmError(
+        f"has transparency, which {what} does not keep; use --codec ffv1 (.mkv), prores (.mov) or vp9 (.webm)"
     )
 
 

@@ -48,7 +48,8 @@ class Film(Source):
         numbers = {self.pts[number]: number for number in range(start, stop)}
         first, last = self.pts[start], self.pts[stop - 1]
         entry = max((one for one in self.entries if one <= start), default=0)
-        for back in _BACK:
+        # A seek to the file's first frame may lead behind it, and there is no earlier one to look from.
+        for back in _BACK if start + self.skipped else (None,):
             reached = False
             for frame in self._decoded(self.pts[entry], back):
                 if frame.pts is None:
@@ -58,7 +59,7 @@ class Film(Source):
                 if frame.pts < first:
                     reached = True
                     continue
-                if not reached and frame.pts > first and back is not None and start + self.skipped > 0:
+                if not reached and frame.pts > first and back is not None:
                     break  # the file's index led too far
                 reached = True
                 if (found := numbers.pop(frame.pts, None)) is not None:
@@ -72,7 +73,11 @@ class Film(Source):
         with opened(self.path) as container:
             stream = main_stream(container, self.path)
             if back is not None:
-                container.seek(pts - int(back / stream.time_base), stream=stream, backward=True)
+                try:
+                    container.seek(pts - int(back / stream.time_base), stream=stream, backward=True)
+                except av.error.FFmpegError:  # a bare stream, which may have no index; where this stands is unknown now
+                    yield from self._decoded(pts, None)
+                    return
             decoder = stream.codec_context
             if self.decoder:
                 decoder = av.CodecContext.create(self.decoder, "r")
@@ -84,7 +89,7 @@ class Film(Source):
                 except (av.error.InvalidDataError, av.error.EOFError):
                     continue  # what is lacking is counted and reported by whoever asked
                 yield from frames
-            yield from _flushed(decoder)
+            yield from flushed(decoder)
 
     def _pixels(self, frame: Any, number: int) -> Pixels:
         where = f"at {self.time(number):.3f} s"
@@ -235,7 +240,8 @@ def packets_of(container: Any, *streams: Any) -> Iterator[Any]:
         return  # cut off or damaged: times say where
 
 
-def _flushed(decoder: Any) -> list[Any]:
+def flushed(decoder: Any) -> list[Any]:
+    """What a decoder still holds."""
     try:
         frames: list[Any] = decoder.decode(None)
     except pyav().error.FFmpegError:

@@ -5,30 +5,30 @@ from __future__ import annotations
 
 import heapq
 import io
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ditn.imaging.atomic import atomic_write
 from ditn.video.encoding import CONTAINERS, Encoding, tag
 from ditn.video.film import Film, main_stream, opened, packets_of
 from ditn.video.layout import FilmError, pyav, url
-from ditn.video.source import Source
+from ditn.video.sound import Moment, Sound, coded_packets, coder
+from ditn.video.source import Source, ticks
 
 # Of the container, not of the film.
 _OF_CONTAINERS = {
     *("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "vendor_id"),
     *("bps", "number_of_frames", "number_of_bytes", "alpha_mode"),
 }
-Moment = tuple[Fraction, int, Any]
 
 
 def join(path: Path, source: Source, encoding: Encoding, parts: Sequence[tuple[int, Path]]) -> int:
     """Write the film at `path` from its parts, each with the number of its first frame. Nothing is encoded again.
-    Returns how many frames it has. What the container cannot hold is left out (see `lost_of`)."""
+    Returns how many frames it has. What the container cannot hold is left out, or coded anew (see `changes_of`)."""
     av = pyav()
     suffix = path.suffix.lower()
     options = {"fflags": "+bitexact"}
@@ -44,24 +44,42 @@ def join(path: Path, source: Source, encoding: Encoding, parts: Sequence[tuple[i
         video = _video(output, part, source, encoding)
         packets = [_video_packets(video, source, parts, numbers)]
         if container:
-            copies, _ = _copied(output, container, main_stream(container, source.path), source)
+            copies, anew, _ = _besides(output, container, main_stream(container, source.path), source)
             packets.append(_copied_packets(container, copies, source, early=edits))
+            packets += [coded_packets(sound, source) for sound in anew]
         for _, _, packet in heapq.merge(*packets, key=lambda moment: moment[:2]):
             output.mux(packet)
     return len(numbers)
 
 
-def lost_of(source: Film, suffix: str) -> list[str]:
-    """What of a film a container of that suffix cannot hold, in words. Raises FilmError if that is sound."""
+def changes_of(source: Film, suffix: str) -> list[str]:
+    """What of a film is left out of a container of that suffix, and which sound is coded anew for it, in words. Raises
+    FilmError for sound that neither can be."""
     with (
         opened(source.path) as container,
         pyav().open(io.BytesIO(), "w", format=CONTAINERS[suffix]) as output,
     ):
         output.add_stream("ffv1" if suffix == ".mkv" else "vp9" if suffix == ".webm" else "h264")
-        _, lost = _copied(output, container, main_stream(container, source.path), source)
-    if sound := [name for name in lost if "audio" in name]:
-        raise FilmError(f"its {sound[0]}, does not go into {suffix}; write .mkv")
-    return lost
+        _, anew, lost = _besides(output, container, main_stream(container, source.path), source)
+        for stream in lost:
+            if stream.type == "audio" and suffix == ".mkv":
+                raise FilmError(
+                    f"its {_told(stream)}, can be neither copied nor decoded; leave it out, with ffmpeg -i "
+                    f"{quote(source.path.name)} -map 0 -map -0:{stream.index} -c copy rest{source.path.suffix}"
+                )
+            if stream.type == "audio":
+                changes_of(source, ".mkv")  # says what helps where that does not take it either
+                raise FilmError(f"its {_told(stream)}, does not go into {suffix}; write .mkv")
+        return [f"not in the {suffix[1:]}: {_told(stream)}" for stream in lost] + [
+            f"{_told(container.streams[sound.index])}, does not go into the {suffix[1:]} as it is: it is coded anew, "
+            f"as {sound.output.codec_context.name.upper()} of {16 if sound.depth == 's16' else 24} bits"
+            for sound in anew
+        ]
+
+
+def _told(stream: Any) -> str:
+    name = stream.codec_context.name if stream.codec_context else stream.type
+    return f"stream {stream.index}, {stream.type if name == stream.type else f'{stream.type} ({name})'}"
 
 
 def _video(output: Any, part: Any, source: Source, encoding: Encoding) -> Any:
@@ -96,7 +114,7 @@ def _video_packets(
     shown = sorted(numbers)
     place = {number: index for index, number in enumerate(shown)}
     depth = max((index - place[number] for index, number in enumerate(numbers)), default=0)
-    shift = _ticks(source.origin or Fraction(0), source.time_base)
+    shift = ticks(source.origin or Fraction(0), source.time_base)
     index = 0
     for _, part in parts:
         with opened(part) as container:
@@ -113,34 +131,56 @@ def _video_packets(
                 index += 1
 
 
-def _copied(output: Any, container: Any, main: Any, source: Source) -> tuple[dict[int, Any], list[str]]:
-    """Streams for all that is copied, by the source's index; tags and chapters; and what the output cannot hold."""
+def _besides(output: Any, container: Any, main: Any, source: Source) -> tuple[dict[int, Any], list[Sound], list[Any]]:
+    """Streams for all that is copied, by the source's index; sound that is coded anew; what the output cannot hold.
+    Tags and chapters are set."""
     av = pyav()
     copies: dict[int, Any] = {}
-    lost: list[str] = []
+    anew: list[Sound] = []
+    lost: list[Any] = []
     for stream in container.streams:
         cover = stream.type == "video" and bool(stream.disposition & av.stream.Disposition.attached_pic)
         if stream.index == main.index or (stream.type == "data" and container.chapters()):
             continue  # QuickTime's text of chapters, which are set below
-        name = stream.codec_context.name if stream.codec_context else stream.type
         try:
             if stream.type == "attachment" or (cover and output.format.name == "matroska"):
                 _attach(output, stream, source)
                 continue
             if stream.type not in ("audio", "subtitle") and not cover:
                 raise ValueError(stream.type)
-            copy = output.add_stream_from_template(stream, opaque=True)
-        except ValueError:
-            lost.append(f"stream {stream.index}, {stream.type if name == stream.type else f'{stream.type} ({name})'}")
+            if _takes(output.format.name, source, stream.index):
+                copy = copies[stream.index] = output.add_stream_from_template(stream, opaque=True)
+            elif stream.type == "audio":
+                anew.append(coder(output, source, stream.index))
+                copy = anew[-1].output
+            else:
+                raise ValueError(stream.type)
+        except (ValueError, av.error.FFmpegError):
+            lost.append(stream)
             continue
         copy.metadata.update(_kept(stream.metadata))
         copy.disposition = stream.disposition
-        copies[stream.index] = copy
     output.metadata.update(_kept(container.metadata))
     output.streams.video[0].metadata.update(_kept(main.metadata))
     output.streams.video[0].disposition = main.disposition
-    output.set_chapters(_chapters(container, source))
-    return copies, lost
+    output.set_chapters(source.chapters(container.chapters()))
+    return copies, anew, lost
+
+
+def _takes(container: str, source: Source, index: int) -> bool:
+    """Whether a container takes a stream as it is: for some that shows only when it is closed over a packet."""
+    av = pyav()
+    with opened(source.path) as again:
+        packet = next(packets_of(again, again.streams[index]), None)
+        try:
+            with av.open(io.BytesIO(), "w", format=container) as output:
+                copy = output.add_stream_from_template(again.streams[index], opaque=True)
+                if packet:
+                    packet.stream, packet.pts, packet.dts = copy, 0, 0
+                    output.mux(packet)
+        except (ValueError, av.error.FFmpegError):
+            return False
+    return True
 
 
 def _attach(output: Any, stream: Any, source: Source) -> None:
@@ -166,21 +206,6 @@ def _kept(metadata: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _chapters(container: Any, source: Source) -> list[dict[str, Any]]:
-    """The chapters, where only a part is wanted those in it, from its beginning."""
-    chapters = [dict(chapter) for chapter in container.chapters()]
-    if source.origin is None:
-        return chapters
-    kept = []
-    for chapter in chapters:
-        unit = chapter["time_base"]
-        shift, end = _ticks(source.origin, unit), _ticks(source.end * source.time_base, unit)
-        if chapter["start"] < end and chapter["end"] > shift:
-            start, stop = max(chapter["start"] - shift, 0), min(chapter["end"], end) - shift
-            kept.append(chapter | {"start": start, "end": stop})
-    return kept
-
-
 def _copied_packets(container: Any, copies: dict[int, Any], source: Source, *, early: bool) -> Iterator[Moment]:
     """The packets at their own times; where only a part is wanted, those that begin in it, or `early`, too, the one
     that lasts into it, which a container with edit lists has begin in its middle."""
@@ -201,18 +226,13 @@ def _copied_packets(container: Any, copies: dict[int, Any], source: Source, *, e
             earliest = source.origin - (packet.duration or 0) * unit if early else source.origin
             if not earliest <= packet.pts * unit < end:
                 continue
-            shift = _ticks(source.origin, unit)
+            shift = ticks(source.origin, unit)
             packet.pts -= shift
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
         elif packet.dts is None:
             packet.dts = packet.pts
         packet.stream = copies[index]
         yield packet.dts * unit, 1 + index, packet
-
-
-def _ticks(seconds: Fraction, unit: Fraction) -> int:
-    """The nearest whole number of units, halves up."""
-    return math.floor(seconds / unit + Fraction(1, 2))
 
 
 def check_parts(parts: Sequence[Path]) -> None:

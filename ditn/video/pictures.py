@@ -93,19 +93,20 @@ def pictures(path: Path, rate: Fraction) -> Pictures:
 
 def given(path: Path) -> list[Path]:
     """The images that a folder or a pattern stands for, in the order of the frames."""
-    files = numbered(path) if are_numbered(path) else sorted(path.iterdir())
+    files = numbered(path).values() if are_numbered(path) else sorted(path.iterdir())
     return [file for file in files if file.suffix.lower() in READABLE and not file.name.startswith(".")]
 
 
-def numbered(pattern: Path) -> list[Path]:
-    """The files that a pattern as `%06d.png` means, by number. Raises FilmError for one without such a place."""
+def numbered(pattern: Path) -> dict[int, Path]:
+    """The files that a pattern as `%06d.png` means, in the order of their numbers. Raises FilmError for one without
+    such a place."""
     place = _PLACE.search(pattern.name)
     if not place:
         raise FilmError(f"{pattern.name} has no place for a number, such as %06d")
     before, after = map(re.escape, (pattern.name[: place.start()], pattern.name[place.end() :]))
     fits = re.compile(rf"{before}(\d+){after}")
     found = {int(match[1]): file for file in pattern.parent.iterdir() if (match := fits.fullmatch(file.name))}
-    return [found[number] for number in sorted(found)]
+    return dict(sorted(found.items()))
 
 
 def is_pattern(name: str) -> bool:
@@ -195,7 +196,10 @@ def _composed(path: Path) -> Iterator[Image]:
     from PIL import Image
 
     with Image.open(path) as image:
-        for number in range(getattr(image, "n_frames", 1)):
+        still = bool(image.info.get("default_image"))
+        if still:  # for those who show no animations: Pillow counts it, but it is no frame, and lies under none
+            image.paste(0, (0, 0, *image.size))
+        for number in range(still, getattr(image, "n_frames", 1)):
             try:
                 image.seek(number)
                 image.load()

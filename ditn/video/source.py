@@ -6,11 +6,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ditn.imaging.arrays import Pixels
 from ditn.video.colour import Colour
@@ -96,6 +96,24 @@ class Source(ABC):
             skipped=self.skipped + first,
             origin=self.pts[first] * self.time_base,
         )
+
+    def chapters(self, chapters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The input's chapters, where only a part is wanted those in it, from its beginning."""
+        if self.origin is None:
+            return [dict(chapter) for chapter in chapters]
+        kept = []
+        for chapter in chapters:
+            unit = chapter["time_base"]
+            shift, end = ticks(self.origin, unit), ticks(self.end * self.time_base, unit)
+            if chapter["start"] < end and chapter["end"] > shift:
+                start, stop = max(chapter["start"] - shift, 0), min(chapter["end"], end) - shift
+                kept.append({**chapter, "start": start, "end": stop})
+        return kept
+
+
+def ticks(seconds: Fraction, unit: Fraction) -> int:
+    """The nearest whole number of units, halves up."""
+    return math.floor(seconds / unit + Fraction(1, 2))
 
 
 def file_identity(path: Path) -> str:

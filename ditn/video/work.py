@@ -29,7 +29,7 @@ from ditn.inference.upscaler import Upscaler
 from ditn.video.encoding import Encoding, encoder
 from ditn.video.joining import check_parts, join
 from ditn.video.layout import FilmError, layout_of
-from ditn.video.pictures import as_depth, is_pattern, name_of, picture_bytes, write_animation
+from ditn.video.pictures import as_depth, is_pattern, name_of, numbered, picture_bytes, write_animation
 from ditn.video.source import Source
 from ditn.video.stream import FrameUpscaler, ahead, behind, overlapped
 
@@ -126,7 +126,16 @@ def begin(work: Work, options: dict[str, Any], *, resume: bool = False, overwrit
     """Make the folder of the parts, or take up the one that an earlier run has left: then in the tiles of that run.
     `options` is all that decides what the result is. With `overwrite` such a folder is removed, unless it is taken up.
 
-    Raises FilmError if a folder is there but not to be taken up, or of another input or other options."""
+    Raises FilmError if a folder is there but not to be taken up, or of another input or other options; and for pictures
+    that would stay beside those to be written, and look like frames."""
+    if work.encoding is None and is_pattern(work.output.name) and work.output.parent.is_dir():
+        own = {name_of(work.output, number + 1).name for number in range(work.source.count)}
+        others = [file.name for file in numbered(work.output).values() if file.name not in own]
+        if others:
+            raise FilmError(
+                f"{work.output.parent} has {len(others)} more such pictures, {others[0]} to {others[-1]}, than the "
+                f"{len(own)} that are to be written; move them away, or use another folder"
+            )
     manifest = work.folder / _MANIFEST
     said = {"input": work.source.identity, **options, "encoding": repr(work.encoding), "size": list(work.size)}
     said = json.loads(json.dumps(said))
@@ -207,8 +216,10 @@ def _part(work: Work, segment: Segment) -> Iterator[Callable[[tuple[int, Pixels]
 def finish(work: Work) -> list[str]:
     """Join the parts into the output and remove their folder. Returns what was lost, in words. Raises FilmError if not
     one frame could be decoded."""
-    parts = [(segment.start, part_of(work, segment)) for segment in segments(work.source)]
+    every = segments(work.source)
+    parts = [(segment.start, part_of(work, segment)) for segment in every]
     notes: list[str] = []
+    older = 0
     if work.encoding:
         parts = [(start, part) for start, part in parts if part.stat().st_size]
         written = 0
@@ -218,12 +229,14 @@ def finish(work: Work) -> list[str]:
     else:
         files = [file for _, part in parts for file in sorted(part.iterdir())]
         frames = [(int(file.stem), file) for file in files]
-        written = len(frames)
-        if frames and is_pattern(work.output.name):
+        # More than are left here if a run was killed while it gave them their names.
+        written = sum(outcome_of(work, segment).frames for segment in every)
+        if written and is_pattern(work.output.name):
             for number, file in frames:
                 os.replace(file, name_of(work.output, number + 1))
-            # Of a run that was killed just here, some have their names already.
-            written = sum(name_of(work.output, number + 1).exists() for number in range(work.source.count))
+            there = sum(name_of(work.output, number + 1).exists() for number in range(work.source.count))
+            written = min(written, there)
+            older = there - written
         elif frames:
             write_animation(work.output, work.source, frames, quality=work.quality)
     shutil.rmtree(work.folder)
@@ -231,4 +244,6 @@ def finish(work: Work) -> list[str]:
         raise FilmError("none of its frames can be decoded")
     if missing := work.source.count - written:
         notes.append(f"{missing} of {work.source.count} frames could not be decoded and are missing")
+    if older:
+        notes.append(f"{older} of their numbers still have the pictures of an earlier run")
     return notes

@@ -79,7 +79,9 @@ def transparent(number: int) -> np.ndarray:
     return frame
 
 
-@pytest.mark.parametrize(("suffix", "decoder", "tolerance"), [(".webm", "libvpx-vp9", 6), (".mov", "", 6)])
+@pytest.mark.parametrize(
+    ("suffix", "decoder", "tolerance"), [(".webm", "libvpx-vp9", 6), (".mkv", "libvpx-vp9", 6), (".mov", "", 6)]
+)
 def test_transparency_is_kept(tmp_path, suffix: str, decoder: str, tolerance: int) -> None:
     """By VP9 and ProRes, which lose a little; read again by FFmpeg."""
     source = films.make(tmp_path / "film.mkv", 3, transparent, codec="ffv1", layout="yuva444p")
@@ -93,10 +95,21 @@ def test_transparency_is_kept(tmp_path, suffix: str, decoder: str, tolerance: in
     assert next(film.frames(0, 1))[1].shape == (48, 64, 4)
 
 
-def test_transparency_that_a_codec_lacks_is_refused(tmp_path, weights, capsys) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "codec", "by"),
+    [
+        (".mkv", ["--codec", "h264"], "h264"),
+        (".mp4", [], ".mp4"),
+        (".mp4", ["--codec", "vp9"], ".mp4"),
+        (".m4v", [], ".m4v"),
+    ],
+)
+def test_transparency_that_would_be_lost_is_refused(
+    tmp_path, weights, capsys, suffix: str, codec: list, by: str
+) -> None:
     source = films.make(tmp_path / "film.mkv", 2, transparent, codec="ffv1", layout="yuva444p")
-    assert run(source, tmp_path / "large.mp4", weights, "--codec", "h264") == 1
-    assert "has transparency, which h264 does not keep; use --codec ffv1" in capsys.readouterr().err
+    assert run(source, tmp_path / f"large{suffix}", weights, *codec) == 1
+    assert f"has transparency, which {by} does not keep; use --codec ffv1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -111,6 +124,24 @@ def test_transparency_that_a_codec_lacks_is_refused(tmp_path, weights, capsys) -
 def test_what_is_not_enlarged_is_named(tmp_path, suffix: str, fields: dict, message: str) -> None:
     with pytest.raises(FilmError, match=message):
         probe(films.make(tmp_path / f"film{suffix}", 3, **fields))
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".ts", "mpeg2video"), (".m2ts", "mpeg1video"), (".m2v", "mpeg2video")])
+def test_no_frame_of_a_stream_without_an_index_is_lost(tmp_path, monkeypatch, suffix: str, codec: str) -> None:
+    """Not the first, before which a seek finds nothing, and none of a film that cannot be sought in at all: all that
+    PyAV decodes, in its order, whole and of a part."""
+
+    def noisy(number: int) -> np.ndarray:
+        return films.counter(number) // 4 * 3 + np.random.default_rng(number).integers(0, 60, (24, 32, 3), np.uint8)
+
+    monkeypatch.setattr("ditn.video.work._SEGMENT", 4)
+    options = {"g": "5", "bf": "2"}
+    source = films.make(tmp_path / f"film{suffix}", 14, noisy, codec=codec, options=options, time_base=1 / films.RATE)
+    assert films.numbers(source) == list(range(14))
+    assert run(source, tmp_path / "large.mkv", "ditn-tiny-x2") == 0
+    assert films.numbers(tmp_path / "large.mkv") == list(range(14))
+    assert run(source, tmp_path / "part.mkv", "ditn-tiny-x2", "--time", "0.2-0.4") == 0
+    assert films.numbers(tmp_path / "part.mkv") == [5, 6, 7, 8, 9]
 
 
 def test_a_file_without_video(tmp_path, weights, capsys) -> None:
@@ -181,6 +212,15 @@ def test_frames_that_cannot_be_decoded_are_counted_and_the_others_keep_their_tim
     assert "2 of 12 frames could not be decoded and are missing" in capsys.readouterr().err
     whole = films.seconds(films.make(tmp_path / "whole.mkv", 12))
     assert films.seconds(tmp_path / "large.mkv") == whole[:4] + whole[6:]
+    # Among pictures, too, those of an earlier run are not taken for this one's.
+    assert run(tmp_path / "whole.mkv", tmp_path / "out" / "%d.png", weights) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert run(source, tmp_path / "out" / "%d.png", weights, "--overwrite") == 0
+    said = capsys.readouterr().err
+    assert "2 of 12 frames could not be decoded and are missing" in said
+    assert "2 of their numbers still have the pictures of an earlier run" in said
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert all(before[name] == after[name] for name in ("5.png", "6.png"))
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path, weights, capsys) -> None:

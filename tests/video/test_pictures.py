@@ -17,7 +17,7 @@ import ditn
 from ditn.commands.arguments import _rate, _span
 from ditn.commands.cli import main
 from ditn.video.layout import FilmError
-from ditn.video.pictures import is_animated, name_of, numbered, pictures
+from ditn.video.pictures import animation, is_animated, name_of, numbered, pictures
 
 DURATIONS = [40, 100, 30, 40, 200]
 
@@ -116,6 +116,21 @@ def test_soft_edges_are_halved_in_gif(tmp_path, weights) -> None:
         np.testing.assert_array_equal(pixels[..., 3], np.where(covered > 0.5, 255, 0))
 
 
+@pytest.mark.parametrize("blend", [0, 1], ids=["source", "over"])
+def test_a_picture_for_those_who_show_no_animations_is_no_frame(tmp_path, weights, blend: int) -> None:
+    """The default image of an APNG without a frame of its own, of which nothing shines through the first frame."""
+    images = [Image.fromarray(frame(number, alpha=number > 0)) for number in range(3)]
+    images[0].convert("RGBA").save(
+        tmp_path / "a.png", save_all=True, append_images=images[1:], duration=[40, 70], default_image=True, blend=blend
+    )
+    assert run(tmp_path / "a.png", tmp_path / "large.webp", weights, "--quality", "100") == 0
+    assert read(tmp_path / "large.webp")[1] == [40, 70]
+    shown = [pixels for _, pixels in animation(tmp_path / "a.png").frames(0, 2)]
+    for number, pixels in enumerate(shown):
+        np.testing.assert_array_equal(pixels[:, 6:], frame(number + 1, alpha=True)[:, 6:])
+        assert not pixels[:, :6, 3].any()
+
+
 def test_an_animation_becomes_a_film_in_its_own_times(tmp_path, weights) -> None:
     pytest.importorskip("av", reason="PyAV is not installed")
     assert run(animated(tmp_path / "a.gif"), tmp_path / "large.mp4", weights) == 0
@@ -148,6 +163,27 @@ def test_a_film_to_pictures_and_back(tmp_path, weights) -> None:
     assert len(list((tmp_path / "out").iterdir())) == 4
     assert run(film, tmp_path / "out" / "%04d.png", weights) == 1
     assert run(film, tmp_path / "out" / "%04d.png", weights, "--overwrite") == 0
+
+
+def test_longer_runs_before_are_not_mixed_with_this_one(tmp_path, weights, capsys) -> None:
+    """Their pictures would be taken for its last frames: nothing is begun, removed or overwritten."""
+    source, out = tmp_path / "in", tmp_path / "out" / "%03d.png"
+    source.mkdir()
+    for number in range(5):
+        Image.fromarray(frame(number)).save(source / f"{number}.png")
+    assert run(source, out, weights, "--rate", "25") == 0
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+    (source / "0.png").unlink()
+    (source / "1.png").unlink()
+    assert run(source, out, weights, "--rate", "25", "--overwrite") == 1
+    assert "has 2 more such pictures, 004.png to 005.png, than the 3 that are to be written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+    for name in ("004.png", "005.png"):
+        (out.parent / name).unlink()
+    assert run(source, out, weights, "--rate", "25", "--overwrite") == 0
+    assert [(out.parent / f"{number:03}.png").read_bytes() for number in (1, 2, 3)] == [
+        before[f"{number:03}.png"] for number in (3, 4, 5)
+    ]
 
 
 @pytest.mark.parametrize("given", ["", "%06d.png"])
@@ -254,5 +290,17 @@ def test_rates() -> None:
     assert _rate("24000/1001") == _rate("23.976") == Fraction(24000, 1001)
     assert _rate("29.97") == Fraction(30000, 1001)
     assert _rate("12.5") == Fraction(25, 2)
-    with pytest.raises(Exception, match="above 0"):
-        _rate("0")
+    assert _rate("14.285714285714286") == Fraction(100, 7)
+    for nothing in ("0", "0.0000001"):
+        with pytest.raises(Exception, match="above 0"):
+            _rate(nothing)
+
+
+def test_a_rate_of_many_digits_makes_a_film(tmp_path, weights) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed")
+    for number in range(3):
+        Image.fromarray(frame(number)).save(tmp_path / f"{number}.png")
+    for rate in ("14.285714285714286", "333.33333333333331"):
+        film = tmp_path / f"{rate}.mp4"
+        assert run(tmp_path / "%d.png", film, weights, "--rate", rate) == 0
+        np.testing.assert_allclose([float(second) for second in films.seconds(film)], np.arange(3) / float(rate), 1e-9)

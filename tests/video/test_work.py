@@ -161,6 +161,9 @@ def test_any_range_of_frames_is_what_decoding_from_the_beginning_gives(tmp_path)
         ("b.ts", "libx264", {"qp": "0", "g": "5", "bf": "2"}),
         ("c.mpg", "mpeg2video", {"g": "4", "bf": "2"}),
         ("d.avi", "mpeg4", {"g": "5", "bf": "2"}),
+        ("e.ts", "mpeg2video", {"g": "4", "bf": "2"}),
+        ("f.ts", "mpeg1video", {"g": "4"}),
+        ("g.m2v", "mpeg2video", {"g": "4"}),
     ):
         film = probe(films.make(tmp_path / name, 17, noise, codec=codec, options=options, time_base=1 / films.RATE))
         whole = dict(film.frames(0, film.count))
