@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checked.h"
 #include "cpu/kernels.h"
 #include "handle.h"
 #include "new_tensor.h"
@@ -128,10 +129,10 @@ PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weigh
   for (int64_t i = 0; i < layers; ++i) {
     const auto of_layer = [i](const Tensor& t) { return data_of_layer(t, i); };
     attentions.push_back(weights.attention.as<Attention>(of_layer));
-    ffns.push_back(weights.ffn.as<Ffn>(of_layer, as_int(weights.ffn.out_weight.size(1))));
+    ffns.push_back(weights.ffn.as<Ffn>(of_layer, at_least(1, weights.ffn.out_weight.size(1), "E")));
   }
   return {kernels_for(type).inner_patch(as_int(channels), attentions.data(), ffns.data(), as_int(layers),
-                                        static_cast<Norm>(norm), as_int(patch_size)),
+                                        static_cast<Norm>(norm), at_least(1, patch_size, "patch_size")),
           channels};
 }
 
@@ -139,17 +140,19 @@ PreparedOperator inner_patch_attention(ScalarType type, AttentionWeights weights
   weights = weights.map(kWiden);
   const auto attention = weights.as<Attention>(kData);
   const int64_t channels = weights.out_bias.size(0);
-  return {kernels_for(type).inner_patch(as_int(channels), &attention, nullptr, 1, static_cast<Norm>(norm), as_int(patch_size)),
+  return {kernels_for(type).inner_patch(as_int(channels), &attention, nullptr, 1, static_cast<Norm>(norm),
+                                        at_least(1, patch_size, "patch_size")),
           channels};
 }
 
 PreparedOperator gated_ffn(ScalarType type, FfnWeights weights, int64_t norm, int64_t patch_size) {
   weights = weights.map(kWiden);
-  const auto ffn = weights.as<Ffn>(kData, as_int(weights.out_weight.size(0)));
+  const auto ffn = weights.as<Ffn>(kData, at_least(1, weights.out_weight.size(0), "E"));
+  const int patch = at_least(0, patch_size, "patch_size");
   const int64_t channels = weights.out_bias.size(0);
   const Kernels& kernels = kernels_for(type);
-  return {patch_size ? kernels.inner_patch(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm), as_int(patch_size))
-                     : kernels.spatial(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm)),
+  return {patch ? kernels.inner_patch(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm), patch)
+                : kernels.spatial(as_int(channels), nullptr, &ffn, 1, static_cast<Norm>(norm)),
           channels};
 }
 
@@ -161,7 +164,7 @@ PreparedOperator spatial_stage(ScalarType type, SpatialStageWeights weights, int
   for (int64_t i = 0; i < layers; ++i) {
     const auto of_layer = [i](const Tensor& t) { return data_of_layer(t, i); };
     gates.push_back(weights.gate.as<Gate>(of_layer));
-    ffns.push_back(weights.ffn.as<Ffn>(of_layer, as_int(weights.ffn.out_weight.size(1))));
+    ffns.push_back(weights.ffn.as<Ffn>(of_layer, at_least(1, weights.ffn.out_weight.size(1), "E")));
   }
   return {kernels_for(type).spatial(as_int(channels), gates.data(), ffns.data(), as_int(layers), static_cast<Norm>(norm)),
           channels};
@@ -183,7 +186,7 @@ PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
 PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscale) {
   weights = weights.map(kWiden);
   const int64_t channels = weights.up_weight.size(2), outputs = weights.up_weight.size(3);
-  const auto tail = weights.as<Tail>(kData, as_int(outputs), as_int(upscale));
+  const auto tail = weights.as<Tail>(kData, as_int(outputs), upscale_for(outputs, upscale));
   return {kernels_for(type).image_tail(as_int(channels), tail), outputs / (upscale * upscale), upscale};
 }
 
@@ -222,7 +225,7 @@ std::tuple<Tensor, AttentionWeights> inner_patch_attention_backward(Tensor grad,
   const AttentionWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
   differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
     kernels.inner_patch_attention(kThreads, shape_of(x), in(grad), in(x), wide.as<Attention>(kData), static_cast<Norm>(norm),
-                                  as_int(patch_size), out_of(dx), dweights.as<AttentionOf<float>>(kOut));
+                                  at_least(1, patch_size, "patch_size"), out_of(dx), dweights.as<AttentionOf<float>>(kOut));
   });
   return {dx, dweights.map(in_type_of(weights.out_bias))};
 }
@@ -230,10 +233,10 @@ std::tuple<Tensor, AttentionWeights> inner_patch_attention_backward(Tensor grad,
 std::tuple<Tensor, FfnWeights> gated_ffn_backward(Tensor grad, Tensor x, FfnWeights weights, int64_t norm, int64_t patch_size) {
   Tensor dx = new_like(x);
   const FfnWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
-  const int expanded = as_int(weights.out_weight.size(0));
+  const int expanded = at_least(1, weights.out_weight.size(0), "E");
   differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
     kernels.gated_ffn(kThreads, shape_of(x), in(grad), in(x), wide.as<Ffn>(kData, expanded), static_cast<Norm>(norm),
-                      as_int(patch_size), out_of(dx), dweights.as<FfnOf<float>>(kOut, expanded));
+                      at_least(0, patch_size, "patch_size"), out_of(dx), dweights.as<FfnOf<float>>(kOut, expanded));
   });
   return {dx, dweights.map(in_type_of(weights.out_bias))};
 }
@@ -276,7 +279,7 @@ std::tuple<Tensor, Tensor, TailWeights> image_tail_backward(Tensor grad, Tensor 
                                                             int64_t upscale) {
   Tensor dx = new_like(x), dskip = new_like(skip);
   const TailWeights wide = weights.map(kWiden), dweights = wide.map(kNewLike);
-  const int outputs = as_int(weights.up_weight.size(3)), scale = as_int(upscale);
+  const int outputs = as_int(weights.up_weight.size(3)), scale = upscale_for(outputs, upscale);
   differentiate(x, [&](const auto& kernels, const auto& in, const auto& out_of) {
     kernels.image_tail(kThreads, shape_of(x), in(grad), in(x), in(skip), wide.as<Tail>(kData, outputs, scale), out_of(dx),
                        out_of(dskip), dweights.as<TailOf<float>>(kOut, outputs, scale));
@@ -288,6 +291,13 @@ Tensor function(std::string name, Tensor x) {
   Tensor y = new_like(x);
   level().function(name.c_str(), data(x), out<float>(y), x.numel());
   return y;
+}
+
+// On any device, a dense copy of what may have any strides: compiled programs assume those that they were traced with.
+Tensor dense(Tensor x) {
+  const auto sizes = x.sizes();
+  Tensor y = new_tensor(x, {sizes.begin(), sizes.end()});
+  return torch::stable::copy_(y, x);
 }
 
 // On any device.
@@ -303,6 +313,7 @@ int64_t fma_loop(int64_t units) { return level().fma_loop(kThreads, units); }
 
 STABLE_TORCH_LIBRARY(ditn_native, m) {
   define_operators(m);
+  m.def("dense(Tensor x) -> Tensor");
   m.def("function(str name, Tensor x) -> Tensor");
   m.def("fma_loop(int units) -> int");
   m.def("run_prepared(int handle, Tensor x, Tensor skip) -> Tensor");
@@ -310,6 +321,7 @@ STABLE_TORCH_LIBRARY(ditn_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ditn_native, CompositeExplicitAutograd, m) {
+  m.impl("dense", TORCH_BOX(&dense));
   m.impl("fma_loop", TORCH_BOX(&fma_loop));
   m.impl("run_prepared", TORCH_BOX(&run_prepared));
   m.impl("release", TORCH_BOX(&release));

@@ -41,7 +41,8 @@ def native_libraries(device: str = "cpu") -> list[Path]:
 
 def lower_to_native(program: ExportedProgram) -> ExportedProgram:
     """The program with every `ditn::*` operator replaced by the compiled library's `ditn_native::*`, and stages that
-    the library does not have by their decomposition.
+    the library does not have by their decomposition. What it is given is copied first, so that tensors of any strides
+    may be: compiled by AOTInductor it would read all as if they were dense.
 
     Raises BackendError, with every reason, for an operator that the library cannot run with the program's shapes, dtype
     and device, or if there is no library.
@@ -52,6 +53,13 @@ def lower_to_native(program: ExportedProgram) -> ExportedProgram:
     # Otherwise the graph, which is traced again, would assume that no size is 1.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         lowered: ExportedProgram = program.run_decompositions(table)
+    graph = lowered.graph
+    for given in [node for node in graph.nodes if node.name in lowered.graph_signature.user_inputs]:
+        with graph.inserting_after(given):
+            dense = graph.call_function(torch.ops.ditn_native.dense.default, (given,))
+        dense.meta = dict(given.meta)
+        given.replace_all_uses_with(dense, delete_user_cb=lambda user, own=dense: user is not own)
+    lowered.graph_module.recompile()
     return lowered
 
 
@@ -73,6 +81,7 @@ def _call(op: Op) -> Callable[..., Tensor]:
 
 @functools.cache
 def _register_fakes() -> None:
+    torch.library.register_fake("ditn_native::dense", lambda x: x.new_empty(x.shape))
     for op in REGISTRY.values():
         torch.library.register_fake(f"ditn_native::{op.name}", _fake(op))
 

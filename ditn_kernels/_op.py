@@ -23,6 +23,8 @@ from ditn_kernels.backends import BACKENDS
 
 NORMS = ("tanh", "layernorm", "none")
 _MISSING = inspect.Parameter.empty
+# From the size of every axis and all arguments: what is wrong with them and what would be right; None if nothing is.
+Rule = Callable[[Mapping[str, int], Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Op:
     `definition` is its plain PyTorch formula, and its signature that of the operator. A record of weights among its
     arguments (`_records`) stands for its tensors in this order, and wherever the operator's arguments are taken, they
     may also be given flat: the tensors one by one. `axes` names every tensor and its axes, `options` are the rest:
-    shapes are checked, samples are drawn and costs are counted from them. `output_shape` gives the result's shape from
-    the axes' sizes and the arguments.
+    shapes are checked, samples are drawn and costs are counted from them. `rules` say what else has to hold of sizes
+    and options. `output_shape` gives the result's shape from the axes' sizes and the arguments.
     A stage also has a `decomposition`: from its arguments behind x to the same computation as a chain of operators. It
     runs where a gradient is wanted and where no backend has a kernel for the whole.
     `atol_of_max` is an absolute tolerance for each dtype, relative to the largest output: the error against float64 may
@@ -69,6 +71,7 @@ class Op:
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]]
     backends: Mapping[str, Support]
     samples: tuple[Sample, ...]
+    rules: tuple[Rule, ...]
     macs: Callable[[Mapping[str, int]], int]
     gradient: Callable[..., tuple[Any, ...]] | None
     decomposition: Callable[..., Iterable[Layer]] | None
@@ -147,8 +150,8 @@ class Op:
         return (_records.rebuild(hint, values) for hint in self.parameters.values())
 
     def check(self, args: Mapping[str, Any]) -> dict[str, int]:
-        """The size of every named axis. Raises ValueError or TypeError that names the argument, its shape, and
-        the shape, dtype or device that was expected."""
+        """The size of every named axis. Raises ValueError or TypeError that names the argument, its shape or value,
+        and the shape, dtype, device or value that was expected."""
         sizes: dict[str, int] = {}
         first_name = next(iter(self.axes))
         first = args[first_name]
@@ -163,13 +166,11 @@ class Op:
                 )
             if expected := _axes.bind(axes, tensor.shape, sizes):
                 raise ValueError(f"{self.name}: {name} has shape {list(tensor.shape)}, expected [{expected}]")
-        norm, patch_size = args.get("norm", "none"), args.get("patch_size", 0)
-        if norm not in NORMS:
-            raise ValueError(f"{self.name}: norm is {norm!r}, must be one of {', '.join(map(repr, NORMS))}")
-        if patch_size and (sizes["H"] % patch_size or sizes["W"] % patch_size):
-            raise ValueError(
-                f"{self.name}: a map of {sizes['H']}x{sizes['W']} is not a grid of {patch_size}-pixel patches"
-            )
+        if not first.dtype.is_floating_point:
+            raise TypeError(f"{self.name}: {first_name} is {first.dtype}, all tensors must be floating-point")
+        for rule in self.rules:
+            if wrong := rule(sizes, args):
+                raise ValueError(f"{self.name}: {wrong}")
         return sizes
 
     def inputs(
@@ -231,6 +232,7 @@ def define(
     *,
     samples: Iterable[Sample],
     macs: Callable[[Mapping[str, int]], int],
+    rules: Iterable[Rule] = (),
     output_shape: Callable[[Mapping[str, int], Mapping[str, Any]], tuple[int, ...]] = _same_map,
     backward: Callable[..., tuple[Any, ...]] | None = None,
     decomposition: Callable[..., Iterable[Layer]] | None = None,
@@ -245,6 +247,7 @@ def define(
             output_shape=output_shape,
             backends={name: support for name, support in supports.items() if support is not None},
             samples=tuple(samples),
+            rules=tuple(rules),
             macs=macs,
             gradient=backward,
             decomposition=decomposition,

@@ -191,7 +191,8 @@ class TileFfnBackward {
           d1 = fma(w1[tap], load(a + at), d1);
           d2 = fma(w2[tap], load(b + at), d2);
         }
-        const Vec below = fma(splat(0.5f), erf(d1 * splat(0.707106781f)), splat(0.5f));
+        // As in gelu(), not below 0.
+        const Vec below = max(splat(0.0f), fma(splat(0.5f), erf(d1 * splat(0.707106781f)), splat(0.5f)));
         const Vec density = splat(0.398942280f) * exp(splat(-0.5f) * d1 * d1);
         const Vec gelu = d1 * below, slope = fma(d1, density, below);
         store(out + first_plane, load(dgated) * d2 * slope);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// exp, tanh, erf and gelu of a vector. NaN stays NaN; infinities give the limits.
+// exp, tanh, erf and gelu of a vector. NaN stays NaN; infinities give the limits, but gelu(-infinity) is NaN, as in PyTorch.
 //
 // Largest errors, held by tests/kernels/test_native.py over the whole range: exp 3 ulp, tanh 6 ulp, erf 6 ulp.
 // The rational functions are this project's own fits (Lawson iteration on the relative error).
@@ -58,7 +58,9 @@ DITN_INLINE Vec gelu(Vec x) {
                           kErfQ[3] / 8, kErfQ[4] / 16, kErfQ[5] / 32};
   const Vec bounded = clamp(x, -5.5578594f, 5.5578594f);
   const Vec s = bounded * bounded;
-  return x * (bounded * polynomial(s, kP) / polynomial(s, kQ) + splat(0.5f));
+  // At the lower bound the sum rounds to -6e-8, which a far negative x would multiply. (max() gives its second operand if
+  // that is NaN.)
+  return x * max(splat(0.0f), bounded * polynomial(s, kP) / polynomial(s, kQ) + splat(0.5f));
 }
 
 }  // namespace ditn::DITN_LEVEL

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../checked.h"
 #include "../handle.h"
 #include "../new_tensor.h"
 #include "kernels.h"
@@ -159,15 +160,15 @@ class PreparedOperator final : public Handle {
 PreparedOperator inner_patch_attention(ScalarType type, AttentionWeights weights, int64_t norm, int64_t patch_size) {
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
     cuda::inner_patch_attention<T>(device, shape, x, y, weights.as<AttentionOf<const T>>(kData<T>), static_cast<Norm>(norm),
-                                   as_int(patch_size));
+                                   at_least(1, patch_size, "patch_size"));
   };
   return {launch_of(type, launch), weights.out_bias.size(0)};
 }
 
 PreparedOperator gated_ffn(ScalarType type, FfnWeights weights, int64_t norm, int64_t patch_size) {
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
-    const auto ffn = weights.as<FfnOf<const T>>(kData<T>, as_int(weights.out_weight.size(0)));
-    cuda::gated_ffn<T>(device, shape, x, y, ffn, static_cast<Norm>(norm), as_int(patch_size));
+    const auto ffn = weights.as<FfnOf<const T>>(kData<T>, at_least(1, weights.out_weight.size(0), "E"));
+    cuda::gated_ffn<T>(device, shape, x, y, ffn, static_cast<Norm>(norm), at_least(0, patch_size, "patch_size"));
   };
   return {launch_of<__nv_bfloat16>(type, launch), weights.out_bias.size(0)};
 }
@@ -183,8 +184,8 @@ PreparedOperator inner_patch_stage(ScalarType type, InnerPatchStageWeights weigh
   const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
     cuda::inner_patch_stage<T>(device, shape, x, y, weights.attention.as<AttentionOf<const T>>(kData<T>),
-                               weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers),
-                               static_cast<Norm>(norm), as_int(patch_size));
+                               weights.ffn.as<FfnOf<const T>>(kData<T>, at_least(1, expanded, "E")), as_int(layers),
+                               static_cast<Norm>(norm), at_least(1, patch_size, "patch_size"));
   };
   return {launch_of<__nv_bfloat16>(type, launch), weights.ffn.out_weight.size(2)};
 }
@@ -193,7 +194,8 @@ PreparedOperator spatial_stage(ScalarType type, SpatialStageWeights weights, int
   const int64_t layers = weights.ffn.out_weight.size(0), expanded = weights.ffn.out_weight.size(1);
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T*, T* y) {
     cuda::spatial_stage<T>(device, shape, x, y, weights.gate.as<GateOf<const T>>(kData<T>),
-                           weights.ffn.as<FfnOf<const T>>(kData<T>, as_int(expanded)), as_int(layers), static_cast<Norm>(norm));
+                           weights.ffn.as<FfnOf<const T>>(kData<T>, at_least(1, expanded, "E")), as_int(layers),
+                           static_cast<Norm>(norm));
   };
   return {launch_of<__nv_bfloat16>(type, launch), weights.ffn.out_weight.size(2)};
 }
@@ -208,11 +210,12 @@ PreparedOperator image_head(ScalarType type, Tensor weight, Tensor bias) {
 
 PreparedOperator image_tail(ScalarType type, TailWeights weights, int64_t upscale) {
   const int64_t outputs = weights.up_weight.size(3);
+  const int scale = upscale_for(outputs, upscale);
   const auto launch = [=]<class T>(cuda::Device& device, Shape shape, const T* x, const T* skip, T* y) {
-    const auto tail = weights.as<TailOf<const T>>(kData<T>, as_int(outputs), as_int(upscale));
+    const auto tail = weights.as<TailOf<const T>>(kData<T>, as_int(outputs), scale);
     cuda::image_tail<T>(device, shape, x, skip, y, tail);
   };
-  return {launch_of<__nv_bfloat16>(type, launch), outputs / (upscale * upscale), upscale};
+  return {launch_of<__nv_bfloat16>(type, launch), outputs / (scale * scale), scale};
 }
 
 PreparedOperator tanh_affine(ScalarType type, Tensor weight, Tensor bias) {

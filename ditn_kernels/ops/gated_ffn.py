@@ -21,6 +21,7 @@ from ditn_kernels.ops._parts import (
     pointwise_backward,
     to_patches,
 )
+from ditn_kernels.ops._rules import hidden_channels, known_norm, patches
 
 
 class FfnWeights(NamedTuple):
@@ -70,6 +71,7 @@ def _backward(
         Sample("odd channels", {"B": 1, "C": 7, "E": 19, "H": 1, "W": 5}, {"norm": "layernorm", "patch_size": 0}),
         Sample("empty", {"B": 0, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],
+    rules=[known_norm, hidden_channels, patches(or_map=True)],
     macs=lambda s: s["B"] * s["H"] * s["W"] * s["E"] * (3 * s["C"] + 18),
     backward=_backward,
 )

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +36,15 @@ def _backward(
     return dx, ddeep, TailWeights(dbody_weight, dbody_bias, dup_weight, dup_bias)
 
 
+def _whole_pixels(sizes: Mapping[str, int], args: Mapping[str, Any]) -> str | None:
+    upscale, outputs = args["upscale"], sizes["D"]
+    if upscale < 1:
+        return f"upscale is {upscale}, must be 1 or more"
+    if not outputs or outputs % upscale**2:
+        return f"D is {outputs}, must be a positive multiple of upscale**2 = {upscale**2}"
+    return None
+
+
 @define(
     output_shape=lambda sizes, args: (
         sizes["B"],
@@ -50,6 +60,7 @@ def _backward(
         Sample("x1 gray", {"B": 1, "C": 20, "D": 1, "H": 5, "W": 1}, {"upscale": 1}),
         Sample("empty", {"B": 0, "C": 60, "D": 48, "H": 8, "W": 8}, {"upscale": 4}),
     ],
+    rules=[_whole_pixels],
     macs=lambda s: 9 * s["B"] * s["H"] * s["W"] * s["C"] * (s["C"] + s["D"]),
     backward=_backward,
 )

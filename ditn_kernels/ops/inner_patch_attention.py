@@ -19,6 +19,7 @@ from ditn_kernels.ops._parts import (
     pointwise_backward,
     to_patches,
 )
+from ditn_kernels.ops._rules import known_norm, patches
 
 _NORMALIZE_EPS = 1e-12
 
@@ -83,6 +84,7 @@ def _unit_backward(grad: Tensor, unit: Tensor, length: Tensor) -> Tensor:
         Sample("odd channels", {"B": 1, "C": 7, "H": 8, "W": 16}, {"norm": "layernorm", "patch_size": 8}),
         Sample("empty", {"B": 0, "C": 60, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],
+    rules=[known_norm, patches()],
     # 4 C x C products per token, and q k^T and A v
     macs=lambda s: s["B"] * s["H"] * s["W"] * 6 * s["C"] ** 2,
     backward=_backward,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditn_kernels._op import Layer, Sample, define, in_turn
 from ditn_kernels._records import Map, layers
+from ditn_kernels.ops._rules import hidden_channels, known_norm, patches
 from ditn_kernels.ops.gated_ffn import FfnWeights, gated_ffn
 from ditn_kernels.ops.inner_patch_attention import AttentionWeights, inner_patch_attention
 
@@ -36,6 +37,7 @@ def _decomposition(weights: InnerPatchStageWeights, norm: str, patch_size: int) 
         Sample("patch 4", {"B": 1, "L": 1, "C": 32, "E": 64, "H": 12, "W": 20}, {"norm": "tanh", "patch_size": 4}),
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh", "patch_size": 8}),
     ],
+    rules=[known_norm, hidden_channels, patches()],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (6 * s["C"] ** 2 + s["E"] * (3 * s["C"] + 18)),
     decomposition=_decomposition,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ditn_kernels._op import Layer, Sample, define, in_turn
 from ditn_kernels._records import Map, layers
+from ditn_kernels.ops._rules import hidden_channels, known_norm
 from ditn_kernels.ops.dilated_gate import GateWeights, dilated_gate
 from ditn_kernels.ops.gated_ffn import FfnWeights, gated_ffn
 
@@ -34,6 +35,7 @@ def _decomposition(weights: SpatialStageWeights, norm: str) -> Iterator[Layer]:
         Sample("small", {"B": 1, "L": 1, "C": 32, "E": 64, "H": 3, "W": 40}, {"norm": "tanh"}),
         Sample("empty", {"B": 0, "L": 2, "C": 60, "E": 120, "H": 8, "W": 8}, {"norm": "tanh"}),
     ],
+    rules=[known_norm, hidden_channels],
     macs=lambda s: s["L"] * s["B"] * s["H"] * s["W"] * (s["C"] * (4 * s["C"] + 25 + 49) + s["E"] * (3 * s["C"] + 18)),
     decomposition=_decomposition,
 )

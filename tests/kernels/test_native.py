@@ -24,6 +24,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PROJECT
+from test_ops import NO_SENSE, without_sense
 
 import ditn
 import ditn_kernels
@@ -270,6 +271,56 @@ def test_nan_stays_nan_and_stays_where_it_was() -> None:
     assert result[0, :, :8, :8].isnan().all()
     assert not result[0, :, :8, 8:].isnan().any()
     assert not result[1].isnan().any()
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "axes", "options", "message"), NO_SENSE)
+def test_values_without_sense_do_not_crash(name: str, axes: dict, options: dict, message: str) -> None:
+    """Where no Python has checked them: in `torch.ops.ditn_native` and in exported programs."""
+    op, args = without_sense(name, axes, options)
+    said = re.escape(message.split(",")[0])
+    with pytest.raises(RuntimeError, match=f"ditn_native: {said}"):
+        BACKENDS["cpp"].kernel(op, backward=False)(*args)
+    if op.backends["cpp"].backward:
+        with pytest.raises(RuntimeError, match=f"ditn_native: {said}"):
+            BACKENDS["cpp"].kernel(op, backward=True)(args[0], *args)
+
+
+@needs_library
+@pytest.mark.parametrize("level", levels())
+def test_far_negative_gates_are_shut(level: str) -> None:
+    """From -10 on gelu(x) is less than 1e-21, which is nothing times 1000. NaN is no such gate. 19 hidden channels:
+    whole vectors and a rest."""
+    code = """
+import torch
+from ditn_kernels import gated_ffn
+def inputs(gate, dtype):
+    centre = torch.zeros(3, 3, 38)
+    centre[1, 1] = 1
+    bias = torch.tensor([gate] * 19 + [1000.0] * 19)
+    x, none, out = torch.zeros(1, 1, 1, 1), torch.zeros(38), torch.ones(19, 1)
+    return [t.to(dtype) for t in (x, none[None], bias, centre, none, out, none[:1])]
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for gate in (-10.0, -1000.0, -6e4):
+        args = inputs(gate, dtype)
+        exact = [arg.double().requires_grad_() for arg in args]
+        y, one = gated_ffn.reference(*exact, "none", 0), torch.ones(1, 1, 1, 1, dtype=dtype)
+        found = {"y": (gated_ffn(*args, "none", 0, backend="cpp"), y)}
+        if dtype != torch.float16:
+            got = torch.ops.ditn.gated_ffn_backward(one, *args, "none", 0, backend="cpp")
+            found |= dict(zip(gated_ffn.axes, zip(got, torch.autograd.grad(y, exact, one.double()))))
+        for name, (got, want) in found.items():
+            what = f"{name} of {gate} in {dtype}"
+            torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-15, msg=what)
+    args = inputs(torch.nan, dtype)
+    assert gated_ffn(*args, "none", 0, backend="cpp").isnan()
+    if dtype != torch.float16:
+        assert torch.ops.ditn.gated_ffn_backward(one, *args, "none", 0, backend="cpp")[2].isnan().all()
+"""
+    code = "from ditn_kernels.backends.native import _libraries; assert _libraries.why_missing() is None" + code
+    command, environment = [sys.executable, "-c", code], os.environ | {"DITN_CPU_LEVEL": level}
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @needs_library

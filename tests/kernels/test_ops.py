@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ import ditn_kernels
 from benchmarks.oracle import published
 from benchmarks.oracle.tolerance import assert_as_good
 from ditn_kernels import REGISTRY, Op
+from ditn_kernels._axes import is_map
 from ditn_kernels._dispatch import reasons_against
 from ditn_kernels._op import Sample
 from ditn_kernels._tolerance import DRAWS_OF_A_NUMBER
@@ -312,6 +315,52 @@ def test_wrong_arguments_are_named() -> None:
         ditn_kernels.gated_ffn(*args, "batch", 8)
     with pytest.raises(ValueError, match="16x24 is not a grid of 7-pixel patches"):
         ditn_kernels.gated_ffn(*args, "tanh", 7)
+
+
+NO_SENSE = [
+    ("image_tail", {}, {"upscale": 0}, "upscale is 0, must be 1 or more"),
+    ("image_tail", {}, {"upscale": -2}, "upscale is -2, must be 1 or more"),
+    ("image_tail", {}, {"upscale": 5}, "D is 48, must be a positive multiple of upscale**2 = 25"),
+    ("image_tail", {}, {"upscale": 16}, "D is 48, must be a positive multiple of upscale**2 = 256"),
+    ("image_tail", {"D": 0}, {}, "D is 0, must be a positive multiple of upscale**2 = 16"),
+    ("gated_ffn", {}, {"patch_size": -8}, "patch_size is -8, must be 1 or more, or 0 for the whole map"),
+    ("gated_ffn", {"E": 0}, {"patch_size": 0}, "E is 0, must be 1 or more"),
+    ("gated_ffn", {"E": 0}, {}, "E is 0, must be 1 or more"),
+    ("inner_patch_attention", {}, {"patch_size": 0}, "patch_size is 0, must be 1 or more"),
+    ("inner_patch_attention", {}, {"patch_size": -8}, "patch_size is -8, must be 1 or more"),
+    ("inner_patch_stage", {}, {"patch_size": 0}, "patch_size is 0, must be 1 or more"),
+    ("inner_patch_stage", {"E": 0}, {}, "E is 0, must be 1 or more"),
+    ("spatial_stage", {"E": 0}, {}, "E is 0, must be 1 or more"),
+]
+
+
+def without_sense(name: str, axes: dict, options: dict) -> tuple[Op, list]:
+    """An operator and its arguments for its first sample, but for these sizes and options."""
+    op = REGISTRY[name]
+    first = op.samples[0]
+    return op, list(op.inputs(Sample("no sense", first.axes | axes, first.options | options)).values())
+
+
+@pytest.mark.parametrize(("name", "axes", "options", "message"), NO_SENSE)
+def test_values_without_sense_are_refused_alike(name: str, axes: dict, options: dict, message: str) -> None:
+    """By every backend, and where none is chosen: prepared, or in a trace that knows shapes only."""
+    op, args = without_sense(name, axes, options)
+    maps = sum(map(is_map, op.axes.values()))
+    message = f"^{re.escape(f'{name}: {message}')}"
+    for backend in (None, *op.backends):
+        with pytest.raises(ValueError, match=message):
+            op(*args, backend=backend)
+    with pytest.raises(ValueError, match=message):
+        ditn_kernels.Prepared(op, *args[maps:])(*args[:maps])
+    with pytest.raises(ValueError, match=message):
+        op(*(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args))
+
+
+def test_integers_are_refused() -> None:
+    args, options = arguments(ditn_kernels.gated_ffn, ditn_kernels.gated_ffn.samples[0], torch.float32)
+    for backend in (None, *ditn_kernels.gated_ffn.backends):
+        with pytest.raises(TypeError, match=r"gated_ffn: x is torch.int32, all tensors must be floating-point"):
+            ditn_kernels.gated_ffn(*(arg.int() for arg in args), **options, backend=backend)
 
 
 def test_second_derivative_is_refused_clearly() -> None:
