@@ -34,7 +34,9 @@ def accelerate(module: _M) -> _M:
     The module is changed in place and returned. Its class, parameters, state dict and hooks stay; `forward` becomes
     `DITN.forward` on its very parameters, so that new weights, `to()` and training work on: images [B, C, H, W] in
     0..1, of any size, in the parameters' dtype -> [B, C, H * s, W * s]. A write that hides from PyTorch's version
-    counter (through `.data`, or `half().float()` without a call in between) is seen only by another `accelerate`.
+    counter (through `.data`, or `half().float()` without a call in between) is seen only by another `accelerate`; a
+    layer that is put in the place of one is not seen. torch.nn.DataParallel's replicas of it call this very module, and
+    raise on another device than its own; those of a `DITN` do not.
 
     That it computes what this package computes is tried out first: on a copy in float64 with random weights, on a small
     random image. Raises ValueError that says what differs: a key, a shape, the size of a patch, neosr's attention,

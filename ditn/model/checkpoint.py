@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -81,8 +82,8 @@ def load(
         )
     model = _without_memory(path, config, fused)
     check_fit(path, state, model.state_dict())
-    model.to_empty(device="cpu").load_state_dict(state)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model.to(dtype).to_empty(device="cpu").load_state_dict(state)  # rounded once, whatever the default dtype is
+    return model.to(device).eval().requires_grad_(False)
 
 
 def save(
@@ -101,12 +102,12 @@ def save(
     called: saving it as .pth or .pt warns of that.
 
     Written under another name and renamed, so the path holds the old file or the whole new one. Raises FileExistsError
-    unless `overwrite`, ValueError for another suffix.
+    unless `overwrite`, ValueError for another suffix and for a weight that is finite, but too large for `dtype`.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
-    state = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
+    state = {key: _converted(key, tensor, dtype) for key, tensor in model.state_dict().items()}
     if path.suffix not in (".safetensors", *_PICKLE_SUFFIXES):
         raise ValueError(f"{path}: the suffix must be .safetensors, .pth or .pt, not {path.suffix!r}")
     if path.suffix in _PICKLE_SUFFIXES and model.config.norm == "layernorm":
@@ -121,6 +122,14 @@ def save(
             temporary.write_bytes(format_safetensors(state, facts))
         else:
             torch.save(state, temporary)
+
+
+def _converted(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    converted = tensor.detach().to("cpu", dtype).contiguous()
+    lost = tensor.detach().cpu().isfinite() & ~converted.isfinite()
+    if lost.any():
+        raise ValueError(f"{key} has {int(lost.sum())} values that are too large for {converted.dtype}")
+    return converted
 
 
 def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") -> DITNConfig:
@@ -144,7 +153,10 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
     itls, sals = count(r"UFONE\.0\.ITLs\.(\d+)\."), count(r"UFONE\.0\.SALs\.(\d+)\.")
     layer = "UFONE.0.ITLs.0" if itls else "UFONE.0.SALs.0"
     norm = "layernorm" if f"{layer}.norm1.weight" in state else "tanh"
-    hidden = shape(f"{layer}.ffn.project_in.weight")[0] / 2 if itls or sals else 2 * dim
+    hidden = shape(f"{layer}.ffn.project_in.weight")[0] // 2 if itls or sals else 2 * dim
+    expansion = hidden / dim
+    if int(dim * expansion) < hidden:  # rounded down, as for 122 / 46
+        expansion = math.nextafter(expansion, math.inf)
     config = DITNConfig(
         upscale=upscale,
         norm=norm,
@@ -152,7 +164,7 @@ def infer_config(state: Mapping[str, Tensor], *, source: object = "state dict") 
         ufones=count(r"UFONE\.(\d+)\."),
         itls=itls,
         sals=sals,
-        expansion=hidden / dim,
+        expansion=expansion,
         bias=f"{layer}.ffn.project_in.bias" in state,
         in_channels=channels,
         out_channels=outputs,
@@ -201,7 +213,7 @@ def _without_memory(path: Path, config: DITNConfig, fused: bool) -> DITN:
     try:
         with torch.device("meta"):
             return DITN(config=config, fused=fused)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, OverflowError) as error:  # by how much too large
         raise CheckpointError(f"{path}: no network can be as large as {config}") from error
 
 

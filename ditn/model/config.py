@@ -13,6 +13,8 @@ UPSCALES = range(1, 9)
 _PADDING_GRID = 8
 # A pixel of a SAL sees 2 pixels further by dw5x5, 9 by the dilated dw7x7 and 1 by the FFN's dw3x3.
 _SAL_RADIUS = 2 + 9 + 1
+# Images are padded to whole patches: of this side, to 16 million pixels, a map of which takes gigabytes.
+_LARGEST_PATCH = 4096
 # The fields that count something.
 _LEAST = {
     **dict.fromkeys(("upscale", "dim", "patch_size", "in_channels", "out_channels"), 1),
@@ -28,7 +30,7 @@ class DITNConfig:
     norm        "layernorm" (DITN, DITN-Tiny) or "tanh" (DITN-Real: tanh, then a 1x1 convolution with bias)
     dim         channels of the residual stream
     ufones, itls, sals   UFONEs; inner-patch layers and spatial-aware layers in each
-    patch_size  side of a patch in input pixels. No weight's shape depends on it
+    patch_size  side of a patch in input pixels, at most 4096. No weight's shape depends on it
     expansion   hidden channels of the FFN over dim (each of the gate's two halves)
     bias        whether the FFN's convolutions and the attention's output have a bias
     in_channels, out_channels   of the images
@@ -55,6 +57,8 @@ class DITNConfig:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} is {value!r}, must be a whole number, at least {least}")
+        if self.patch_size > _LARGEST_PATCH:
+            raise ValueError(f"patch_size is {self.patch_size}, must be at most {_LARGEST_PATCH}")
         if self.upscale not in UPSCALES:
             raise ValueError(f"upscale is {self.upscale}, must be {UPSCALES[0]} to {UPSCALES[-1]}")
         if self.norm not in ("layernorm", "tanh"):

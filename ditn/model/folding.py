@@ -16,12 +16,32 @@ leave stacked, [layers, ...]. The products are differentiable, so training goes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from types import MethodType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 Linear = nn.Linear | nn.Conv2d
+# What layers compute that are their weight and bias alone; classes made by a parametrization inherit it.
+_FORWARDS = (nn.Linear.forward, nn.Conv2d.forward, nn.LayerNorm.forward)
+# Hooks that make a layer's weight before each call, an attribute then and no parameter.
+_MAKERS = (BasePruningMethod, SpectralNorm, WeightNorm)
+
+
+class StrangeLayerError(TypeError):
+    """A layer that computes something else than its weight and bias say, which folding would lose."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(
+            f"this {type(layer).__name__} computes something else than nn.Linear, nn.Conv2d or nn.LayerNorm of its "
+            "weight and bias, which would be lost, since inner layers are not called; merge it into the weight (LoRA), "
+            "or make it a parametrization (torch.nn.utils.parametrize)"
+        )
+        self.layer = layer
 
 
 def pointwise(
@@ -31,9 +51,10 @@ def pointwise(
 
     `before` are 1x1 convolutions, LayerNorms (of which only weight and bias count) or nothing.
     """
-    kept = layers[0].weight.dtype
+    weight, bias = _matrices(layers), _biases(layers)
+    kept = weight.dtype
     dtype = torch.promote_types(kept, torch.float32)
-    weight, bias = _matrices(layers).to(dtype), _biases(layers).to(dtype)
+    weight, bias = weight.to(dtype), bias.to(dtype)
     if before:
         bias = bias + (weight @ _biases(before).to(dtype).unsqueeze(-1)).squeeze(-1)
         if isinstance(before[0], nn.LayerNorm):
@@ -59,7 +80,7 @@ class ConvWeights(NamedTuple):
 
 
 def conv3x3(layer: nn.Conv2d) -> ConvWeights:
-    return ConvWeights(layer.weight.permute(2, 3, 1, 0), _biases([layer])[0])
+    return ConvWeights(_tensor(layer, "weight").permute(2, 3, 1, 0), _biases([layer])[0])
 
 
 def _matrices(layers: Sequence[nn.Module]) -> Tensor:
@@ -69,9 +90,21 @@ def _matrices(layers: Sequence[nn.Module]) -> Tensor:
 
 def _biases(layers: Sequence[nn.Module]) -> Tensor:
     """[L, out]; zeros where there are none."""
-    weight = cast(Tensor, layers[0].weight)
-    return weight.new_zeros(len(layers), len(weight)) if layers[0].bias is None else _stacked(layers, "bias")
+    if layers[0].bias is not None:
+        return _stacked(layers, "bias")
+    weight = _tensor(layers[0], "weight")
+    return weight.new_zeros(len(layers), len(weight))
 
 
 def _stacked(layers: Sequence[nn.Module], name: str) -> Tensor:
-    return torch.stack([cast(Tensor, getattr(layer, name)) for layer in layers])
+    return torch.stack([_tensor(layer, name) for layer in layers])
+
+
+def _tensor(layer: nn.Module, name: str) -> Tensor:
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, _MAKERS) and name in (getattr(hook, "name", None), getattr(hook, "_tensor_name", None)):
+            hook(layer, ())
+    tensor, forward = getattr(layer, name), layer.forward
+    if not (isinstance(forward, MethodType) and forward.__func__ in _FORWARDS and isinstance(tensor, Tensor)):
+        raise StrangeLayerError(layer)
+    return tensor

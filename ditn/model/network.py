@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ditn.model import folding
 from ditn.model.config import DITNConfig
+from ditn.model.constants import Snapshot, constant, has_values, widened
 from ditn.model.folding import ConvWeights
 from ditn.model.layers import UFONE, Bind, Step, UFONEWeights, conv2d, fused, unfused
 from ditn.model.variants import VARIANTS
@@ -37,6 +37,17 @@ class Program(NamedTuple):
     tail: Step
 
 
+@dataclass(eq=False)
+class Kept:
+    """Folded weights, what they were folded from and the operators that were prepared with them. It is one object, lest
+    a thread see the weights of one time beside the operators of another."""
+
+    weights: ModelWeights
+    source: Snapshot
+    generation: int
+    program: Program | None = None
+
+
 class DITN(nn.Module):
     """DITN (ACM MM 2023, "Unfolding Once is Enough"): images [B, 3, H, W] in 0..1 -> [B, 3, H * s, W * s].
 
@@ -48,20 +59,23 @@ class DITN(nn.Module):
     fused=True runs the operators of `ditn_kernels` by the fastest backend that can; fused=False runs their plain
     PyTorch definitions, of which autograd can take derivatives of any order. State-dict keys are the published ones.
 
-    The operators' weights are folded from the parameters (see `folding`): on every call while a gradient is wanted or
-    torch.func is at work, otherwise once, in float64 on the CPU, and again after a parameter has changed. A write that
-    hides from PyTorch's version counter, such as one through `.data`, needs `refold()` afterwards. A graph made by
-    `torch.compile` holds the folded weights as constants until `refold()`, `load_state_dict`, `train()`, `eval()` or
-    `to()`.
+    The operators' weights are folded from the parameters (see `folding`): on every call while a gradient is wanted,
+    torch.func is at work or a program is exported, and in replicas; otherwise once, in float64 on the CPU, and again
+    after a parameter has changed. A write that hides from PyTorch's version counter, such as one through `.data`, needs
+    `refold()` afterwards. A graph made by `torch.compile` holds the folded weights as constants until `refold()`,
+    `load_state_dict`, `train()`, `eval()` or `to()`. The inner layers are not called, and hooks on them do not run;
+    those by which `torch.nn.utils` makes a layer's weight, such as `prune`'s, do.
 
-    Raises ValueError or TypeError that names the value, for a bad field, shape or dtype.
+    Raises ValueError or TypeError that names the value, for a bad field, shape or dtype, and TypeError that names the
+    layer, for one in whose place stands what computes more than its weight and bias.
     """
 
     defaults = VARIANTS["ditn"]
-    # The folded weights, what was prepared with them, and the parameters they were folded from.
-    _constants: ModelWeights | None
-    _prepared: Program | None
-    _folded_from: Snapshot | None
+    # How often everything that was folded was to be forgotten, and what was folded last.
+    _generation = 0
+    _kept: Kept | None = None
+    # Set on replicas by torch.nn.DataParallel.
+    _is_replica = False
 
     def __init__(
         self, upscale: int | None = None, *, fused: bool = True, config: DITNConfig | None = None, **fields: Any
@@ -100,20 +114,26 @@ class DITN(nn.Module):
 
     def fold(self) -> ModelWeights:
         """The operators' weights, differentiable in the parameters."""
-        tail = (*folding.conv3x3(self.conv_after_body), *folding.conv3x3(conv2d(self.upsample[0])))
-        return ModelWeights(
-            head=folding.conv3x3(self.sft),
-            ufones=tuple(cast(UFONE, ufone).fold() for ufone in self.UFONE),
-            tail=TailWeights(*tail),
-        )
+        try:
+            tail = (*folding.conv3x3(self.conv_after_body), *folding.conv3x3(conv2d(self.upsample[0])))
+            return ModelWeights(
+                head=folding.conv3x3(self.sft),
+                ufones=tuple(cast(UFONE, ufone).fold() for ufone in self.UFONE),
+                tail=TailWeights(*tail),
+            )
+        except folding.StrangeLayerError as error:
+            names = [name for name, part in self.named_modules() if part is error.layer]
+            raise TypeError(f"{', '.join(names)}: {error}") from error
 
     def folded(self) -> ModelWeights:
         """The operators' weights: with a graph behind them where a gradient is wanted, else the folded constants."""
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+        wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        # A replica lives for one call, and shows no parameters.
+        if wanted or self._is_replica:
             return self.fold()
         if torch.compiler.is_exporting():
             # Export traces stand-ins for the parameters, whose versions say nothing.
-            return self._constants or self.fold()
+            return self.fold()
         if not torch.compiler.is_compiling() and is_transforming():
             # The parameters may have tangents, and what is made of them now is of no use later.
             return self.fold()
@@ -122,11 +142,14 @@ class DITN(nn.Module):
     def program(self) -> Program:
         """The operators with their weights, in the order of their calls."""
         weights = self.folded()
-        if torch.compiler.is_compiling() or weights is not self._constants:
+        if torch.compiler.is_compiling():
             return self._program(weights, fused)
-        if self._prepared is None:
-            self._prepared = self._program(weights, Prepared)
-        return self._prepared
+        kept = self._kept
+        if kept is None or weights is not kept.weights:
+            return self._program(weights, fused)
+        if kept.program is None:
+            kept.program = self._program(weights, Prepared)
+        return kept.program
 
     def _program(self, weights: ModelWeights, bind: Bind) -> Program:
         def chosen(part: nn.Module) -> Bind:
@@ -142,28 +165,33 @@ class DITN(nn.Module):
     def frozen(self) -> DITN:
         """A copy for export, with the folded weights and without parameters."""
         twin = copy.deepcopy(self).requires_grad_(False).eval()
-        folded = twin.folded()
+        weights = twin.folded()
         for part in twin.modules():
             part._parameters.clear()
-        twin._constants = folded
+        twin.fold = lambda: weights  # type: ignore[method-assign]
         return twin
 
     def refold(self) -> None:
         """Forget the folded weights. Needed only after writes that bypass the version counter."""
-        self._generation = getattr(self, "_generation", 0) + 1
-        self._constants = self._prepared = self._folded_from = None
+        self._generation += 1
+        self._kept = None
 
     def _folded_again_if_changed(self, generation: int) -> ModelWeights:
         """The folded weights, folded again if a parameter is another or has changed. A compiled graph keeps them and is
         guarded by `generation`."""
-        if self._constants is None or self._folded_from is None or self._folded_from.is_stale():
-            self._folded_from, self._prepared = Snapshot(self), None
-            with torch.no_grad():
-                # A copy, not a new model, whose initialisation would draw from the caller's random numbers.
-                wide = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
-                dtype, device = self.sft.weight.dtype, self.sft.weight.device
-                self._constants = map_tensors(wide.fold(), lambda t: _constant(t.to(device=device, dtype=dtype)))
-        return self._constants
+        kept = self._kept
+        if kept is not None and kept.generation == generation and not kept.source.is_stale():
+            return kept.weights
+        source = Snapshot(self)  # before they are read: what another thread writes meanwhile is noticed
+        # Not in inference mode, even if the caller is: autograd could not save what is made there for a later image.
+        with torch.inference_mode(False), torch.no_grad():
+            # A copy, not a new model, whose initialisation would draw from the caller's random numbers.
+            wide = widened(self).fold()
+            dtype, device = self.sft.weight.dtype, self.sft.weight.device
+            weights = map_tensors(wide, lambda t: constant(t.to(device=device, dtype=dtype)))
+        if has_values(weights.head.weight):
+            self._kept = Kept(weights, source, generation)
+        return weights
 
     # All that torch.compiler.assume_constant_result does; itself, it would import the compiler, and Triton with it.
     _folded_again_if_changed._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -187,12 +215,13 @@ class DITN(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # What a parent's load_state_dict calls as well.
         self.refold()
-        return super().load_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_constants": None, "_prepared": None, "_folded_from": None}
+        return self.__dict__ | {"_kept": None}
 
 
 class DITN_Tiny(DITN):
@@ -244,43 +273,3 @@ def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
     period = torch.full((), 2 * size - 2, device=device).clamp_min(1)
     index = torch.arange(padded, device=device) % period
     return torch.minimum(index, (period - index) % period)
-
-
-def _constant(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous. torch.compile(dynamic=True) is not to take its sizes for variables: the attribute is all
-    that torch._dynamo.mark_static sets, which itself would import the compiler."""
-    tensor = tensor.contiguous()
-    tensor._dynamo_static_indices = set(range(tensor.dim()))  # type: ignore[attr-defined]
-    return tensor
-
-
-class Snapshot:
-    """A module's submodules, parameters and their versions at one time. To see whether any of them is another now takes
-    a hundredth of the time that walking the module takes."""
-
-    def __init__(self, module: nn.Module) -> None:
-        parts = list(module.modules())
-        self._children = [part._modules for part in parts if part._modules]
-        self._children_then = [dict(children) for children in self._children]
-        self._slots = [(part._parameters, name) for part in parts for name in part._parameters]
-        self._parameters = self._now()
-        present = [parameter for parameter in self._parameters if parameter is not None]
-        self._present = present
-        # An inference tensor counts no versions, and cannot be written to outside inference mode.
-        self._counting = [parameter for parameter in present if not parameter.is_inference()]
-        self._state = self._state_now()
-
-    def is_stale(self) -> bool:
-        """Whether a submodule or parameter was exchanged, or a parameter written to or converted."""
-        return (
-            self._children != self._children_then
-            or not all(map(operator.is_, self._now(), self._parameters))
-            or self._state_now() != self._state
-        )
-
-    def _now(self) -> list[Tensor | None]:
-        return [slots.get(name) for slots, name in self._slots]
-
-    def _state_now(self) -> tuple[list[Any], ...]:
-        versions = [parameter._version for parameter in self._counting]
-        return versions, [parameter.dtype for parameter in self._present], [p.device for p in self._present]

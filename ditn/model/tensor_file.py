@@ -23,8 +23,8 @@ from torch import Tensor
 _ANCHOR = "sft.weight"
 # What PyTorch's own wrappers put into names, in front or in the middle.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# How many weights an average was taken of, as torch.optim.swa_utils notes it beside them.
-_COUNTER = "n_averaged"
+# What the published keys begin with.
+_PARTS = {"sft", "UFONE", "conv_after_body", "upsample"}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Dicts within dicts that are looked into: more than any trainer nests.
 _DEPTH = 8
@@ -39,8 +39,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     them, and the metadata of a .safetensors file.
 
     A network is found by its first layer's name, at any depth and behind any prefix; what else is in the file, such as
-    a discriminator or an optimizer's state, is left alone. Of weights and their moving average, which trainers call
-    "ema", the average is taken, with a warning that says so.
+    a discriminator, an optimizer's state or the number of steps, is left alone. Only further floating-point tensors in
+    the network's own dict are taken for weights of it, which `load` refuses. Of weights and their moving average, which
+    trainers call "ema", the average is taken, with a warning that says so.
 
     Raises CheckpointError for a file that is damaged, has code in it, holds something else or several networks, and for
     tensors that are no floating-point numbers of 16 bits or more.
@@ -57,7 +58,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             stacklevel=3,
         )
     state = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-    state.pop(_COUNTER, None)
+    # Without a prefix the network's tensors lie where dicts of other things may lie as well.
+    dicts = set() if prefix else {str(name) for name, value in content.items() if isinstance(value, dict)}
+    state = {key: value for key, value in state.items() if _may_be_weight(key, value, dicts)}
     _check_tensors(path, state)
     return state, metadata
 
@@ -172,6 +175,12 @@ def _choose(path: Path, prefixes: list[str]) -> tuple[str, list[str]]:
 def _is_average(prefix: str) -> bool:
     """Whether "ema" is a word of it, as in params_ema, params-ema, netGEMA or emaModel."""
     return "ema" in map(str.lower, re.findall(r"[A-Z]?[a-z]+|EMA|[A-Z]", prefix))
+
+
+def _may_be_weight(key: str, value: Any, dicts: set[str]) -> bool:
+    """Whether it is the network's by its name, or a tensor beside these, in none of the dicts of other things."""
+    first = key.partition(".")[0]
+    return first in _PARTS or (isinstance(value, Tensor) and value.is_floating_point() and first not in dicts)
 
 
 def _name(prefix: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from networks import small
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ditn
 from ditn import CheckpointError
@@ -65,6 +65,29 @@ def test_what_the_tensors_say_is_inferred(tmp_path) -> None:
     assert infer_config(model.state_dict()).upscale == 2
 
 
+@pytest.mark.parametrize(("dim", "expansion"), [(46, 2.66), (49, 1.01 / 49), (60, 2), (93, 1.7)])
+def test_the_hidden_channels_are_inferred_whatever_their_ratio(dim: int, expansion: float) -> None:
+    """122 / 46 and 1 / 49 are rounded, and times the dimension less than what they came from."""
+    model = small(dim=dim, expansion=expansion)
+    hidden = model.UFONE[0].ITLs[0].ffn.project_out.weight.shape[1]
+    assert infer_config(model.state_dict()).hidden == hidden
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_values_come_from_the_file_as_they_are(tmp_path, dtype: torch.dtype) -> None:
+    model = small().to(dtype)
+    model.sft.weight.mul_(1 / 3)
+    ditn.save(model, tmp_path / "a.safetensors")
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        loaded = ditn.load(tmp_path / "a.safetensors", dtype=dtype)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for key, value in load_file(tmp_path / "a.safetensors").items():
+        assert value.dtype == loaded.state_dict()[key].dtype == dtype
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
 def behind(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {prefix + key: value for key, value in state.items()}
 
@@ -96,6 +119,10 @@ WRITTEN = {
     "Lightning": lambda s: {"state_dict": behind("net_g.", s) | {"net_d.weight": torch.zeros(3)}, "epoch": 7},
     "AveragedModel": lambda s: behind("module.", s) | {"n_averaged": torch.tensor(3)},
     "AveragedModel, freed": lambda s: s | {"n_averaged": torch.tensor(3)},
+    "flat": lambda s: (
+        s | {"epoch": 7, "step": torch.tensor(3), "optimizer": {"state": {0: {"average": torch.ones(3)}}}}
+    ),
+    "DeepSpeed": lambda s: {"module": s, "epoch": 7, "optimizer": {"state": {0: {"average": torch.ones(3)}}}},
 }
 
 
@@ -167,6 +194,8 @@ def test_a_cinema_is_no_moving_average(tmp_path) -> None:
         ('{"expansion": 1e400}', "expansion is inf"),
         ('{"ufones": 1000000000}', r"holds \d+ tensors, too few"),
         ('{"dim": 1000000000000}', "no network can be as large as"),
+        (f'{{"dim": 1{"0" * 30}}}', "no network can be as large as"),
+        (f'{{"patch_size": 1{"0" * 40}}}', "patch_size is 10+, must be at most 4096"),
         ('{"dim": 60}', "lacks UFONE"),
     ],
 )
@@ -325,6 +354,18 @@ def test_save_overwrites_only_when_asked_and_leaves_nothing_half_done(tmp_path) 
     with pytest.raises(ValueError, match=r"\.safetensors, \.pth or \.pt"):
         ditn.save(small(), tmp_path / "a.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_sixteen_bits_cannot_hold_is_not_saved(tmp_path, suffix: str) -> None:
+    model, path = small(), tmp_path / f"a{suffix}"
+    model.UFONE[0].SALs[0].ffn.project_in.weight[:2, :3] = 65_520  # the first that float16 rounds to infinity
+    with pytest.raises(ValueError, match=r"UFONE\.0\.SALs\.0\.ffn\.project_in\.weight has 6 values .* torch\.float16"):
+        ditn.save(model, path, dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    ditn.save(model, path, dtype=torch.bfloat16)
+    model.UFONE[0].SALs[0].ffn.project_in.weight[:2, :3] = 65_504
+    ditn.save(model, path, dtype=torch.float16, overwrite=True)
 
 
 def test_what_spandrel_takes_for_another_network_is_said_on_saving(tmp_path) -> None:
