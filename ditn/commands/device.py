@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import torch
 
+from ditn.inference.placement import default_device
+
 
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, or a GPU if there is one, else the CPU. Raises ValueError for one that is not here."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name) if name else default_device()
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

@@ -23,6 +23,7 @@ from ditn.imaging.files import read
 from ditn.imaging.output import target_notes, write_raw
 from ditn.inference.chooser import scale_for
 from ditn.inference.options import AUTO
+from ditn.inference.placement import default_dtype
 from ditn.inference.plan import budget
 from ditn.inference.upscaler import Upscaler
 from ditn.model.checkpoint import load
@@ -81,7 +82,7 @@ def where(args: argparse.Namespace, worker: Worker) -> tuple[torch.device, torch
     device = choose_device(args.device)
     if device.type == "cuda" and device.index is None and worker.peers > 1:
         device = torch.device("cuda", worker.number % torch.cuda.device_count())
-    return device, getattr(torch, args.dtype or ("float16" if device.type == "cuda" else "float32"))
+    return device, getattr(torch, args.dtype) if args.dtype else default_dtype(device)
 
 
 def check_still_free(job: Job, args: argparse.Namespace, written: dict[tuple[int, int] | None, str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ditn.commands.device import choose_device
+from ditn.inference.placement import default_device
 from ditn.training.data import PairedImages, list_images
 from ditn.training.process_group import ProcessGroup, joined, local_rank
 from ditn.training.recipe import Recipe, read_recipe
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.report_every < 1:
         raise ValueError(f"--report-every is {args.report_every}, must be at least 1")
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = args.device or default_device().type
     device = choose_device(f"cuda:{local_rank()}" if name == "cuda" else name)
     with joined(device) as processes:
         return _run(args, device, processes)

@@ -19,6 +19,7 @@ def self_ensemble(upscale: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
             view = image.flip(-1) if mirrored else image
             output = upscale(view.rot90(turns, (-2, -1))).rot90(-turns, (-2, -1))
             output = output.flip(-1) if mirrored else output
-            total = output if total is None else total + output
+            # Each is a copy, even that which was not turned: nothing of the caller's is added to.
+            total = output if total is None else total.add_(output)
     assert total is not None
     return total / 8

@@ -35,25 +35,26 @@ def bytes_per_pixel(model: DITN) -> int:
 
 
 def buffers_per_pixel(model: DITN) -> tuple[int, int]:
-    """Bytes per input pixel of the image and of the result, which CUDA graphs keep beside the activations."""
+    """Bytes per input pixel of the image and of the result, which CUDA graphs and self-ensembles keep beside the
+    activations."""
     config, size = model.config, next(model.parameters()).element_size()
     return config.in_channels * size, config.out_channels * config.upscale**2 * size
 
 
-def predicted_peak(model: DITN, pixels: int, *, graph: bool = False) -> int:
+def predicted_peak(model: DITN, pixels: int, *, graph: bool = False, ensemble: bool = False) -> int:
     """Bytes that a forward pass over so many input pixels takes at its peak, besides the weights; as a CUDA graph, with
-    its buffers."""
-    return FIXED + pixels * _all_per_pixel(model, graph)
+    its buffers; as a self-ensemble, with the turned image and the sum of the results."""
+    return FIXED + pixels * _all_per_pixel(model, graph, ensemble)
 
 
-def pixels_within(model: DITN, budget: int, *, graph: bool = False) -> int:
+def pixels_within(model: DITN, budget: int, *, graph: bool = False, ensemble: bool = False) -> int:
     """The input pixels of the largest forward pass whose `predicted_peak` is at most `budget` bytes; negative if there
     is none."""
-    return (budget - FIXED) // _all_per_pixel(model, graph)
+    return (budget - FIXED) // _all_per_pixel(model, graph, ensemble)
 
 
-def _all_per_pixel(model: DITN, graph: bool) -> int:
-    return bytes_per_pixel(model) + graph * sum(buffers_per_pixel(model))
+def _all_per_pixel(model: DITN, graph: bool, ensemble: bool) -> int:
+    return bytes_per_pixel(model) + (graph + ensemble) * sum(buffers_per_pixel(model))
 
 
 def free_memory(device: torch.device) -> int:

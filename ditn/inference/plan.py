@@ -44,13 +44,14 @@ def plan_tiles(
     max_memory: int | None,
     device: torch.device,
     graph: bool = False,
+    ensemble: bool = False,
     align: int = 1,
     at_most: int | None = None,
 ) -> TilePlan:
     """The tiles for an image of height x width: of side `tile`, rounded up to the grid (0: the whole image), or, with
     "auto", the largest whose forward pass is predicted to take no more than `max_memory` bytes, by default half of what
-    is free on the device. `graph`: it may become a CUDA graph. `align`: all edges inside the image are multiples of it;
-    `at_most`: the longest side that "auto" takes.
+    is free on the device. `graph`: it may become a CUDA graph; `ensemble`: it is one of eight. `align`: all edges
+    inside the image are multiples of it; `at_most`: the longest side that "auto" takes.
 
     Raises ValueError for an image without pixels, MemoryError if the smallest tile would take more.
     """
@@ -61,21 +62,22 @@ def plan_tiles(
     padded = round_up(height, grid), round_up(width, grid)
     step = math.lcm(grid, align)
     whole = round_up(max(padded), step)
+    kept = {"graph": graph, "ensemble": ensemble}
 
     def largest(regions: list[Region]) -> int:
         return max(region.grown(overlap, *padded).pixels for region in regions)
 
     if tile != "auto":
         regions = cut(*padded, round_up(tile, step) or whole, step)
-        return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions), graph=graph))
-    allowed = pixels_within(model, most := budget(max_memory, device), graph=graph)
+        return TilePlan(height, width, tuple(regions), predicted_peak(model, largest(regions), **kept))
+    allowed = pixels_within(model, most := budget(max_memory, device), **kept)
     longest = min(whole, round_up(at_most, step)) if at_most else whole
     for side in range(longest, 0, -step):
         regions = cut(*padded, side, step)
         pixels = largest(regions)
         if pixels <= allowed:
-            return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels, graph=graph))
+            return TilePlan(height, width, tuple(regions), predicted_peak(model, pixels, **kept))
     raise MemoryError(
         f"max_memory is {most / 2**20:.0f} MiB, but the smallest tile needs "
-        f"{predicted_peak(model, pixels, graph=graph) / 2**20:.0f} MiB"
+        f"{predicted_peak(model, pixels, **kept) / 2**20:.0f} MiB"
     )

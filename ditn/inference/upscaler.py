@@ -22,6 +22,7 @@ from ditn.inference.ensemble import self_ensemble as average_orientations
 from ditn.inference.graphs import CudaGraphRunner, GraphPool
 from ditn.inference.guard import Finding
 from ditn.inference.options import AUTO, GUARDS, Guard
+from ditn.inference.placement import default_device, default_dtype
 from ditn.inference.plan import Tile, TilePlan, plan_tiles
 from ditn.inference.tile_loop import Emit, Progress, TileNetwork, enlarge_by_tiles
 from ditn.model.checkpoint import load
@@ -54,7 +55,8 @@ class Upscaler:
     max_memory  bytes that a forward pass may take (default: half of what is free on the device); "auto" chooses the
                 largest tile that is predicted to keep it. Running out of memory all the same halves the tile and
                 goes on. The memory of CUDA graphs is part of this.
-    device, dtype   where to run, by default where the model is; the caller's model is left alone
+    device, dtype   where to run. By default where a DITN is, and the caller's is left alone; what is named or "auto"
+                runs on a CUDA GPU in float16 if there is one, else on the CPU in float32, as by `ditn upscale`.
     cuda_graph  record the model's launches when a shape of a tile or image comes for the second time and replay them
                 from then on, which saves small images most of their time (see `CudaGraphRunner`). By default wherever
                 there are CUDA graphs: on a CUDA device.
@@ -84,7 +86,8 @@ class Upscaler:
         if not isinstance(model, DITN | str | os.PathLike):
             raise TypeError(f"expected a DITN, the name of weights or a file of them, got {type(model).__name__}")
         if not isinstance(model, DITN):
-            model = load(names["clean"] if names else model, device=device or "cpu", dtype=dtype or torch.float32)
+            place = default_device() if device is None else torch.device(device)
+            model = load(names["clean"] if names else model, device=place, dtype=dtype or default_dtype(place))
             device = dtype = None
         config = model.config
         if scale not in (None, config.upscale):
@@ -195,6 +198,7 @@ class Upscaler:
             max_memory=self.max_memory,
             device=self.device,
             graph=self._graphs is not None,
+            ensemble=self._self_ensemble,
             align=align,
             at_most=at_most,
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,13 +34,25 @@ _KINDS = {str: "text in quotes", bool: "true or false", int: "a whole number", f
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a run computes, apart from its images. A TOML file holds the same names.
+    """Everything that decides what a run computes, apart from its images. A TOML file holds the same names, and
+    `ditn train --help` says what follows.
 
+    model      the network
+    upscale    its factor
+    steps      how many; each has one batch
+    batch      crops in a step, of all processes together
     patch      side of a training crop in low-resolution pixels, a multiple of 8
+    loss       "l1", the mean absolute difference, or "charbonnier", smooth at 0
     frequency  weight of the loss of the images' Fourier transforms beside that of their pixels; 0 for none
+    optimizer  which of PyTorch's
+    lr         its learning rate, after the warmup
+    betas      its decays of the means of the gradient and of its square
+    weight_decay   its own
     warmup     steps of linearly rising learning rate, up to lr
-    schedule   what follows: "constant", lr until the last share `decay` of the run, over which it falls to 0 (1 - sqrt
-               of the way); "cosine", half a cosine down to 0; "steps", halved after 50, 80, 90 and 95 % of the run
+    schedule   what follows the warmup: "constant", lr until the last share `decay` of the run, over which it falls to 0
+               (1 - sqrt of the way); "cosine", half a cosine down to 0; "steps", halved after 50, 80, 90 and 95 % of
+               the run
+    decay      share of the run over which the schedule "constant" falls
     ema        decay of the moving average of the weights that is validated and saved
     clip       largest norm of the gradient; longer ones are shortened to it
     amp        autocast of the forward pass
@@ -55,6 +68,7 @@ class Recipe:
     init_share   share of init's weights, which then have to fit all, in those that are saved: a mean keeps more of what
                init could do than its part in it (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)
     held_out   every held_out-th image is not trained on but validated on; 0 for none
+    seed       of crops, drawings and random weights
 
     Raises ValueError that names the field and its value.
     """
@@ -133,16 +147,22 @@ def _is_like(value: Any, default: Any) -> bool:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag for each field; a flag that is not given is None."""
-    group = parser.add_argument_group("recipe (over the TOML file)")
+    group, meanings = parser.add_argument_group("recipe (over the TOML file)"), _meanings()
     for field in dataclasses.fields(Recipe):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
+        words = f"{meanings.get(field.name, '')} (default: {default})".strip().replace("%", "%%")
         if isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f"(default: {default})")
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
         elif isinstance(default, tuple):
-            group.add_argument(flag, nargs=len(default), type=float, help=f"(default: {default})")
+            group.add_argument(flag, nargs=len(default), type=float, help=words)
         else:
-            choices = _CHOICES.get(field.name)
-            group.add_argument(flag, type=type(default), choices=choices, help=f"(default: {default})")
+            group.add_argument(flag, type=type(default), choices=_CHOICES.get(field.name), help=words)
+
+
+def _meanings() -> dict[str, str]:
+    """What Recipe's docstring says of its fields, without what it refers to there."""
+    listed = re.findall(r"^    (\w+) {2,}(.*?)(?=^    \w|^$)", Recipe.__doc__ or "", re.MULTILINE | re.DOTALL)
+    return {name: re.sub(r" \(see `[^)]*\)", "", " ".join(words.split())) for name, words in listed}
 
 
 def read_recipe(args: argparse.Namespace, config: Path | None, base: Mapping[str, Any]) -> Recipe:

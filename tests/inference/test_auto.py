@@ -147,6 +147,21 @@ def test_little_or_no_evidence_is_clean(shape: tuple[int, ...], dtype: type) -> 
     assert judge(np.full((8, 8), np.nan, np.float32)).reason == "clean"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(30_000, 1, 3), (1, 30_000, 3)], ids=["column", "row"])
+def test_a_line_of_pixels_is_judged_by_its_busy_parts(shape: tuple[int, ...], monkeypatch) -> None:
+    """Whichever way it runs: busier and busier, tile by tile."""
+    busy = np.random.default_rng(0).random(30_000) < np.linspace(0, 0.5, 30_000)
+    line = np.repeat(np.where(busy, 255, 128).astype(np.uint8), 3).reshape(shape)
+    seen = []
+    monkeypatch.setattr("ditn.inference.judge.resaved", lambda tiles, _: seen.extend(tiles) or resaved(tiles, _))
+    assert judge(line).kind == "clean"
+    changes = [float((np.diff(tile.reshape(-1)) != 0).mean()) for tile in seen[:4]]
+    assert len(changes) == 4
+    assert changes == sorted(changes)
+    assert changes[-1] > 0.5
+
+
 def test_samples_of_every_type_are_judged_alike(clean) -> None:
     compressed = jpeg(clean, 50)[1:, 6:]
     expected = judge(compressed)
@@ -206,7 +221,7 @@ def test_the_smallest_scale_that_is_enough(factor: float, scale: int) -> None:
 
 
 def test_auto_takes_the_model_that_suits(clean) -> None:
-    upscaler, small = ditn.Upscaler("auto", scale=4), clean[40:88, 50:114]
+    upscaler, small = ditn.Upscaler("auto", scale=4, device="cpu"), clean[40:88, 50:114]
     compressed = jpeg(small, 50)
     for picture, name in ((small, "ditn-tiny-x4"), (compressed, "ditn-real-photo-x4")):
         expected = ditn.Upscaler(ditn.load(name))(picture)
@@ -226,8 +241,8 @@ def test_auto_takes_the_model_that_suits(clean) -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda upscaler: pickle.loads(pickle.dumps(upscaler))])
 def test_a_copy_stands_for_itself(clean, copied) -> None:
     """For another process, or beside the first, which may change."""
-    first, small = ditn.Upscaler("auto", scale=4, self_ensemble=True), clean[40:56, 50:74]
-    expected = ditn.Upscaler("ditn-tiny-x4", self_ensemble=True)(small)
+    first, small = ditn.Upscaler("auto", scale=4, device="cpu", self_ensemble=True), clean[40:56, 50:74]
+    expected = ditn.Upscaler("ditn-tiny-x4", device="cpu", self_ensemble=True)(small)
     second = copied(first)
     first.model.sft.weight.zero_()
     np.testing.assert_array_equal(second(small), expected)
@@ -236,7 +251,7 @@ def test_a_copy_stands_for_itself(clean, copied) -> None:
 
 def test_options_reach_both_models(clean) -> None:
     shares: list[float] = []
-    upscaler = ditn.Upscaler("auto", scale=4, tile=32, dtype=torch.bfloat16)
+    upscaler = ditn.Upscaler("auto", scale=4, tile=32, device="cpu", dtype=torch.bfloat16)
     for picture in (clean, jpeg(clean, 50)):
         chosen = upscaler.suited(picture)[0]
         assert (chosen.tile, chosen.dtype, chosen.model.sft.weight.dtype) == (32, torch.bfloat16, torch.bfloat16)
@@ -254,7 +269,7 @@ def test_models_are_loaded_when_they_are_needed(clean, monkeypatch) -> None:
         return ditn.load(name, **options)
 
     monkeypatch.setattr(upscaler, "load", watched)
-    upscaler = ditn.Upscaler("auto", scale=4)
+    upscaler = ditn.Upscaler("auto", scale=4, device="cpu")
     for picture in (clean, clean, jpeg(clean, 50), jpeg(clean, 40)):
         upscaler.suited(picture)
     assert loaded == ["ditn-tiny-x4", "ditn-real-photo-x4"]

@@ -342,7 +342,7 @@ def test_buffers_are_part_of_the_plan(recordings) -> None:
 
 
 def test_models_that_are_chosen_between_share_one_pool(recordings) -> None:
-    upscaler = ditn.Upscaler("auto", scale=2, guard="off", max_memory=2**30)
+    upscaler = ditn.Upscaler("auto", scale=2, device="cpu", guard="off", max_memory=2**30)
     clean, photo = upscaler._for("own", "own"), upscaler._for("own", "ditn-tiny-x2")  # one model, loaded twice
     assert clean.model is upscaler.model is not photo.model
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)

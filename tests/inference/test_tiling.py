@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 import torch
 from conftest import PROJECT
 from networks import MODELS, small, without_guard
+from torch import Tensor
 
 import ditn
+from ditn.inference.ensemble import self_ensemble
 from ditn.inference.memory import FIXED, bytes_per_pixel, predicted_peak
 from ditn.inference.tiles import Region, cut, reflected
 from ditn_kernels import REGISTRY, explain, use_backend
@@ -90,7 +93,7 @@ def test_8_bit_values_differ_by_rounding_only() -> None:
     assert np.abs(whole - tiled).max() <= 1
 
 
-def peak_of(model: ditn.DITN, height: int, width: int) -> int:
+def peak_of(model: Callable[[Tensor], Tensor], height: int, width: int) -> int:
     """The most bytes that PyTorch's allocator held during a forward pass, from its own events."""
     image = torch.rand(1, 3, height, width)
     with torch.inference_mode():
@@ -114,6 +117,17 @@ def test_predicted_memory_is_within_25_percent_of_the_allocators_peak(name: str,
         predicted = bytes_per_pixel(model) * pixels
         assert 0.75 <= predicted / measured <= 1.25
         assert predicted_peak(model, pixels) == predicted + FIXED
+
+
+def test_a_self_ensemble_keeps_image_and_sum_beside_each_pass() -> None:
+    model = small(dim=8, expansion=1, upscale=4)
+    with use_backend("torch"):
+        measured = peak_of(lambda image: self_ensemble(model, image), 96, 104)
+        predicted = predicted_peak(model, 96 * 104, ensemble=True) - FIXED
+        assert predicted > 1.25 * bytes_per_pixel(model) * 96 * 104
+        assert 0.75 <= predicted / measured <= 1.25
+        plan = without_guard(model, self_ensemble=True, tile=0).plan(96, 104)
+        assert plan.predicted_peak == predicted + FIXED
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_gray_is_the_mean_of_the_models_colours() -> None:
 
 def test_constant_alpha_is_kept_and_another_goes_through_the_model() -> None:
     # Trained: the alpha of a random model would be repaired.
-    upscaler = ditn.Upscaler("ditn-tiny-x2")
+    upscaler = ditn.Upscaler("ditn-tiny-x2", device="cpu")
     image = RANDOM.random((8, 8, 4), dtype=np.float32)
     image[..., 3] = 0.4
     result = upscaler(image)
@@ -151,7 +151,7 @@ def test_a_transparent_value_of_pil_becomes_alpha(mode: str, clear: object) -> N
     elif mode == "RGB":
         image = image.convert("RGB")
     image.info["transparency"] = clear
-    result = ditn.Upscaler("ditn-tiny-x2")(image) if mode != "I;16" else from_pil(image)[0]
+    result = ditn.Upscaler("ditn-tiny-x2", device="cpu")(image) if mode != "I;16" else from_pil(image)[0]
     alpha = np.asarray(result)[..., -1]
     scale = alpha.shape[0] // 8
     assert (alpha[:, : 3 * scale] == 0).all()
@@ -329,6 +329,25 @@ def test_wrong_arguments_are_named() -> None:
         upscaler("photo.png")
     with pytest.raises(TypeError, match="expected a DITN, the name of weights or a file of them, got Conv2d"):
         ditn.Upscaler(torch.nn.Conv2d(3, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "place", "dtype"),
+    [
+        (True, {}, "cuda", torch.float16),
+        (True, {"device": "cpu"}, "cpu", torch.float32),
+        (True, {"dtype": torch.bfloat16}, "cuda", torch.bfloat16),
+        (False, {}, "cpu", torch.float32),
+        (False, {"device": "cuda:1"}, "cuda:1", torch.float16),
+    ],
+)
+def test_a_model_that_is_named_runs_on_the_gpu_if_there_is_one(monkeypatch, gpu, options, place, dtype) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("ditn.inference.upscaler.load", lambda name, **where: asked.append((name, where)) or small())
+    ditn.Upscaler("ditn-tiny-x2", cuda_graph=False, **options)
+    assert asked == [("ditn-tiny-x2", {"device": torch.device(place), "dtype": dtype})]
+    assert ditn.Upscaler(small(), cuda_graph=False).device == torch.device("cpu")
 
 
 def test_the_callers_model_is_left_alone() -> None:
