@@ -184,11 +184,11 @@ def main() -> int:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile(mode=max-autotune) of the definition, too"
     )
-    parser.add_argument("--json", type=outputs.file, help="of a CPU (default benchmarks/results/ops-cpu.json)")
+    parser.add_argument("--json", type=outputs.file, help="in place of benchmarks/results, where docs' tables are from")
     args = parser.parse_args()
     if args.device == "cuda":
         gpu_timing.require_gpu()
-        path = gpu_timing.results_folder() / "ops.json"
+        path = args.json or gpu_timing.results_folder() / "ops.json"
     elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
     else:

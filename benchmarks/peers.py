@@ -148,16 +148,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3, help="of rounds in each part, at least three (default 3)")
     parser.add_argument("--networks", nargs="+", choices=[*PEERS, *MODELS], help="default all")
     parser.add_argument("--only", nargs="+", metavar="PROVIDER", help="of each network; default all")
-    parser.add_argument("--quick", action="store_true", help="tiny images: whether it works, not how fast")
+    quick = "tiny images: whether it works, not how fast; written to --results alone"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--results", type=outputs.folder, help="folder (benchmarks/results, or the GPU's there)")
     args = parser.parse_args(arguments)
     if args.device == "cuda":
         gpu_timing.require_gpu()
-        folder = args.results or gpu_timing.results_folder()
     elif reason := _libraries.why_missing():
         raise SystemExit(f"nothing to measure: the compiled library {reason}")
-    else:
-        folder = args.results or RESULTS
+    folder = args.results
+    if not folder and not args.quick:
+        folder = gpu_timing.results_folder() if args.device == "cuda" else RESULTS
     fixed = args.scales if args.scales is not None else [] if args.stream else [4, 3, 2]
     parts: dict[str, tuple[int, tuple[str, ...]]] = {
         f"peers-x{scale}.json": (scale, ("17x9" if args.quick else SIZES[scale],)) for scale in fixed
@@ -167,7 +168,8 @@ def main(arguments: list[str] | None = None) -> int:
         parts["peers-stream.json"] = (STREAM_SCALE, sizes)
     for name, (scale, sizes) in parts.items():
         result = part(args, scale, sizes)
-        (folder / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if folder:
+            (folder / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         show(result)
     return 0
 

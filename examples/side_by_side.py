@@ -18,10 +18,12 @@ def main(output: str, *arguments: str) -> None:
     for argument in arguments:
         caption, is_large, path = argument.rpartition("=")
         with Image.open(path) as image:
-            if is_large:
+            if is_large and rows:
                 rows[-1].append((caption, image.convert("RGB")))
             else:
                 rows.append([("bicubic", image.convert("RGB"))])
+    if not all(len(panels) > 1 for panels in rows):
+        sys.exit(__doc__)
     drawn = [row(panels) for panels in rows]
     sheet = Image.new("RGB", (max(r.width for r in drawn), sum(r.height + GAP for r in drawn) - GAP), "white")
     top = 0

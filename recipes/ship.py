@@ -4,11 +4,11 @@
     python -m recipes.ship RUN --licences train/LICENCES.tsv --evaluate eval/Set5 eval/Set14 eval/BSD100
 
 The name follows from the run: ditn-real-x4, or ditn-real-photo-x4 for one that was trained on degraded photographs.
-Written are ditn/weights/<name>.safetensors, ATTRIBUTION.tsv and SHA256SUMS, recipes/<name>.toml (unless it says the
-same already) and <name>.log.csv, and benchmarks/results/evaluate-<name>*.json, which the tables of models are made of,
-with bicubic's scores under the same conditions beside them; then README and docs/. Models for photographs are scored on
-images of both degradations that there are, whichever they were trained on. Files are bfloat16, which costs a thousandth
-of a dB and compresses better than float16.
+Written are ditn/weights/<name>.safetensors, ATTRIBUTION.tsv and SHA256SUMS, recipes/<name>.toml and <name>.log.csv, and
+benchmarks/results/evaluate-<name>*.json, which the tables of models are made of, with bicubic's scores under the same
+conditions beside them; then README and docs/. Models for photographs are scored on images of both degradations that
+there are, whichever they were trained on. Files are bfloat16, which costs a thousandth of a dB and compresses better
+than float16.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from ditn.commands.arguments import BICUBIC
 from ditn.commands.evaluate import evaluate, upscaler
 from ditn.commands.scores import Report, Result, as_json, table
 from ditn.model.variants import weights_name
-from ditn.training.recipe import DEGRADATIONS, Recipe, load_recipe
+from ditn.training.recipe import DEGRADATIONS, Recipe
 from ditn.training.warm_start import blended
 
 PROJECT = Path(__file__).parents[1]
 WEIGHTS = PROJECT / "ditn" / "weights"
+START = Path(ditn.__file__).parent / "weights"  # where `init` was found
 LICENCE = "CC-BY-SA-4.0"
 
 
@@ -60,9 +61,7 @@ def main() -> None:
     name = weights_name(recipe.model, recipe.upscale, recipe.degradation)
     target = WEIGHTS / f"{name}.safetensors"
     recipe_file = PROJECT / "recipes" / f"{name}.toml"
-    if not recipe_file.exists() or load_recipe(recipe_file) != recipe:
-        before = _sha256(target) if recipe.init == name and target.exists() else None
-        recipe_file.write_text(_as_toml(name, recipe, before), encoding="utf-8")
+    recipe_file.write_text(_as_toml(name, recipe), encoding="utf-8")
     shutil.copyfile(args.run / "log.csv", recipe_file.with_suffix(".log.csv"))
     with args.licences.open(encoding="utf-8", newline="") as file:
         images = list(csv.DictReader(file, delimiter="\t"))
@@ -98,14 +97,14 @@ def _reproducible(recipe: Recipe, steps: int, init: str | None) -> Recipe:
     return dataclasses.replace(recipe, steps=steps, minutes=0.0, init=init)
 
 
-def _as_toml(name: str, recipe: Recipe, before: str | None) -> str:
-    """Every field that is not the default. JSON's numbers, strings, lists and booleans are TOML's. `before` is the
-    checksum of the weights of that name that the run went on from."""
+def _as_toml(name: str, recipe: Recipe) -> str:
+    """Every field that is not the default. JSON's numbers, strings, lists and booleans are TOML's."""
     lines = [f"#   ditn train recipes/{name}.toml --data PHOTOS --output RUN"]
-    if before:
+    if recipe.init:
+        # What ships under a name changes: what it is now tells which this was.
         lines += [
-            f"# It went on from the {name} before this one, SHA-256",
-            f"# {before}; it is in the history of ditn/weights.",
+            f"# It went on from the {recipe.init} that shipped when it ended, SHA-256",
+            f"# {_sha256(START / f'{recipe.init}.safetensors')}; it is in the history of ditn/weights.",
         ]
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)

@@ -27,14 +27,26 @@ ROOMS = {
         *("resize", "metrics", "contact_sheet", "sample"),
     ],
     "model": [
-        *("config", "variants", "folding", "layers", "network", "threads"),
+        *("config", "variants", "folding", "layers", "constants", "network", "threads"),
         *("tensor_file", "checkpoint", "accelerate"),
     ],
     "inference": [
-        *("options", "tiles", "memory", "plan", "capture", "graphs", "ensemble", "guard", "alpha", "tile_loop"),
+        *(
+            "options",
+            "placement",
+            "tiles",
+            "memory",
+            "plan",
+            "capture",
+            "graphs",
+            "ensemble",
+            "guard",
+            "alpha",
+            "tile_loop",
+        ),
         *("compression", "recompression", "judge", "chooser", "upscaler"),
     ],
-    "video": ["layout", "colour", "source", "film", "pictures", "encoding", "joining", "stream", "work"],
+    "video": ["layout", "colour", "source", "film", "pictures", "encoding", "sound", "joining", "stream", "work"],
     "training": [
         *("degradation", "canvas", "drawn", "recipe", "data", "batches", "warm_start", "process_group"),
         *("update", "trainer", "log", "train"),
@@ -176,3 +188,10 @@ def test_source_files_carry_their_licence() -> None:
         for path in (PROJECT / folder).rglob("*"):
             if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh"):
                 assert "SPDX-License-Identifier: Apache-2.0" in path.read_text(encoding="utf-8")[:60], path
+
+
+def test_kernels_use_what_the_interpreter_can() -> None:
+    """Which proves them without a GPU (CONTRIBUTING, "Kernels")."""
+    for path in (PROJECT / "ditn_kernels").rglob("*.py"):
+        found = re.findall(r"libdevice|make_block_ptr|triton\.autotune", path.read_text(encoding="utf-8"))
+        assert not found, f"{path}: {found}"

@@ -70,6 +70,10 @@ def test_everything_is_written(
     assert (recipe.upscale, recipe.lr, recipe.init, recipe.minutes) == (2, 3e-4, "ditn-real-x4", 0)
     assert recipe.steps == int(facts["steps"]) >= 1
     assert facts["recipe"] == (project / "recipes" / f"{name}.toml").read_text()
+    start = hashlib.sha256(
+        (Path(ditn.__file__).parent / "weights" / "ditn-real-x4.safetensors").read_bytes()
+    ).hexdigest()
+    assert f"# {start};" in facts["recipe"]
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (weights.parent / "SHA256SUMS").read_text() == f"{digest}  {name}.safetensors\n"
     assert (weights.parent / "ATTRIBUTION.tsv").read_text().splitlines()[1] == "0.png\tCC0-1.0\tdrawn"
