@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Films made in tests, and what comes out of films, by PyAV alone."""
+"""Films made in tests, what comes out of films, by PyAV alone, and `ditn upscale` on them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import av
 import numpy as np
 
+from ditn.commands.cli import main
+
 RATE, TICK = Fraction(24000, 1001), Fraction(1, 24000)
 SOUND = 48000
 SIZE = 32, 24
@@ -18,6 +20,11 @@ SIZE = 32, 24
 BARS = np.array(
     [[191, 191, 191], [191, 191, 0], [0, 191, 191], [0, 191, 0], [191, 0, 191], [191, 0, 0], [0, 0, 191], [16, 16, 16]]
 )
+
+
+def run(source: Path, output: Path, weights: str, *options: str) -> int:
+    """`ditn upscale` without the guard, which would repair what weights at random make. Its exit code."""
+    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
 
 
 def counter(number: int) -> np.ndarray:

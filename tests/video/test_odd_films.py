@@ -17,23 +17,13 @@ from conftest import PROJECT
 pytest.importorskip("av", reason="PyAV is not installed")
 import av
 import films
+from films import run
 from networks import small
 
 import ditn
-from ditn.commands.cli import main
 from ditn.video.encoding import choose
 from ditn.video.film import probe
 from ditn.video.layout import FilmError
-
-
-@pytest.fixture
-def weights(tmp_path) -> str:
-    ditn.save(small(), tmp_path / "small.safetensors")
-    return str(tmp_path / "small.safetensors")
-
-
-def run(source: Path, output: Path, weights: str, *options: str) -> int:
-    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
 
 
 def test_a_turned_film_stays_turned_and_its_pictures_are_upright(tmp_path, weights) -> None:

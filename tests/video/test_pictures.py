@@ -10,30 +10,19 @@ from pathlib import Path
 import films
 import numpy as np
 import pytest
+from films import run
 from networks import small, without_guard
 from PIL import Image
 
-import ditn
 from ditn.commands.arguments import _rate, _span
-from ditn.commands.cli import main
 from ditn.video.layout import FilmError
 from ditn.video.pictures import animation, is_animated, name_of, numbered, pictures
 
 DURATIONS = [40, 100, 30, 40, 200]
 
 
-@pytest.fixture
-def weights(tmp_path) -> str:
-    ditn.save(small(), tmp_path / "small.safetensors")
-    return str(tmp_path / "small.safetensors")
-
-
 # A random network's output is no enlargement; that of alpha is repaired all the same, which is warned about.
 pytestmark = pytest.mark.filterwarnings("ignore:in places the network:RuntimeWarning")
-
-
-def run(source: Path, output: Path, weights: str, *options: str) -> int:
-    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
 
 
 def frame(number: int, *, alpha: bool = False) -> np.ndarray:

@@ -13,23 +13,11 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed")
 import av
 import films
-from networks import small
+from films import run
 
-import ditn
-from ditn.commands.cli import main
 from ditn.video import work
 
 RATE = 44100
-
-
-@pytest.fixture
-def weights(tmp_path) -> str:
-    ditn.save(small(), tmp_path / "small.safetensors")
-    return str(tmp_path / "small.safetensors")
-
-
-def run(source: Path, output: Path, weights: str, *options: str) -> int:
-    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
 
 
 def stereo(count: int) -> np.ndarray:

@@ -24,9 +24,9 @@ from conftest import PROJECT
 
 pytest.importorskip("av", reason="PyAV is not installed")
 import films
+from films import run
 from networks import small
 
-from ditn.commands.cli import main
 from ditn.inference.tile_loop import TileNetwork
 from ditn.inference.upscaler import Upscaler
 from ditn.video import stream, work
@@ -41,10 +41,6 @@ LOSSLESS = ("--crf", "0")
 
 def noise(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 255, (16, 16, 3)).astype(np.uint8)
-
-
-def run(source: Path, output: Path, weights: str, *options: str) -> int:
-    return main(["upscale", str(source), "-o", str(output), "--model", weights, "--guard", "off", *options])
 
 
 def pictures(count: int, **fields) -> Pictures:
